@@ -1,0 +1,31 @@
+# Each target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint types clean
+
+demo: .venv/installed ## the quickstart experiment, to its gathered file, and what is in it
+	$(BIN)/flannel-pl fit --config configs/quickstart.yaml
+	$(BIN)/flannel-pl info runs/quickstart/quickstart.safetensors
+
+test: lint types ## lint, types, and the tests that take seconds
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flannel-pl needs Python 3.11 or newer, and this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,36 @@
+"""Record everything at every step: how training moves a model's embeddings, for many seeds at once.
+
+The public names are imported when they are first used, so `import flannel_pl` is quick and imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FlannelData": "flannel_pl.training.data",
+    "StepRecorder": "flannel_pl.training.recorder",
+    "TiedGPT2": "flannel_pl.training.module",
+    "gather": "flannel_pl.recording.gather",
+    "open_recording": "flannel_pl.recording.reader",
+}
+
+__all__ = ["FlannelData", "StepRecorder", "TiedGPT2", "__version__", "gather", "open_recording"]
+
+if TYPE_CHECKING:
+    from flannel_pl.recording.gather import gather
+    from flannel_pl.recording.reader import open_recording
+    from flannel_pl.training.data import FlannelData
+    from flannel_pl.training.module import TiedGPT2
+    from flannel_pl.training.recorder import StepRecorder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"flannel_pl has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

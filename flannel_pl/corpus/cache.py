@@ -1,0 +1,110 @@
+"""The cache: token ids of every text tokenized so far, so that nobody tokenizes twice."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from flannel_pl.corpus.files import published
+from flannel_pl.corpus.masks import Tokens
+from flannel_pl.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Returns the cache folder, made if need be.
+
+    It is `$FLANNEL_PL_CACHE`, else `$XDG_CACHE_HOME/flannel-pl`, else `~/.cache/flannel-pl`.
+
+    Raises:
+        UserError: The folder cannot be made or written to.
+    """
+    own, shared = os.environ.get("FLANNEL_PL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own) if own else Path(shared or "~/.cache") / "flannel-pl"
+    folder = folder.expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the cache folder {folder}: {error.strerror}."
+            " Set $FLANNEL_PL_CACHE to a folder that can be written to"
+        ) from error
+    return folder
+
+
+def tokens_path(*, corpus: bytes, tokenizer: bytes) -> Path:
+    """Returns where the cache keeps the token ids of a model text, given the bytes of both files."""
+    digests = (hashlib.sha256(data).digest() for data in (corpus, tokenizer))
+    return cache_folder() / f"tokens-{hashlib.sha256(b''.join(digests)).hexdigest()[:32]}.npy"
+
+
+def cached_tokens(path: Path, *, vocab_size: int) -> Tokens | None:
+    """Returns the token ids at `path`, memory-mapped; None when they are not there or are damaged."""
+    try:
+        tokens: Tokens = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    sound = tokens.dtype == _dtype(vocab_size) and tokens.ndim == 1 and tokens.size > 0
+    return tokens if sound and int(tokens.max()) < vocab_size else None
+
+
+def save_tokens(tokens: Tokens, path: Path) -> None:
+    """Publishes token ids in the cache."""
+    with published(path) as temporary, temporary.open("wb") as file:
+        np.save(file, tokens)
+
+
+def tokenize(text: str, tokenizer: Tokenizer, *, source: Path) -> Tokens:
+    """Returns the token ids of `text` as the notebook gets them, by one `encode` of the whole.
+
+    Args:
+        text: The model text.
+        tokenizer: One without unknown token drops characters it does not know; this warns of them.
+        source: The file the text is from, for messages.
+
+    Returns:
+        The ids, (number of tokens,), uint16 up to 65,536 vocabulary entries, else int32.
+
+    Raises:
+        UserError: Not one token comes out, or ids reach beyond the vocabulary.
+    """
+    vocab_size = tokenizer.get_vocab_size()
+    ids = np.array(tokenizer.encode(text).ids, dtype=np.int64)
+    if not ids.size:
+        raise UserError(
+            f"the tokenizer knows no character of {source}. Make one for this text: flannel-pl prepare"
+        )
+    if ids.max() >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives id {ids.max():,} for {source} but has only {vocab_size:,} entries;"
+            " expected ids without gaps. Make another with flannel-pl prepare"
+        )
+    _warn_of_dropped_characters(text, tokenizer, source=source)
+    return ids.astype(_dtype(vocab_size))
+
+
+def _warn_of_dropped_characters(text: str, tokenizer: Tokenizer, *, source: Path) -> None:
+    """Warns once of all visible characters of `text` that get no token even on their own."""
+    dropped = {
+        character: count
+        for character, count in Counter(text).items()
+        if not character.isspace() and not tokenizer.encode(character).ids
+    }
+    if dropped:
+        commonest = max(dropped, key=dropped.__getitem__)
+        warnings.warn(
+            f"the tokenizer does not know {sum(dropped.values()):,} characters of {source} and drops them"
+            f" ({len(dropped):,} different ones, most often U+{ord(commonest):04X})",
+            stacklevel=2,
+        )
+
+
+def _dtype(vocab_size: int) -> np.dtype[np.integer]:
+    """Returns the dtype of token ids in the cache."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)

@@ -1,0 +1,319 @@
+"""Config -> runs, and the name of every file an experiment has.
+
+An experiment is one resolved config. It expands to numbered runs: the product of `experiment.sweep` (outer)
+and `experiment.seeds` (inner). `ExperimentPaths` and `RunPaths` are the only places that know a file name.
+"""
+
+import copy
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flannel_pl.errors import UserError
+
+
+@dataclass
+class ExperimentConfig:
+    """Which runs there are, and where their files go."""
+
+    name: str = "flannel"
+    """Name of the experiment: its folder and its gathered file are called so."""
+
+    seeds: int | list[int] | str = 42
+    """One run per seed: 42..51 (both ends included), [42, 43] or 7."""
+
+    sweep: dict[str, list[Any]] = field(default_factory=dict)
+    """Values to try, per config key, e.g. {model.init_scale: [0.01, 0.02]}; every combination is run with
+    every seed."""
+
+    output_dir: Path = Path("runs")
+    """Folder in which the experiment's own folder is made."""
+
+    gather: Literal["single", "index", "none"] = "single"
+    """What to make of the finished runs: one file, an index over the runs' files (nothing is copied), or
+    nothing."""
+
+    run: int | None = None
+    """Train only the run of this number, and do not gather; null = every run."""
+
+
+@dataclass
+class LaunchConfig:
+    """Which devices the runs use, and how they share them."""
+
+    devices: int | list[int] | Literal["auto"] = "auto"
+    """Devices to use: auto = all there are, a number of them, or a list of their ids. `trainer.devices` means
+    the same. On the CPU a number is the number of runs trained side by side."""
+
+    runs_per_device: int | Literal["auto"] = "auto"
+    """Runs trained side by side on one device; auto = 1 on an accelerator, on the CPU one per core as far as
+    the memory reaches."""
+
+    threads_per_run: int | Literal["auto"] = "auto"
+    """CPU threads of one run; auto = cores // runs trained side by side. Another number of threads adds up in
+    another order, so it can change the last bit of a recording."""
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every file of one run, below `folder`."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Complete config: `flannel-pl fit --config run_i/config.yaml` repeats this run alone."""
+        return self.folder / "config.yaml"
+
+    @property
+    def recording(self) -> Path:
+        """The shard: complete and checked, or not there."""
+        return self.folder / "recording.safetensors"
+
+    @property
+    def partial(self) -> Path:
+        """The shard while it grows: preallocated, rows filled in as they come."""
+        return self.folder / "recording.partial"
+
+    @property
+    def journal(self) -> Path:
+        """Progress of the run: rows committed so far, state, device."""
+        return self.folder / "journal"
+
+    @property
+    def log(self) -> Path:
+        """What the run's own process printed."""
+        return self.folder / "log.txt"
+
+
+@dataclass(frozen=True)
+class ExperimentPaths:
+    """Every file of one experiment, below `folder`."""
+
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        """`experiment.json`: what was asked, resolved, with provenance."""
+        return self.folder / "experiment.json"
+
+    @property
+    def masks(self) -> Path:
+        """Copy of the live/dead masks the experiment was trained with, so that the folder explains itself."""
+        return self.folder / "live_dead_tokens.safetensors"
+
+    @property
+    def gathered(self) -> Path:
+        """The experiment's one recording."""
+        return self.folder / f"{self.folder.name}.safetensors"
+
+    @property
+    def index(self) -> Path:
+        """The experiment's recording as an index over its shards."""
+        return self.folder / f"{self.folder.name}.safetensors.index.json"
+
+    @property
+    def index_extras(self) -> Path:
+        """The scalars and masks that an index refers to besides the shards."""
+        return self.folder / f"{self.folder.name}.extras.safetensors"
+
+    def run(self, index: int) -> RunPaths:
+        """Returns the paths of run `index`, counted from 0."""
+        return RunPaths(self.folder / f"run_{index}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training from one seed on one device."""
+
+    index: int
+    """Number of the run in its experiment, from 0."""
+
+    seed: int
+    """Seed of the initial weights and of the batch order, unless the config fixes one of them."""
+
+    swept: dict[str, Any]
+    """Config key -> the value this run has of it, for every swept key."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one run at a time is trained."""
+
+    accelerator: str
+    """cpu, cuda or mps."""
+
+    device: int | None
+    """Number of the device; None on the CPU."""
+
+    threads: int
+    """CPU threads of a run here."""
+
+    @property
+    def name(self) -> str:
+        """The device as torch writes it, e.g. cuda:1."""
+        return self.accelerator if self.device is None else f"{self.accelerator}:{self.device}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One resolved config and the runs it expands to.
+
+    Args:
+        config: The complete config as plain nested dicts, the way LightningCLI groups it.
+
+    Raises:
+        UserError: If seeds, sweep, name or run number are malformed.
+    """
+
+    config: dict[str, Any]
+    runs: tuple[Run, ...]
+    paths: ExperimentPaths
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Experiment":
+        """Expands `config` into its runs."""
+        settings = config["experiment"]
+        name = settings["name"]
+        if not name or name in (".", "..") or "/" in name or "\0" in name:
+            raise UserError(f"experiment.name is {name!r}, expected a plain folder name, e.g. flannel3")
+        seeds = parse_seeds(settings["seeds"])
+        combinations = list(_combinations(config, settings["sweep"]))
+        runs = tuple(
+            Run(index, seed, swept)
+            for index, (swept, seed) in enumerate(itertools.product(combinations, seeds))
+        )
+        only = settings["run"]
+        if only is not None and not 0 <= only < len(runs):
+            raise UserError(f"experiment.run is {only}, but the experiment has runs 0 to {len(runs) - 1}")
+        folder = Path(settings["output_dir"]).expanduser().absolute() / name
+        return cls(config, runs, ExperimentPaths(folder))
+
+    @property
+    def selected(self) -> tuple[Run, ...]:
+        """The runs to train: all, or only `experiment.run`."""
+        only = self.config["experiment"]["run"]
+        return self.runs if only is None else (self.runs[only],)
+
+    def run_config(self, run: Run) -> dict[str, Any]:
+        """Returns the complete config of one run: swept values in place, and only this run selected."""
+        config = copy.deepcopy(self.config)
+        for key, value in run.swept.items():
+            _set(config, key, value)
+        config["experiment"]["run"] = run.index
+        config["experiment"]["output_dir"] = str(self.paths.folder.parent)
+        return config
+
+    def record(self, provenance: dict[str, Any]) -> dict[str, Any]:
+        """Returns what `experiment.json` holds."""
+        runs = [{"index": run.index, "seed": run.seed, "swept": run.swept} for run in self.runs]
+        return {
+            "schema": 1,
+            "name": self.paths.folder.name,
+            "config": self.config,
+            "runs": runs,
+            "provenance": provenance,
+        }
+
+    def difference(self, record: dict[str, Any]) -> list[str]:
+        """Names what in this config would give other bits than the recorded experiment.
+
+        Args:
+            record: Content of an `experiment.json`.
+
+        Returns:
+            One line per differing key; empty if the same command may go on in that folder.
+        """
+        ours, theirs = (dict(_flatten(_science(config))) for config in (self.config, record["config"]))
+        return [
+            f"{key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} now"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+
+
+def parse_seeds(seeds: int | list[int] | str) -> list[int]:
+    """Reads `42..51` (both ends included), `[42, 43]` or `7`.
+
+    Raises:
+        UserError: If there is none, one is repeated or negative, or the text has another form.
+    """
+    if isinstance(seeds, str):
+        match = re.fullmatch(r"\s*(\d+)\s*\.\.\s*(\d+)\s*", seeds)
+        if not match:
+            raise UserError(f"experiment.seeds is {seeds!r}, expected 42..51, [42, 43] or 7")
+        first, last = int(match[1]), int(match[2])
+        if first > last:
+            raise UserError(f"experiment.seeds is {seeds!r}, which counts down; write {last}..{first}")
+        return list(range(first, last + 1))
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not numbers:
+        raise UserError("experiment.seeds is empty; give at least one seed, e.g. 42..51, [42, 43] or 7")
+    repeated = sorted({number for number in numbers if numbers.count(number) > 1})
+    if repeated:
+        raise UserError(f"experiment.seeds repeats {repeated}; each seed is one run, so name it once")
+    outside = [number for number in numbers if not 0 <= number < 2**32]
+    if outside:
+        raise UserError(f"experiment.seeds has {outside}, expected numbers from 0 to 2**32 - 1")
+    return numbers
+
+
+def _combinations(config: dict[str, Any], sweep: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Yields every combination of swept values, the last key varying fastest."""
+    known = dict(_flatten({group: config[group] for group in ("model", "data", "trainer")}))
+    for key, values in sweep.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else "; sweep keys of model, data or trainer"
+            raise UserError(f"experiment.sweep has {key}, which cannot be swept{hint}")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"experiment.sweep gives {key} {values!r}, expected a list of values")
+    for combination in itertools.product(*sweep.values()):
+        yield dict(zip(sweep, combination, strict=True))
+
+
+def _science(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a config that decides the bits of the recordings and which runs there are."""
+    experiment = {key: config["experiment"][key] for key in ("seeds", "sweep")}
+    experiment["seeds"] = parse_seeds(experiment["seeds"])
+    groups = {key: config[key] for key in ("model", "data", "recorder")}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in _INCIDENTAL_TRAINER_KEYS}
+    science = copy.deepcopy({"experiment": experiment, "trainer": trainer, **groups})
+    for key in experiment["sweep"]:
+        _set(science, key, "swept")  # the config of a single run has that run's value there
+    return science
+
+
+# Trainer keys that change what is shown, logged or used, but no recorded bit.
+_INCIDENTAL_TRAINER_KEYS = {
+    "accelerator",
+    "devices",
+    "logger",
+    "callbacks",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "enable_checkpointing",
+    "log_every_n_steps",
+    "profiler",
+}
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set(config: dict[str, Any], dotted_key: str, value: Any) -> None:
+    *groups, key = dotted_key.split(".")
+    for group in groups:
+        config = config[group]
+    config[key] = value

@@ -1,0 +1,1 @@
+"""Runs -> devices: who is trained where, and the processes that do it."""

@@ -1,0 +1,1 @@
+"""Steps <-> file: what a recording is, how it is written while training goes on, and how it is read."""

@@ -1,0 +1,182 @@
+"""The few calls that put bytes on a disk, and what to tell the user when one fails.
+
+`os` functions are looked up when called, so that tests can let any one of them fail.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flannel_pl.errors import RunError
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_PIECE_BYTES = 8 * 2**20
+_KERNEL_PIECE_BYTES = 64 * 2**20  # so that progress shows
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`; a single pwrite may write less."""
+    view = memoryview(data).cast("B")
+    while view:
+        num_written = os.pwrite(fd, view, offset)
+        if num_written == 0:
+            raise OSError(errno.EIO, "the disk accepts no more bytes")
+        view, offset = view[num_written:], offset + num_written
+
+
+def preallocate(fd: int, num_bytes: int) -> None:
+    """Gives the file its full size, with the space reserved where the system can do that.
+
+    Raises:
+        OSError: ENOSPC if the disk has not that much room.
+    """
+    try:
+        os.posix_fallocate(fd, 0, num_bytes)
+    except AttributeError:  # macOS has no such call
+        os.ftruncate(fd, num_bytes)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        os.ftruncate(fd, num_bytes)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names created or renamed in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; they publish names at once.
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(fd)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Gives a complete, synced file its final name."""
+    os.replace(partial, final)  # noqa: PTH105 - looked up in `os` like every call here
+    sync_folder(final.parent)
+
+
+def readable_bytes(num_bytes: float) -> str:
+    """Returns e.g. '4.79 GiB'."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.2f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.2f} TiB"
+
+
+@contextlib.contextmanager
+def new_file(final: Path, num_bytes: int) -> Iterator[int]:
+    """Writes a file under a `.partial` name; syncs it and gives it its name when the block ends.
+
+    Args:
+        final: The name.
+        num_bytes: The file's size, reserved at once.
+
+    Yields:
+        The descriptor to write to.
+
+    Raises:
+        RunError: If the disk fails; like after any other error, the partial file is gone then.
+    """
+    partial = final.with_name(f"{final.name}.partial")
+    with explained(final, need_bytes=num_bytes):
+        try:
+            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                preallocate(fd, num_bytes)
+                yield fd
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            publish(partial, final)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def copy_range(
+    source_fd: int,
+    target_fd: int,
+    *,
+    source_offset: int,
+    target_offset: int,
+    num_bytes: int,
+    advance: Callable[[int], object],
+) -> None:
+    """Copies bytes from file to file, inside the kernel where it can.
+
+    Args:
+        source_fd: Copied from.
+        target_fd: Copied to.
+        source_offset: First byte to copy.
+        target_offset: Where it goes.
+        num_bytes: How many.
+        advance: Called with the size of each piece that is done.
+
+    Raises:
+        OSError: If the disk fails or the source ends too early.
+    """
+    done, in_kernel = 0, True
+    while done < num_bytes:
+        places = (source_offset + done, target_offset + done)
+        if in_kernel:
+            num_copied = _copy_in_kernel(
+                source_fd, target_fd, min(num_bytes - done, _KERNEL_PIECE_BYTES), *places
+            )
+            in_kernel = num_copied > 0
+        else:
+            piece = os.pread(source_fd, min(num_bytes - done, _PIECE_BYTES), places[0])
+            if not piece:
+                raise OSError(errno.EIO, "a file it is copied from ends too early")
+            write_at(target_fd, piece, places[1])
+            num_copied = len(piece)
+        done += num_copied
+        advance(num_copied)
+
+
+def _copy_in_kernel(source_fd: int, target_fd: int, num_bytes: int, source: int, target: int) -> int:
+    """Returns how much was copied; 0 if this system or this pair of file systems cannot do it."""
+    try:
+        return os.copy_file_range(source_fd, target_fd, num_bytes, source, target)
+    except AttributeError:  # macOS has no such call
+        return 0
+    except OSError as error:
+        if error.errno not in (*_UNSUPPORTED, errno.EXDEV):
+            raise
+        return 0
+
+
+@contextlib.contextmanager
+def explained(path: Path, *, need_bytes: int) -> Iterator[None]:
+    """Turns an OSError of the block into a RunError that says what to do.
+
+    Args:
+        path: The file that is being written.
+        need_bytes: How much of it is still to be written, for the message of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, need_bytes=need_bytes) from error
+
+
+def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
+    """Returns the user's explanation of `error`, which happened while writing `path`."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            have = readable_bytes(shutil.disk_usage(path.parent).free)
+        except OSError:
+            have = "unknown"
+        return RunError(
+            f"Cannot write {path}: {reason}. Need {readable_bytes(need_bytes)}, have {have} free. "
+            "Free some space, choose another experiment.output_dir, "
+            "or record less (recorder.tensors, recorder.every_n_steps)."
+        )
+    return RunError(f"Cannot write {path}: {reason}. Check the disk and its permissions, then start again.")

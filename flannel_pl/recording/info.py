@@ -1,0 +1,133 @@
+"""Says what is in a recording, without reading more of it than headers and scalars."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
+from flannel_pl.recording.reader import Recording, RunRecording, open_recording
+from flannel_pl.recording.schema import RECORDED_TOKENS
+
+HIGHLIGHTS = {
+    "trainer": ("precision", "max_steps", "accelerator", "gradient_clip_val"),
+    "model": (
+        *("param_dtype", "vocab_size", "hidden_dim", "n_layer", "n_head", "max_seq_len", "init_scale"),
+        *("learning_rate", "lr_schedule", "weight_decay", "adam_beta1", "adam_beta2"),
+    ),
+    "data": ("batch_size", "target_offset"),
+    "recorder": ("tokens", "every_n_steps"),
+}
+"""Config keys worth showing, by group."""
+
+_WIDTH = 24
+
+
+def info_verb(path: Path) -> None:
+    """Shows what is in a recording: keys, shapes, dtypes, rows, seeds, provenance.
+
+    Args:
+        path: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder.
+    """
+    print(describe(path))
+
+
+def describe(path: str | Path) -> str:
+    """Returns what `info` prints.
+
+    Args:
+        path: Anything `open_recording` takes.
+
+    Raises:
+        UserError: If there is no finished recording.
+        RunError: If it cannot be read.
+    """
+    with open_recording(path) as recording:
+        sections = [_overview(recording), *_runs(recording), _shared(recording), *_background(recording)]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _overview(recording: Recording) -> list[str]:
+    num_bytes = sum(file.stat().st_size for file in recording.files)
+    files = f" in {len(recording.files)} files" if len(recording.files) > 1 else ""
+    schema = recording.metadata.get("schema") or next(
+        (run.metadata["schema"] for run in recording if "schema" in run.metadata), None
+    )
+    lines = [
+        str(recording.path),
+        _line("size", f"{num_bytes:,} bytes ({readable_bytes(num_bytes)}){files}"),
+        _line("schema", "none, not written by flannel-pl" if schema is None else schema),
+        _line("runs", len(recording)),
+    ]
+    for run in recording:
+        swept = "".join(f", {key} {value}" for key, value in run.swept.items())
+        lines.append(_line(f"run {run.index}", f"seed {run.seed}{swept}, {_rows(run)}"))
+    return lines
+
+
+def _rows(run: RunRecording) -> str:
+    if "recorded_steps" not in run.names:
+        return "rows unknown: no recorded_steps"
+    steps = run.steps
+    tokens = (
+        f", {len(run.tensor(RECORDED_TOKENS)):,} tokens of the vocabulary"
+        if RECORDED_TOKENS in run.names
+        else ""
+    )
+    return f"{len(steps)} rows (steps {steps[0]} to {steps[-1]}){tokens}" if len(steps) else "no rows"
+
+
+def _runs(recording: Recording) -> Iterator[list[str]]:
+    """Yields one table for all runs that have the same tensors."""
+    groups: dict[tuple[tuple[str, TensorSpec], ...], list[int]] = {}
+    for run in recording:
+        table = tuple((name, recording.tensors[f"run_{run.index}_{name}"]) for name in run.names)
+        groups.setdefault(table, []).append(run.index)
+    for table, runs in groups.items():
+        times = f" x {len(runs)} runs" if len(runs) > 1 else ""
+        named = f"run {runs[0]}" if len(runs) == 1 else f"runs {', '.join(map(str, runs))}"
+        yield [f"Tensors of {named}{times}", *(_tensor(name, spec) for name, spec in table)]
+
+
+def _shared(recording: Recording) -> list[str]:
+    of_runs = {f"run_{run.index}_{name}" for run in recording for name in run.names}
+    lines = []
+    for key, spec in recording.tensors.items():
+        if key not in of_runs:
+            value = f" = {recording.scalars[key]:.6g}" if key in recording.scalars else ""
+            lines.append(_tensor(key, spec) + value)
+    return ["Tensors of the experiment", *lines] if lines else []
+
+
+def _background(recording: Recording) -> Iterator[list[str]]:
+    """Yields what the metadata say of config and provenance; of the first run, if nothing is in common."""
+    first = next(iter(recording)).metadata if len(recording) else {}
+    config = recording.metadata.get("config") or first.get("config", {})
+    shown = [
+        _line(f"{group}.{key}", config[group][key])
+        for group, keys in HIGHLIGHTS.items()
+        for key in keys
+        if key in config.get(group, {})
+    ]
+    yield ["Config (excerpt)", *shown] if shown else []
+    provenance = recording.metadata.get("provenance") or first.get("provenance", {})
+    facts = [_line(key, value) for key, value in _flat(provenance)]
+    yield ["Provenance", *facts] if facts else []
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _tensor(name: str, spec: TensorSpec) -> str:
+    shape = f"({', '.join(map(str, spec.shape))})"
+    dtype = str(NUMPY_DTYPES[spec.dtype])
+    return f"  {name:<{_WIDTH}} {dtype:<9} {shape:<20} {readable_bytes(spec.num_bytes):>12}"
+
+
+def _line(name: str, value: object) -> str:
+    return f"  {name:<{_WIDTH}} {value}"

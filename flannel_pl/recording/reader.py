@@ -1,0 +1,238 @@
+"""Opens recordings: a shard, a gathered file, an index, a folder, or the notebook's own file.
+
+Whatever it is, inside it becomes one table: `run_{i}_{name}` and the experiment-wide keys -> the file that
+has them.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.schema import ALL_NAMES
+from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
+
+MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
+"""The tensors of a masks file, which a gathered recording carries along."""
+
+_RUN_KEY = re.compile(r"run_(\d+)_(.+)")
+
+
+def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recording":
+    """Opens a recording for reading; tensors are read when they are indexed.
+
+    Args:
+        path: A shard, a gathered file, an index (`.safetensors.index.json`), a run's folder, or an
+            experiment's folder: its gathered file if it is there, else its index, else the shards of the
+            runs that are finished.
+        framework: What indexing returns: "np" numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
+            "pt" torch tensors.
+
+    Raises:
+        UserError: If there is no recording, or it is not finished.
+        RunError: If a file cannot be read or is damaged.
+
+    Example:
+        >>> with open_recording("runs/flannel3") as rec:                       # doctest: +SKIP
+        ...     drift = rec.run(3).embeddings[10:20, rec.masks["dead_indices"]]  # (10, n_dead, D)
+    """
+    path = Path(path)
+    table: dict[str, tuple[TensorFile, str]] = {}
+    for file_path, keys in _files(path):
+        file = TensorFile(file_path)
+        for key in file.layout.tensors if keys is None else keys:
+            if key not in file.layout.tensors:
+                raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
+            name = f"run_{file.layout.flannel.get('run', 0)}_{key}" if key in ALL_NAMES else key
+            if name in table:
+                raise RunError(f"{table[name][0].path} and {file_path} both hold {name}. Move one away.")
+            table[name] = (file, key)
+    return Recording(path, table, framework=framework)
+
+
+class RunRecording:
+    """The recording of one run. Its tensors are attributes: `run.embeddings[3]`, `run.losses_f32[:]`.
+
+    Attributes:
+        index: Number of the run in its experiment.
+        seed: Its seed; None if the file does not say.
+        swept: Config key -> the value this run had of it.
+        metadata: All the file says of this run.
+        names: Names of its tensors.
+    """
+
+    def __init__(
+        self, index: int, tensors: dict[str, LazyTensor], *, seed: int | None, metadata: dict[str, Any]
+    ) -> None:
+        self.index = index
+        self.seed = seed
+        self.metadata = metadata
+        self.swept: dict[str, Any] = metadata.get("swept", {})
+        self.names = tuple(tensors)
+        self._tensors = tensors
+
+    @property
+    def num_rows(self) -> int:
+        """Number of recorded steps, row 0 included."""
+        return len(self.tensor("recorded_steps"))
+
+    @property
+    def steps(self) -> Any:
+        """The step of each row, int64 of shape (R,)."""
+        return self.tensor("recorded_steps")[:]
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Returns a tensor by name.
+
+        Raises:
+            AttributeError: If this run has no such tensor.
+        """
+        if name not in self._tensors:
+            raise AttributeError(f"run {self.index} has no {name!r}; it has {', '.join(self.names)}")
+        return self._tensors[name]
+
+    def __getattr__(self, name: str) -> LazyTensor:
+        """Returns `tensor(name)`."""
+        if name.startswith("_"):  # asked for by copy and pickle before there is anything to look in
+            raise AttributeError(name)
+        return self.tensor(name)
+
+    def __repr__(self) -> str:
+        """Names run, seed and tensors."""
+        return f"RunRecording(run {self.index}, seed {self.seed}: {', '.join(self.names)})"
+
+
+class Recording:
+    """The recording of one or several runs; made by `open_recording`. Close it, or use it in a `with` block.
+
+    Attributes:
+        path: What was opened.
+        runs: Numbers of the runs in it, ascending.
+        seeds: Their seeds, in the same order; None where the file does not say.
+        metadata: The parsed metadata: `schema`, `config`, `provenance`, `runs`, ... Empty for the
+            notebook's own files.
+        tensors: Every key, with `run_{i}_` where it belongs to a run, and its dtype and shape.
+        files: The safetensors files it is made of.
+        scalars: Experiment-wide numbers, e.g. `learning_rate`; a shard has none.
+        masks: The five tensors of the masks file as numpy arrays, e.g. `dead_indices`; empty if they are
+            not there.
+    """
+
+    def __init__(self, path: Path, table: dict[str, tuple[TensorFile, str]], *, framework: Framework) -> None:
+        self.path = path
+        self._files = list(dict.fromkeys(file for file, _ in table.values()))
+        self.files = tuple(file.path for file in self._files)
+        self.metadata = _metadata(self._files)
+        self.tensors = {key: file.layout.tensors[inner] for key, (file, inner) in table.items()}
+        small = {key: file.read(inner) for key, (file, inner) in table.items() if _is_small(key, file, inner)}
+        self.scalars: dict[str, int | float] = {key: x.item() for key, x in small.items() if x.ndim == 0}
+        self.masks: dict[str, Array] = {key: small[key] for key in MASK_NAMES if key in small}
+        runs: dict[int, dict[str, LazyTensor]] = {}
+        for key, (file, inner) in table.items():
+            match = _RUN_KEY.fullmatch(key)
+            if match:
+                tensor = LazyTensor(file, inner, framework=framework)
+                runs.setdefault(int(match[1]), {})[match[2]] = tensor
+        self._runs = {index: self._open_run(index, runs[index]) for index in sorted(runs)}
+        self.runs = tuple(self._runs)
+        self.seeds = tuple(run.seed for run in self._runs.values())
+
+    def run(self, index: int) -> RunRecording:
+        """Returns run `index`.
+
+        Raises:
+            IndexError: If it is not in this recording.
+        """
+        if index not in self._runs:
+            there = ", ".join(map(str, self.runs)) or "none"
+            raise IndexError(f"{self.path} has no run {index}; it has {there}")
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        """Returns the number of runs."""
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[RunRecording]:
+        """Yields the runs in the order of their numbers."""
+        return iter(self._runs.values())
+
+    def close(self) -> None:
+        """Closes every file; tensors cannot be read any more."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> "Recording":
+        """Returns the recording; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes the recording."""
+        self.close()
+
+    def _open_run(self, index: int, tensors: dict[str, LazyTensor]) -> RunRecording:
+        entries = {entry["index"]: entry for entry in self.metadata.get("runs", [])}
+        metadata = entries.get(index, self.metadata if self.metadata.get("run") == index else {})
+        seed = metadata.get("seed")
+        if seed is None and "base_seed" in self.scalars:  # the notebook counts its seeds up from the first
+            seed = int(self.scalars["base_seed"]) + index
+        return RunRecording(index, tensors, seed=seed, metadata=metadata)
+
+
+def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
+    """Returns the safetensors files that make up a recording, each with its keys (None: all)."""
+    if path.is_dir():
+        return _files_of_folder(path)
+    if path.suffix == ".partial":
+        raise UserError(
+            f"{path} is not finished: rows not written yet read as zeros. "
+            "Run the same command again to finish it; flannel-pl status shows how far it is."
+        )
+    if not path.exists():
+        raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
+    if path.name.endswith(".index.json"):
+        return _files_of_index(path)
+    return [(path, None)]
+
+
+def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
+    run, experiment = RunPaths(folder), ExperimentPaths(folder.resolve())
+    for candidate in (run.recording, experiment.gathered, experiment.index):
+        if candidate.exists():
+            return _files(candidate)
+    shards = sorted(folder.glob(f"run_*/{run.recording.name}"))
+    if not shards:
+        begun = [run.partial] if run.partial.exists() else sorted(folder.glob(f"run_*/{run.partial.name}"))
+        hint = f"; {begun[0]} is begun but not finished" if begun else ""
+        raise UserError(f"{folder} holds no finished recording{hint}. flannel-pl fit makes or finishes one.")
+    return [(shard, None) for shard in (*shards, experiment.masks) if shard.exists()]
+
+
+def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        keys_of: dict[str, list[str]] = {}
+        for key, name in weight_map.items():
+            keys_of.setdefault(name, []).append(key)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is no readable index: {error!r}. Gather again with --mode index.") from error
+    return [(path.parent / name, keys) for name, keys in keys_of.items()]
+
+
+def _metadata(files: list[TensorFile]) -> dict[str, Any]:
+    """Returns the experiment's metadata: of the one file that has them, or put together from shards."""
+    found = [file.layout.flannel for file in files]
+    whole = [metadata for metadata in found if "runs" in metadata or len(files) == 1]
+    if whole:
+        return whole[0]
+    shards = [metadata for metadata in found if "run" in metadata]
+    return {"runs": [{"index": metadata["run"], **metadata} for metadata in shards]}
+
+
+def _is_small(key: str, file: TensorFile, inner: str) -> bool:
+    return key in MASK_NAMES or (file.layout.tensors[inner].shape == () and not _RUN_KEY.fullmatch(key))

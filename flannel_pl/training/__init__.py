@@ -1,0 +1,1 @@
+"""Tokens -> steps: the module, its data, the recorder, and how one run is trained."""

@@ -1,0 +1,192 @@
+"""The command line of `fit` and `plan`: LightningCLI with the config groups of an experiment.
+
+`resolve` turns arguments into one complete config of plain values. `FlannelCLI` is also what builds the
+Trainer, module and data of one run from such a config (see `training/fit.py`).
+"""
+
+import copy
+import difflib
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+from flannel_pl.errors import UserError
+from flannel_pl.experiment import ExperimentConfig, LaunchConfig
+from flannel_pl.training.data import FlannelData
+from flannel_pl.training.module import TiedGPT2
+from flannel_pl.training.recorder import StepRecorder
+
+# Makes the docstring below each field of a config dataclass its --help text.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+RUN_FOLDER = "."
+"""A logger's save_dir that stands for the folder of the run."""
+
+
+class FlannelParser(LightningArgumentParser):
+    """A parser whose complaints are one line and end in a hint, instead of a page of usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(" ".join(message.split()) + self._hint(message))
+
+    def _hint(self, message: str) -> str:
+        for pattern in (
+            r"unrecognized arguments: --?([\w.]+)",
+            r"Option '([\w.]+)' is not accepted",
+            r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+        ):
+            if match := re.search(pattern, message):
+                return self._nearest(".".join(match.groups()))
+        return ""
+
+    def _nearest(self, unknown: str) -> str:
+        known = [*self.get_defaults(skip_validation=True).keys(), "config", "print_config", "help"]
+        nearest = difflib.get_close_matches(unknown, known, n=1)
+        return f"; did you mean {nearest[0]}?" if nearest else "; `flannel-pl fit --help` lists every key"
+
+
+class FlannelCLI(LightningCLI):
+    """LightningCLI with the groups trainer, model, data, recorder, experiment and launch.
+
+    Args:
+        args: Command line arguments, or a complete config as nested dicts.
+        build: Whether to make Trainer, module and data of the config, or only to read it.
+
+    Raises:
+        UserError: If an argument or a config file cannot be read; with the nearest key there is.
+    """
+
+    def __init__(self, args: Sequence[str] | dict[str, Any], *, build: bool = False) -> None:
+        self._build = build
+        super().__init__(
+            TiedGPT2,
+            FlannelData,
+            run=False,
+            args=cast("Any", args),
+            auto_configure_optimizers=False,
+            seed_everything_default=False,
+            save_config_callback=None,
+            load_from_checkpoint_support=False,
+            parser_class=FlannelParser,
+            parser_kwargs={
+                "prog": "flannel-pl fit",
+                "description": "Trains every run of an experiment and gathers the recordings into one file.",
+            },
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(StepRecorder, "recorder", skip={"folder", "label"}, instantiate=False)
+        parser.add_class_arguments(ExperimentConfig, "experiment")
+        parser.add_class_arguments(LaunchConfig, "launch")
+        parser.set_defaults({"recorder.parameter": TiedGPT2.EMBEDDING})
+        parser.link_arguments("model.vocab_size", "data.vocab_size")
+        parser.link_arguments("model.max_seq_len", "data.max_seq_len")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Not LightningCLI's own: it warns whenever arguments are passed in while sys.argv has some too.
+        # A copy, because jsonargparse works on the dicts it is given.
+        plain = copy.deepcopy(args)
+        self.config = parser.parse_object(plain) if isinstance(plain, dict) else parser.parse_args(plain)
+
+    @override
+    def instantiate_classes(self) -> None:
+        if self._build:
+            super().instantiate_classes()
+
+    @override
+    def _set_seed(self) -> None:
+        """Does nothing: a run is seeded with its own seed, see `training/fit.py`."""
+
+
+@functools.cache
+def _parser() -> LightningArgumentParser:
+    """Returns the parser of every config; making one takes longer than reading a config with it."""
+    return FlannelCLI([]).parser
+
+
+def parse_config(config: dict[str, Any]) -> Namespace:
+    """Checks a complete config of plain nested dicts and returns it with typed values and linked keys.
+
+    Raises:
+        UserError: If a key or the type of a value is not accepted.
+    """
+    return cast("Namespace", _parser().parse_object(copy.deepcopy(config)))
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """Returns a complete config as YAML that `fit --config` reads back."""
+    return str(_parser().dump(parse_config(config), skip_unset=False))
+
+
+def resolve(arguments: Sequence[str]) -> dict[str, Any]:
+    """Reads the arguments of `fit` or `plan` into one complete config.
+
+    `--config` may stand anywhere: the other arguments override it. `--help` and `--print_config` print and
+    end the process, as in every LightningCLI.
+
+    Raises:
+        UserError: If an argument, a key or a value is not accepted.
+    """
+    parsed = _parser().parse_args(_with_logger_folders(_config_first(arguments)))
+    config = cast("dict[str, Any]", yaml.safe_load(_parser().dump(parsed, skip_unset=False)))
+    _make_absolute(config)
+    seed = config["seed_everything"]
+    if seed is True:
+        raise UserError(
+            "seed_everything is true, which draws a seed that nobody could repeat; give a number, or "
+            "--experiment.seeds"
+        )
+    if seed is not False:
+        config["experiment"]["seeds"] = seed
+        config["seed_everything"] = False
+    return config
+
+
+def _make_absolute(config: dict[str, Any]) -> None:
+    """Makes the files the config names independent of the working folder."""
+    for key in ("corpus_path", "tokenizer_path", "mask_path"):
+        if config["data"][key] is not None:
+            config["data"][key] = str(Path(config["data"][key]).expanduser().absolute())
+    if config["recorder"]["tokens"] not in ("all", "dead", "live"):
+        config["recorder"]["tokens"] = str(Path(config["recorder"]["tokens"]).expanduser().absolute())
+
+
+def _config_first(arguments: Sequence[str]) -> list[str]:
+    """Moves `--config FILE` to the front, because what comes later wins."""
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--config", "-c"):
+            files += [argument, *([value] if (value := next(rest, None)) is not None else [])]
+        elif argument.startswith("--config="):
+            files.append(argument)
+        else:
+            others.append(argument)
+    return files + others
+
+
+def _with_logger_folders(arguments: Sequence[str]) -> list[str]:
+    """Gives a logger that is asked for by name alone the folder that its class insists on."""
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        result.append(argument)
+        match = re.fullmatch(r"--trainer\.logger\+?(?:=(.+))?", argument)
+        if match:
+            name = match[1] or next(rest, "")
+            if not match[1]:
+                result.append(name)
+            if name.endswith(("TensorBoardLogger", "CSVLogger")):
+                result.append(f"--trainer.logger.save_dir={RUN_FOLDER}")
+    return result

@@ -1,0 +1,51 @@
+"""Which tokens to record: `recorder.tokens` -> token ids."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flannel_pl.errors import UserError
+
+TokenIds = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def recorded_token_ids(
+    tokens: str, *, token_sets: Mapping[str, TokenIds], num_tokens: int
+) -> TokenIds | None:
+    """Resolves `recorder.tokens`.
+
+    Args:
+        tokens: `all`, the name of one of the `token_sets`, or the path of a text file with one token id per
+            line.
+        token_sets: Name -> token ids, 1-D int64.
+        num_tokens: Size of the vocabulary.
+
+    Returns:
+        The ids, sorted and without repetitions, 1-D int64; None for all of them.
+
+    Raises:
+        UserError: If there is no such set or file, or it holds no ids or ids outside the vocabulary.
+    """
+    if tokens == "all":
+        return None
+    ids = token_sets[tokens] if tokens in token_sets else _read_ids(Path(tokens), known=["all", *token_sets])
+    if len(ids) == 0:
+        raise UserError(f"recorder.tokens is {tokens}, but there is no such token; record other tokens")
+    if ids.min() < 0 or ids.max() >= num_tokens:
+        raise UserError(
+            f"recorder.tokens {tokens} has ids from {ids.min()} to {ids.max()}, expected 0 to "
+            f"{num_tokens - 1}"
+        )
+    return np.unique(ids)
+
+
+def _read_ids(path: Path, *, known: list[str]) -> TokenIds:
+    try:
+        return np.array([int(word) for word in path.read_text(encoding="utf-8").split()], dtype=np.int64)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"recorder.tokens is {str(path)!r}, expected {', '.join(known)} or a text file with one token id "
+            f"per line: {error}"
+        ) from error

@@ -1,0 +1,130 @@
+"""Small recordings for the tests of this folder, made by the real writer."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.journal import Journal, JournalEntry
+from flannel_pl.recording.schema import RECORDABLE, RecordingSchema
+from flannel_pl.recording.writer import RecordingWriter, Slot
+
+NUM_TOKENS, HIDDEN_DIM, MAX_STEPS = 30, 4, 6
+
+
+def make_schema(**changes: Any) -> RecordingSchema:
+    arguments: dict[str, Any] = {
+        "tensors": RECORDABLE,
+        "dtypes": {},
+        "num_tokens": NUM_TOKENS,
+        "hidden_dim": HIDDEN_DIM,
+        "max_steps": MAX_STEPS,
+        "every_n_steps": 1,
+    }
+    return RecordingSchema.build(**(arguments | changes))
+
+
+def make_entry(run: int = 0, seed: int = 42, **changes: Any) -> JournalEntry:
+    fields: dict[str, Any] = {
+        **{"run": run, "seed": seed, "swept": {}, "state": "waiting", "attempt": 1, "device": "cpu"},
+        **{"host": "here", "pid": 1, "num_rows": 0, "rows_written": 0, "rows_committed": 0, "loss": None},
+        **{"bytes_written": 0, "started_s": time.time(), "updated_s": time.time()},
+    }
+    return JournalEntry(**(fields | changes))
+
+
+def make_writer(folder: Path, *, schema: RecordingSchema | None = None, **changes: Any) -> RecordingWriter:
+    paths = RunPaths(folder)
+    arguments: dict[str, Any] = {
+        "partial_path": paths.partial,
+        "schema": schema or make_schema(),
+        "metadata": {"run": 0, "seed": 42, "swept": {}},
+        "static": {},
+        "journal_entry": make_entry(),
+        "journal": Journal(paths.journal),
+    }
+    return RecordingWriter(paths.recording, **(arguments | changes))
+
+
+def fill(slot: Slot, row: int, *, seed: int = 0) -> None:
+    """Puts random bits, NaN payloads among them, into every tensor of the slot."""
+    generator = np.random.default_rng([seed, row])
+    for data in slot.row_bytes.values():
+        data[:] = generator.bytes(data.nbytes)
+    slot.tensors["recorded_steps"].fill_(row)
+    slot.tensors["losses_f32"].fill_(1.0 / (row + 1))
+
+
+def write_rows(writer: RecordingWriter, rows: Sequence[int], *, seed: int = 0) -> list[dict[str, bytes]]:
+    """Submits filled rows and returns their bytes by column."""
+    written = []
+    for row in rows:
+        slot = writer.acquire()
+        fill(slot, row, seed=seed)
+        written.append({name: bytes(data) for name, data in slot.row_bytes.items()})
+        writer.submit(slot, row)
+    return written
+
+
+def bits(tensor: Any) -> bytes:
+    """Returns the bytes of a numpy array or torch tensor."""
+    if isinstance(tensor, torch.Tensor):
+        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return np.asarray(tensor).tobytes()
+
+
+def make_experiment(
+    folder: Path,
+    *,
+    num_runs: int = 3,
+    gather: str = "single",
+    swept: Callable[[int], Mapping[str, Any]] = lambda run: {},
+    **schema_changes: Any,
+) -> ExperimentPaths:
+    """Records a whole experiment with seeds 42, 43, ..."""
+    paths = ExperimentPaths(folder)
+    folder.mkdir(parents=True)
+    config = {
+        "experiment": {"gather": gather},
+        "trainer": {"max_steps": MAX_STEPS, "precision": "bf16-mixed"},
+        "model": {
+            **{"init_scale": 0.02, "learning_rate": 1e-3, "weight_decay": 0.1, "adam_beta1": 0.9},
+            **{"adam_beta2": 0.999, "param_dtype": "bfloat16"},
+        },
+        "data": {"batch_size": 32, "corpus_path": "here.txt"},
+        "recorder": {"every_n_steps": 1},
+    }
+    runs: list[dict[str, Any]] = [
+        {"index": i, "seed": 42 + i, "swept": dict(swept(i))} for i in range(num_runs)
+    ]
+    provenance = {"git": {"commit": "abc", "dirty": False}, "torch": "2.13"}
+    record = {"schema": 1, "name": folder.name, "config": config, "runs": runs, "provenance": provenance}
+    paths.record.write_text(json.dumps(record))
+    live = np.arange(NUM_TOKENS) % 3 > 0
+    masks = {"live_mask": live, "dead_mask": ~live, "token_occurrence_counts": live * np.int64(5)}
+    masks |= {"live_indices": np.flatnonzero(live), "dead_indices": np.flatnonzero(~live)}
+    save_file(masks, paths.masks)
+    for run in runs:
+        prefix = f"run_{run['index']}_" if gather == "index" else ""
+        metadata = run_metadata(record, run)
+        schema = make_schema(key_prefix=prefix, **schema_changes)
+        run_folder, entry = paths.run(run["index"]).folder, make_entry(run["index"])
+        writer = make_writer(run_folder, schema=schema, metadata=metadata, journal_entry=entry)
+        write_rows(writer, range(schema.num_rows), seed=run["seed"])
+        writer.finish()
+    return paths
+
+
+def run_metadata(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run on another machine, with other paths, writes into its shard."""
+    config = record["config"] | {"data": record["config"]["data"] | {"corpus_path": "there.txt"}}
+    return {
+        **{"run": run["index"], "seed": run["seed"], "swept": run["swept"]},
+        **{"config": config, "provenance": record["provenance"]},
+    }

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from flannel_pl.errors import UserError
+from flannel_pl.recording.gather import gather
+from flannel_pl.recording.info import describe, info_verb
+from tests.recording.recording_samples import make_experiment, make_schema, make_writer, write_rows
+
+
+def facts(text: str) -> list[str]:
+    """Returns the lines with single spaces, to compare content and not columns."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_a_gathered_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = make_experiment(tmp_path / "flannel3", swept=lambda run: {"model.weight_decay": 0.5 * run})
+    gather(paths.folder)
+    info_verb(paths.folder)
+    lines = facts(capsys.readouterr().out)
+    num_bytes = paths.gathered.stat().st_size
+    for line in (
+        str(paths.folder),
+        f"size {num_bytes:,} bytes ({num_bytes / 1024:.2f} KiB)",
+        "schema 1",
+        "runs 3",
+        "run 2 seed 44, model.weight_decay 1.0, 7 rows (steps 0 to 6)",
+        "Tensors of runs 0, 1, 2 x 3 runs",
+        "embeddings bfloat16 (7, 30, 4) 1.64 KiB",
+        "checksums uint64 (7, 10) 560 bytes",
+        "losses_f32 float32 (7) 28 bytes",
+        "n_runs int64 () 8 bytes = 3",
+        "learning_rate float32 () 4 bytes = 0.001",
+        "live_mask bool (30) 30 bytes",
+        "trainer.precision bf16-mixed",
+        "model.param_dtype bfloat16",
+        "data.batch_size 32",
+        "git.commit abc",
+        "git.dirty False",
+        "torch 2.13",
+    ):
+        assert line in lines
+    assert sum(line.startswith("embeddings") for line in lines) == 1
+
+
+def test_a_shard_with_a_subset_of_tokens(tmp_path: Path) -> None:
+    writer = make_writer(
+        tmp_path, schema=make_schema(num_tokens=3), static={"recorded_tokens": np.array([3, 5, 9])}
+    )
+    write_rows(writer, range(7))
+    writer.finish()
+    lines = facts(describe(tmp_path))
+    assert "run 0 seed 42, 7 rows (steps 0 to 6), 3 tokens of the vocabulary" in lines
+    assert "recorded_tokens int64 (3) 24 bytes" in lines
+    assert "Tensors of run 0" in lines
+
+
+def test_shards_and_index(tmp_path: Path) -> None:
+    paths = make_experiment(tmp_path / "flannel3", gather="index")
+    for text in (describe(paths.folder), describe(gather(paths.folder))):
+        lines = facts(text)
+        assert "schema 1" in lines
+        assert "Tensors of runs 0, 1, 2 x 3 runs" in lines
+        assert "git.commit abc" in lines
+        assert any(line.startswith("size ") and line.endswith("in 4 files") for line in lines)
+
+
+def test_runs_of_different_shape_are_shown_apart(tmp_path: Path) -> None:
+    save_file({"run_0_losses": np.zeros(3), "run_1_losses": np.zeros(4)}, tmp_path / "x.safetensors")
+    lines = facts(describe(tmp_path / "x.safetensors"))
+    assert "Tensors of run 0" in lines
+    assert "losses float64 (4) 32 bytes" in lines
+
+
+def test_the_notebooks_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "1.20c_flannel_3.safetensors"
+    save_file(
+        {
+            "run_0_recorded_steps": np.arange(5),
+            "base_seed": np.array(42),
+            "init_scale": np.array(0.02, np.float32),
+        },
+        path,
+    )
+    lines = facts(describe(path))
+    assert "schema none, not written by flannel-pl" in lines
+    assert "run 0 seed 42, 5 rows (steps 0 to 4)" in lines
+    assert "init_scale float32 () 4 bytes = 0.02" in lines
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no"):
+        describe(tmp_path / "nowhere.safetensors")

@@ -1,0 +1,263 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording import tensors
+from flannel_pl.recording.gather import gather
+from flannel_pl.recording.reader import open_recording
+from tests.recording.recording_samples import bits, make_experiment, make_writer
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPaths:
+    paths = make_experiment(tmp_path_factory.mktemp("runs") / "flannel3")
+    gather(paths.folder)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def shards_only(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPaths:
+    return make_experiment(tmp_path_factory.mktemp("runs") / "flannel3")
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPaths:
+    paths = make_experiment(tmp_path_factory.mktemp("runs") / "flannel3", gather="index")
+    gather(paths.folder)
+    return paths
+
+
+def test_every_form_of_a_recording_reads_alike(
+    experiment: ExperimentPaths, shards_only: ExperimentPaths, indexed: ExperimentPaths
+) -> None:
+    stock = load_file(experiment.gathered)
+    forms = (experiment.gathered, experiment.folder, shards_only.folder, indexed.folder, indexed.index)
+    for path in forms:
+        with open_recording(path) as recording:
+            assert recording.runs == (0, 1, 2)
+            assert recording.seeds == (42, 43, 44)
+            assert len(recording) == 3
+            assert [run.index for run in recording] == [0, 1, 2]
+            assert {f"run_{run.index}_{name}" for run in recording for name in run.names} == {
+                key for key in stock if key.startswith("run_")
+            }
+            for run in recording:
+                assert run.num_rows == 7
+                assert run.steps.tolist() == list(range(7))
+                for name in run.names:
+                    expected = stock[f"run_{run.index}_{name}"]
+                    assert run.tensor(name).shape == expected.shape
+                    assert run.tensor(name).dtype == str(expected.dtype)
+                    assert bits(run.tensor(name)[:]) == expected.tobytes()
+            assert recording.masks["dead_indices"].tolist() == list(range(0, 30, 3))
+
+
+def test_gathered_scalars_and_metadata(experiment: ExperimentPaths) -> None:
+    with open_recording(str(experiment.folder)) as recording:
+        assert recording.scalars == {
+            **{"n_runs": 3, "base_seed": 42, "n_steps": 6, "n_live": 20, "n_dead": 10},
+            **{"init_scale": pytest.approx(0.02), "learning_rate": pytest.approx(1e-3)},
+            **{"weight_decay": pytest.approx(0.1), "adam_beta1": pytest.approx(0.9)},
+            "adam_beta2": pytest.approx(0.999),
+        }
+        assert recording.metadata["config"]["model"]["param_dtype"] == "bfloat16"
+        assert set(recording.masks) == {
+            *("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
+        }
+
+
+def test_one_shard_says_which_run_it_is(shards_only: ExperimentPaths) -> None:
+    for path in (shards_only.run(2).recording, shards_only.run(2).folder):
+        with open_recording(path) as recording:
+            assert (recording.runs, recording.seeds) == ((2,), (44,))
+            assert recording.run(2).metadata["config"]["data"]["batch_size"] == 32
+
+
+CONTENT = np.random.default_rng(0).standard_normal((20, 30, 4)).astype(BFLOAT16)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as the notebook writes it: its keys, no metadata."""
+    path = tmp_path_factory.mktemp("notebook") / "1.20c_flannel_3.safetensors"
+    content = {f"run_{i}_{name}": x for i in (0, 1) for name, x in _run(i).items()}
+    scalars = {"n_runs": np.int64(2), "base_seed": np.int64(42), "init_scale": np.float32(0.02)}
+    save_file(content | {key: np.array(value) for key, value in scalars.items()}, path)
+    return path
+
+
+def _run(index: int) -> dict[str, Any]:
+    losses = np.full(20, np.nan).astype(BFLOAT16)
+    return {"recorded_steps": np.arange(20), "embeddings": CONTENT + BFLOAT16.type(index), "losses": losses}
+
+
+def test_the_notebooks_own_file_opens(plain: Path) -> None:
+    with open_recording(plain) as recording:
+        assert (recording.runs, recording.seeds, recording.metadata) == ((0, 1), (42, 43), {})
+        assert recording.scalars["n_runs"] == 2
+        assert bits(recording.run(0).embeddings[7]) == CONTENT[7].tobytes()
+        assert np.isnan(recording.run(1).losses[0])
+
+
+def test_a_file_of_one_run_without_prefix_opens(tmp_path: Path) -> None:
+    save_file(_run(0) | {"n_steps": np.array(19)}, tmp_path / "flannel_1.safetensors")
+    with open_recording(tmp_path / "flannel_1.safetensors") as recording:
+        assert (recording.runs, recording.seeds) == ((0,), (None,))
+        assert recording.run(0).names == ("recorded_steps", "embeddings", "losses")
+        assert recording.scalars == {"n_steps": 19}
+
+
+MASK = np.arange(30) % 4 == 0
+EQUAL_TO_NUMPY = [
+    *(3, -1, np.int64(4), slice(None), slice(2, 9), slice(-5, None), slice(None, None, -3), slice(5, 2)),
+    *([1, 2, 9], [9, 2, -1, 2], np.array([5, 5, 1]), np.arange(20) > 12, [], [True] + [False] * 19),
+    *((slice(10, 20), [1, 2, 3]), (slice(10, 20), MASK), (slice(1, 15, 2), MASK, slice(0, 2)), (3, MASK)),
+    *(
+        (3, 4),
+        (3, 4, 1),
+        (..., 1),
+        (slice(2, 4), ..., slice(None, None, -1)),
+        (..., 1, 2),
+        (slice(0, 0), MASK),
+    ),
+    ([4, 0, 7], slice(3, 9)),
+]
+
+
+@pytest.mark.parametrize("key", EQUAL_TO_NUMPY, ids=str)
+@pytest.mark.parametrize("block_bytes", [1, 600, 2**26])
+def test_indexing_is_that_of_numpy(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, key: Any, block_bytes: int
+) -> None:
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
+    expected = np.asarray(CONTENT[key])
+    for framework in ("np", "pt"):
+        with open_recording(plain, framework=framework) as recording:
+            got = recording.run(0).embeddings[key]
+        assert tuple(got.shape) == expected.shape
+        assert bits(got) == expected.tobytes()
+
+
+def test_several_arrays_select_a_grid(plain: Path) -> None:
+    with open_recording(plain) as recording:
+        got = recording.run(0).embeddings[[3, 1], MASK, [0, 2, 3]]
+    assert got.tobytes() == CONTENT[np.ix_([3, 1], MASK, [0, 2, 3])].tobytes()
+
+
+@pytest.mark.parametrize(
+    "key", [20, -21, (0, 30), [20], (0, 0, 0, 0), None, np.zeros((2, 2), int), (0, [99])]
+)
+def test_what_is_out_of_range_is_an_index_error(plain: Path, key: Any) -> None:
+    with open_recording(plain) as recording, pytest.raises(IndexError):
+        recording.run(0).embeddings[key]
+
+
+def test_torch_tensors(plain: Path) -> None:
+    with open_recording(plain, framework="pt") as recording:
+        row = recording.run(0).embeddings[2]
+        assert isinstance(row, torch.Tensor)
+        assert row.dtype == torch.bfloat16
+        assert recording.run(0).embeddings[2, 3, 1].shape == ()
+        assert recording.run(0).recorded_steps[:].dtype == torch.int64
+        row.zero_()
+        assert recording.run(0).embeddings[2].abs().sum() > 0
+
+
+def test_chunks_stream_the_whole_tensor(plain: Path) -> None:
+    with open_recording(plain) as recording:
+        embeddings = recording.run(0).embeddings
+        chunks = list(embeddings.chunks(max_bytes=3 * embeddings.row_bytes + 1))
+        assert [start for start, _ in chunks] == [0, 3, 6, 9, 12, 15, 18]
+        assert b"".join(chunk.tobytes() for _, chunk in chunks) == CONTENT.tobytes()
+        assert len(list(embeddings.chunks(max_bytes=1))) == 20
+        assert np.asarray(embeddings).tobytes() == CONTENT.tobytes()
+
+
+def test_a_missing_run_and_a_missing_tensor_are_named(plain: Path) -> None:
+    with open_recording(plain) as recording:
+        with pytest.raises(IndexError, match=r"flannel_3.safetensors has no run 2; it has 0, 1"):
+            recording.run(2)
+        with pytest.raises(
+            AttributeError, match=r"run 1 has no 'grads'; it has recorded_steps, embeddings, losses"
+        ):
+            _ = recording.run(1).grads
+
+
+def test_nothing_is_read_after_closing(plain: Path) -> None:
+    recording = open_recording(plain)
+    embeddings = recording.run(0).embeddings
+    recording.close()
+    recording.close()
+    with pytest.raises(ValueError, match="is closed"):
+        embeddings[0]
+
+
+def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
+    make_writer(tmp_path / "exp" / "run_0").abort("killed")
+    with pytest.raises(UserError, match=r"recording.partial is not finished: .* Run the same command again"):
+        open_recording(tmp_path / "exp/run_0/recording.partial")
+    for folder in (tmp_path / "exp", tmp_path / "exp/run_0"):
+        with pytest.raises(UserError, match=r"no finished recording; .*partial is begun but not finished"):
+            open_recording(folder)
+    with pytest.raises(UserError, match=r"holds no finished recording. flannel-pl fit makes"):
+        open_recording(tmp_path)
+    with pytest.raises(UserError, match=r"There is no .*typo.safetensors; expected a recording"):
+        open_recording(tmp_path / "typo.safetensors")
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"hello, world, this is text")
+    with pytest.raises(RunError, match=r"x.safetensors is not a complete safetensors file"):
+        open_recording(tmp_path / "x.safetensors")
+    index = tmp_path / "x.safetensors.index.json"
+    for text in ("{", "[]", '{"weight_map": 3}', "{}"):
+        index.write_text(text)
+        with pytest.raises(RunError, match=r"index.json is no readable index: .* Gather again"):
+            open_recording(index)
+    save_file({"a": np.zeros(2)}, tmp_path / "a.safetensors")
+    index.write_text('{"weight_map": {"b": "a.safetensors"}}')
+    with pytest.raises(RunError, match=r"index.json expects b in .*a.safetensors, which lacks it"):
+        open_recording(index)
+
+
+def test_a_file_cut_short_while_it_is_open(plain: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(plain.read_bytes())
+    with open_recording(copy) as recording:
+        copy.write_bytes(plain.read_bytes()[:3000])
+        with pytest.raises(RunError, match=r"copy.safetensors was cut short while it was read"):
+            recording.run(1).embeddings[:]
+
+
+def test_two_files_for_one_run_are_refused(tmp_path: Path) -> None:
+    for folder in ("run_0", "run_1"):
+        (tmp_path / folder).mkdir()
+        save_file(_run(0), tmp_path / folder / "recording.safetensors")
+    with pytest.raises(
+        RunError, match=r"run_0/.* and .*run_1/.* both hold run_0_recorded_steps. Move one away"
+    ):
+        open_recording(tmp_path)
+
+
+def test_reading_gathering_and_info_import_no_torch(indexed: ExperimentPaths) -> None:
+    code = (
+        "import sys; from flannel_pl.recording import gather, info, journal, reader\n"
+        "gather.gather_verb(sys.argv[1]); info.info_verb(sys.argv[1])\n"
+        "with reader.open_recording(sys.argv[1]) as recording: recording.run(1).embeddings[3, [1, 2]]\n"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(indexed.folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{indexed.index} (")

@@ -1,0 +1,93 @@
+"""Who may import whom: the table of docs/architecture.md, enforced."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "flannel_pl"
+
+ROOMS = {
+    "__init__": {"training", "recording"},  # the public names, resolved when first used
+    "__main__": {"corpus", "training", "recording", "launch"},
+    "errors": set[str](),
+    "experiment": set[str](),
+    "provenance": set[str](),
+    "corpus": set[str](),
+    "recording": set[str](),
+    "training": {"corpus", "recording"},
+    "launch": {"recording"},
+}
+FOR_ALL = {"errors", "experiment", "provenance"}
+
+HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
+HEAVY_ALLOWED = {
+    "corpus": {"tokenizers"},
+    "training": {"torch", "lightning", "transformers"},
+    "recording": {"torch"},
+    "launch": {"torch"},
+}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations() -> Iterator[str]:
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = room_of(file)
+        for name in imports_of(file):
+            parts = name.split(".")
+            ours = parts[0] == "flannel_pl" and len(parts) > 1 and parts[1] in ROOMS
+            if ours and parts[1] not in ROOMS[room] | FOR_ALL | {room}:
+                yield f"{file.relative_to(PACKAGE)} imports {name}"
+            if parts[0] in HEAVY - HEAVY_ALLOWED.get(room, set()):
+                yield f"{file.relative_to(PACKAGE)} imports {name}"
+
+
+def test_every_import_is_in_the_table() -> None:
+    assert sorted(set(violations())) == []
+
+
+def test_every_room_is_in_the_table() -> None:
+    there = {room_of(file) for file in PACKAGE.rglob("*.py")}
+    assert there == set(ROOMS)
+
+
+def test_only_the_writer_of_the_recording_room_imports_torch_at_the_top() -> None:
+    importers = {
+        file.name
+        for file in (PACKAGE / "recording").glob("*.py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import) and any(alias.name == "torch" for alias in node.names)
+    }
+    assert importers == {"writer.py"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import flannel_pl",
+        "import flannel_pl.__main__",
+        "from flannel_pl import open_recording, gather",
+        "import flannel_pl.recording.info",
+        "import flannel_pl.experiment, flannel_pl.provenance",
+    ],
+)
+def test_light_parts_do_not_import_torch(statement: str) -> None:
+    heavy = "{'torch', 'lightning', 'transformers'}"
+    code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
