@@ -1,6 +1,7 @@
 """The verbs of `flannel-pl`. A verb's modules are imported only when the verb is named."""
 
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -123,6 +124,7 @@ def _finish(experiment: "Experiment") -> int:
         print(f"finished already: {target}")
     else:
         gather_verb(paths.folder, mode=mode)
+        print(f"what is in it: flannel-pl info {shlex.quote(str(target))}")
     return 0
 
 
@@ -159,7 +161,7 @@ def _info(words: list[str]) -> int:
 
 
 def _list_option(words: list[str], option: str) -> list[str]:
-    """Lets a list be given as plain words, `--option A B`, where jsonargparse wants `--option '["A", "B"]'`."""
+    """Lets a list be given as plain words, `--option A B`; jsonargparse wants `--option '["A", "B"]'`."""
     if option not in words:
         return words
     start = words.index(option) + 1

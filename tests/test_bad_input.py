@@ -64,7 +64,7 @@ SETTINGS = [
     (["--recorder.tensors", "[embedings]"], "did you mean embeddings?"),
     (["--recorder.every_n_steps", "0"], "recorder.every_n_steps is 0, expected at least 1"),
     (["--recorder.dtypes", "{grads: int3}"], "recorder.dtypes has 'int3' for grads"),
-    (["--recorder.tokens", "nowhere.txt"], "recorder.tokens is 'nowhere.txt', expected all, live, dead"),
+    (["--recorder.tokens", "nowhere.txt"], "nowhere.txt', expected all, live, dead or a text file"),
     (["--experiment.sweep", "{model.init_scal: [1]}"], "did you mean model.init_scale?"),
     (["--experiment.sweep", "{model.init_scale: []}"], "expected a list of values"),
     (["--trainer.accelerator", "cuda"], "trainer.accelerator is cuda, but there is no such device here"),

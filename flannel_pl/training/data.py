@@ -147,6 +147,13 @@ class FlannelData(LightningDataModule):
         return self.corpus
 
     @property
+    def order(self) -> WindowOrder:
+        """Which windows make up which batch."""
+        hparams: Any = self.hparams
+        num_windows = self.load().num_tokens - hparams.max_seq_len
+        return WindowOrder(num_windows, batch_size=hparams.batch_size, seed=self._order_seed)
+
+    @property
     def token_sets(self) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
         """Named sets of token ids that a recorder can be restricted to: `live` and `dead`, each 1-D int64."""
         masks = self.load().masks
@@ -162,10 +169,7 @@ class FlannelData(LightningDataModule):
     @override
     def train_dataloader(self) -> WindowLoader:
         """Returns the window numbers, batch by batch; `transfer_batch_to_device` makes tokens of them."""
-        hparams: Any = self.hparams
-        num_windows = self.load().num_tokens - hparams.max_seq_len
-        order = WindowOrder(num_windows, batch_size=hparams.batch_size, seed=self._order_seed)
-        return WindowLoader(order)
+        return WindowLoader(self.order)
 
     @override
     def transfer_batch_to_device(

@@ -1,6 +1,7 @@
 """Training one run: from its config to its finished shard; and what can be checked before that."""
 
 import logging
+import math
 import signal
 import warnings
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ def train(experiment: Experiment, run: Run, slot: Slot) -> None:
     label = _label(experiment, run, config, data_digests=cli.datamodule.load().digests)
     trainer: Any = cli.trainer
     trainer.callbacks.insert(0, StepRecorder(folder, **config["recorder"], label=label))
+    if settings["max_epochs"] is None:
+        # As many as max_steps can need. Without a number Lightning's progress bar counts up to epoch -2.
+        num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
+        trainer.fit_loop.max_epochs = math.ceil(num_batches / cli.datamodule.order.batches_per_epoch)
     try:
         trainer.fit(cli.model, cli.datamodule)
     except SystemExit as end:

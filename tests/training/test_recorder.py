@@ -77,7 +77,7 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-        loader = torch.utils.data.DataLoader(batches(64), batch_size=None)  # type: ignore[arg-type]
+        loader: Any = torch.utils.data.DataLoader(batches(64), batch_size=None)  # type: ignore[arg-type]
         trainer.fit(module or Bigram(), loader)
 
 
@@ -91,7 +91,7 @@ def plain_loop(*, steps: int, accumulate: int = 1) -> Iterator[dict[str, Tensor]
         optimizer.zero_grad()
         outputs = [module.training_step(next(source), 0) for _ in range(accumulate)]
         for output in outputs:
-            (output["loss"] / accumulate).backward()
+            (output["loss"] / accumulate).backward()  # type: ignore[no-untyped-call]
         assert weight.grad is not None
         row = {"grads": weight.grad.clone(), "logits": outputs[0]["logits"]}
         row["losses_f32"] = sum((output["loss"].detach() / accumulate for output in outputs), torch.zeros(()))
@@ -149,7 +149,7 @@ def test_rows_are_rounded_to_bfloat16_and_thinned_and_restricted(tmp_path: Path)
 def test_a_failing_disk_ends_training_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failing_since = os.pwrite, []
+    real, failing_since = os.pwrite, list[int]()
 
     def pwrite(descriptor: int, data: Any, offset: int) -> int:
         if seen.step >= 3:

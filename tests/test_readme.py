@@ -1,0 +1,58 @@
+"""What the README says can be done, can be done; links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flannel_pl.__main__ import VERBS, main
+from tests.conftest import SmallData
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\S+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_every_verb_in_the_readme_is_one() -> None:
+    named = set(re.findall(r"^flannel-pl (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
+    assert named >= {"fit", "plan", "prepare"}
+    assert named <= set(VERBS)
+
+
+def test_reading_a_step_back_works_as_printed(small_data: SmallData, tmp_path: Path) -> None:
+    command = ["fit", *small_data.arguments, "--trainer.max_steps", "20", "--experiment.seeds", "42..43"]
+    assert (
+        main([*command, "--experiment.name", "quickstart", "--experiment.output_dir", str(tmp_path / "runs")])
+        == 0
+    )
+    ours, stock = (block for block in blocks("python") if "open" in block)
+    shapes = [
+        subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True)
+        for code in (ours, stock)
+    ]
+    assert shapes[0].startswith("(10, 13, 16) bfloat16 4.")
+    assert shapes[1].startswith("torch.Size([10, 100, 16]) tensor(42) tensor([42, 43])")
