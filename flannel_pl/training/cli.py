@@ -83,6 +83,15 @@ class FlannelCLI(LightningCLI):
         )
 
     @override
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | int,
+            default=False,
+            help="The same as experiment.seeds of that one seed.",
+        )
+
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(StepRecorder, "recorder", skip={"folder", "label"}, instantiate=False)
         parser.add_class_arguments(ExperimentConfig, "experiment")
