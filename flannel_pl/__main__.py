@@ -5,13 +5,19 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from flannel_pl import provenance
 from flannel_pl.errors import Interrupted, RunError, UserError
 
 if TYPE_CHECKING:
+    from flannel_pl.corpus.store import Corpus
     from flannel_pl.experiment import Experiment
+    from flannel_pl.launch.events import EventLog
+    from flannel_pl.launch.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _complain(error, code=1, debug=debug)
     except Interrupted as interruption:
-        print(f"stopped by {interruption}; the same command trains the unfinished runs", file=sys.stderr)
+        again = shlex.join(["flannel-pl", *words])
+        print(f"stopped by {interruption}; nothing is lost, go on with: {again}", file=sys.stderr)
         return 128 + interruption.signal_number
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
@@ -79,35 +86,118 @@ usage: flannel-pl VERB [arguments] [--debug]
 `flannel-pl VERB --help` explains a verb. `--debug` shows the traceback of an error."""
 
 
-def _fit(words: list[str]) -> int:
+@dataclass(frozen=True)
+class _Request:
+    """What `fit` or `plan` was asked for, checked."""
+
+    experiment: "Experiment"
+    record: dict[str, Any] | None
+    """Content of the folder's experiment.json; None if the experiment is new."""
+
+    plan: "Plan | None"
+    """None if there is nothing to train."""
+
+    corpus: "Corpus"
+    """What the first run is trained on."""
+
+
+def _understand(words: list[str]) -> "_Request":
     from flannel_pl.experiment import Experiment
-    from flannel_pl.launch.folder import unfinished_runs, write_folder, write_run_config
-    from flannel_pl.launch.local import train_all
+    from flannel_pl.launch.changes import data_changes, settled_changes
+    from flannel_pl.launch.folder import check_writable, read_record, refuse_changes, unfinished_runs
     from flannel_pl.launch.plan import make_plan
-    from flannel_pl.launch.summary import summarize
-    from flannel_pl.training.cli import resolve, to_yaml
-    from flannel_pl.training.fit import check, train
+    from flannel_pl.training.cli import resolve
+    from flannel_pl.training.fit import check
 
     experiment = Experiment.from_config(resolve(words))
-    runs = unfinished_runs(experiment)
-    if not runs:
-        return _finish(experiment)
+    record = read_record(experiment)
     checked = {run.index: check(experiment, run) for run in experiment.selected}
-    plan = make_plan(
-        experiment, runs, bytes_of={index: run.recording_bytes for index, run in checked.items()}
-    )
-    corpus = checked[runs[0].index].corpus
-    write_folder(experiment, save_masks=corpus.masks.save, data_digests=corpus.digests)
-    for run in runs:
-        write_run_config(experiment, run, plan.slots[0], to_yaml=to_yaml)
-    if len(runs) == 1:
-        train(experiment, runs[0], plan.slots[0])
-    else:
-        outcomes = train_all(experiment, runs, plan.slots)
+    corpus = checked[experiment.selected[0].index].corpus
+    runs = unfinished_runs(experiment)
+    if record is not None:
+        refuse_changes(experiment, data_changes(experiment, record, corpus.digests))
+        if not runs:
+            return _Request(experiment, record, None, corpus)
+    check_writable(experiment.paths.folder.parent)
+    bytes_of = {index: run.recording_bytes for index, run in checked.items()}
+    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
+    if record is not None:
+        refuse_changes(experiment, settled_changes(record, plan.settled))
+    return _Request(experiment, record, plan, corpus)
+
+
+def _fit(words: list[str]) -> int:
+    request = _understand(words)
+    experiment = request.experiment
+    if request.plan is None:
+        return _finish(experiment)
+    if len(experiment.selected) == 1:
+        return _fit_one(request, request.plan)
+    return _fit_all(request, request.plan)
+
+
+def _fit_one(request: _Request, plan: "Plan") -> int:
+    """Trains a single run in this process."""
+    from flannel_pl.training.fit import train
+
+    _write_folder(request, plan)
+    train(request.experiment, plan.runs[0], plan.slots[0])
+    return _finish(request.experiment)
+
+
+def _fit_all(request: _Request, plan: "Plan") -> int:
+    """Trains several runs in processes of their own."""
+    from flannel_pl.launch.events import EventLog
+    from flannel_pl.launch.local import train_all
+    from flannel_pl.launch.summary import summarize
+    from flannel_pl.recording.lock import Lock
+    from flannel_pl.training.worker import work
+
+    experiment = request.experiment
+    experiment.paths.folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
+    if note := lock.acquire():
+        print(f"flannel-pl: {note}; going on", file=sys.stderr)
+    try:
+        _write_folder(request, plan)
+        events = EventLog(experiment.paths.events)
+        with _gathering(experiment, events) as finished:
+            outcomes = train_all(
+                experiment, plan.runs, plan.slots, work=work, events=events, finished=finished
+            )
         summarize(experiment, outcomes)
         if any(outcome.failure for outcome in outcomes):
             return 1
-    return _finish(experiment)
+        return _finish(experiment)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _gathering(experiment: "Experiment", events: "EventLog") -> "Iterator[Callable[[int], object]]":
+    """Yields what to call with each finished run: it is gathered at once if one file is wanted."""
+    from flannel_pl.launch.gathering import BackgroundGather
+
+    if experiment.config["experiment"]["gather"] != "single":
+        yield lambda index: None
+        return
+    gathering = BackgroundGather(experiment.paths, events=events)
+    try:
+        yield gathering.add
+    finally:
+        gathering.close()
+
+
+def _write_folder(request: _Request, plan: "Plan") -> None:
+    from flannel_pl.launch.folder import write_folder, write_run_config
+    from flannel_pl.training.cli import to_yaml
+
+    if request.record is None:
+        origin = {**provenance.collect(), "data": request.corpus.digests}
+        record = request.experiment.record(origin, settled=plan.settled)
+        write_folder(request.experiment, record, masks=request.corpus.masks.to_bytes())
+    for run in plan.runs:
+        write_run_config(request.experiment, run, plan.slots[0], to_yaml=to_yaml)
 
 
 def _finish(experiment: "Experiment") -> int:
@@ -129,16 +219,13 @@ def _finish(experiment: "Experiment") -> int:
 
 
 def _plan(words: list[str]) -> int:
-    from flannel_pl.experiment import Experiment
-    from flannel_pl.launch.folder import unfinished_runs
-    from flannel_pl.launch.plan import describe, make_plan
-    from flannel_pl.training.cli import resolve
-    from flannel_pl.training.fit import check
+    from flannel_pl.launch.plan import describe
 
-    experiment = Experiment.from_config(resolve(words))
-    runs = unfinished_runs(experiment)
-    bytes_of = {run.index: check(experiment, run).recording_bytes for run in experiment.selected}
-    print(describe(experiment, make_plan(experiment, runs, bytes_of=bytes_of)))
+    request = _understand(words)
+    if request.plan is None:
+        print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
+    else:
+        print(describe(request.experiment, request.plan))
     return 0
 
 
@@ -169,8 +256,24 @@ def _list_option(words: list[str], option: str) -> list[str]:
     return [*words[:start], json.dumps(words[start:end]), *words[end:]]
 
 
-def _call(verb: Callable[..., None], words: list[str]) -> int:
-    """Calls a function with arguments from the command line; its signature and docstring are the --help."""
+def _verify(words: list[str]) -> int:
+    from flannel_pl.recording.verify import verify_verb
+
+    return _call(verify_verb, words)
+
+
+def _status(words: list[str]) -> int:
+    from flannel_pl.launch.status import status_verb
+
+    # Where jsonargparse wants `--watch true`.
+    return _call(status_verb, ["--watch=true" if word == "--watch" else word for word in words])
+
+
+def _call(verb: Callable[..., int | None], words: list[str]) -> int:
+    """Calls a function with arguments from the command line and returns its exit code, 0 if it has none.
+
+    Its signature and docstring are the --help.
+    """
     from jsonargparse import ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):
@@ -178,16 +281,20 @@ def _call(verb: Callable[..., None], words: list[str]) -> int:
             raise UserError(f"{' '.join(message.split())}; see flannel-pl {name} --help")
 
     name = verb.__name__.removesuffix("_verb")
-    auto_cli(verb, args=words, as_positional=True, parser_class=Parser, prog=f"flannel-pl {name}")
-    return 0
+    code: int | None = auto_cli(
+        verb, args=words, as_positional=True, parser_class=Parser, prog=f"flannel-pl {name}"
+    )
+    return code or 0
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "fit": ("train every run of an experiment, then gather their recordings", _fit),
     "plan": ("print what fit would do, and do nothing", _plan),
     "prepare": ("make tokenizer, corpus and token masks from text", _prepare),
+    "status": ("show how far an experiment is, from any terminal or host", _status),
     "gather": ("join the finished recordings of an experiment (again)", _gather),
     "info": ("show what is in a recording", _info),
+    "verify": ("check every row of a recording against its checksum", _verify),
 }
 
 

@@ -9,12 +9,16 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flannel_pl.errors import UserError
+
+MAX_RUNS = 100_000
+"""More seeds than this are a slip of the finger."""
 
 
 @dataclass
@@ -38,6 +42,10 @@ class ExperimentConfig:
     """What to make of the finished runs: one file, an index over the runs' files (nothing is copied), or
     nothing."""
 
+    keep_shards: bool = True
+    """Whether a run's own file stays once it is copied into the gathered one; false saves that much disk. An
+    index and no gathering always keep them."""
+
     run: int | None = None
     """Train only the run of this number, and do not gather; null = every run."""
 
@@ -57,6 +65,14 @@ class LaunchConfig:
     threads_per_run: int | Literal["auto"] = "auto"
     """CPU threads of one run; auto = cores // runs trained side by side. Another number of threads adds up in
     another order, so it can change the last bit of a recording."""
+
+    max_retries: int = 2
+    """How often a run whose process was killed or raised an error is started again, from its last checkpoint,
+    on another device if there is one."""
+
+    checkpoint_every: int = 100
+    """Steps between the checkpoints that an interrupted run goes on from; another is made when it is asked to
+    stop."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,23 @@ class RunPaths:
         """Progress of the run: rows committed so far, state, device."""
         return self.folder / "journal"
 
+    def checkpoint(self, step: int, digest: str) -> Path:
+        """What training goes on from after `step`; `digest` is the xxh3-64 of its bytes, 16 hex digits."""
+        return self.folder / f"checkpoint-{step}-{digest}.ckpt"
+
+    def checkpoints(self) -> list[tuple[int, str, Path]]:
+        """Returns (step, digest, path) of every checkpoint there is, the newest first."""
+        found = []
+        for path in self.folder.glob("checkpoint-*.ckpt"):
+            if match := re.fullmatch(r"checkpoint-(\d+)-([0-9a-f]{16})\.ckpt", path.name):
+                found.append((int(match[1]), match[2], path))
+        return sorted(found, reverse=True)
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run."""
+        return self.folder / "lock"
+
     @property
     def log(self) -> Path:
         """What the run's own process printed."""
@@ -93,9 +126,22 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class ExperimentPaths:
-    """Every file of one experiment, below `folder`."""
+    """Every file of one experiment, below `folder`.
+
+    The gathered file is named after the experiment, also when its folder has been renamed.
+    """
 
     folder: Path
+    name: str
+
+    @classmethod
+    def find(cls, folder: Path) -> "ExperimentPaths":
+        """Returns the paths of the experiment in `folder`; its name is in its record, if it has one."""
+        record = cls(folder, folder.name).record
+        try:
+            return cls(folder, str(json.loads(record.read_text(encoding="utf-8"))["name"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(folder, folder.name)
 
     @property
     def record(self) -> Path:
@@ -110,17 +156,27 @@ class ExperimentPaths:
     @property
     def gathered(self) -> Path:
         """The experiment's one recording."""
-        return self.folder / f"{self.folder.name}.safetensors"
+        return self.folder / f"{self.name}.safetensors"
 
     @property
     def index(self) -> Path:
         """The experiment's recording as an index over its shards."""
-        return self.folder / f"{self.folder.name}.safetensors.index.json"
+        return self.folder / f"{self.name}.safetensors.index.json"
 
     @property
     def index_extras(self) -> Path:
         """The scalars and masks that an index refers to besides the shards."""
-        return self.folder / f"{self.folder.name}.extras.safetensors"
+        return self.folder / f"{self.name}.extras.safetensors"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the launcher of the experiment."""
+        return self.folder / "lock"
+
+    @property
+    def events(self) -> Path:
+        """What happened to which run when: one JSON object per line."""
+        return self.folder / "events.jsonl"
 
     def run(self, index: int) -> RunPaths:
         """Returns the paths of run `index`, counted from 0."""
@@ -180,7 +236,7 @@ class Experiment:
         """Expands `config` into its runs."""
         settings = config["experiment"]
         name = settings["name"]
-        if not name or name in (".", "..") or "/" in name or "\0" in name:
+        if not name or name in (".", "..", "live_dead_tokens") or "/" in name or "\0" in name:
             raise UserError(f"experiment.name is {name!r}, expected a plain folder name, e.g. flannel3")
         seeds = parse_seeds(settings["seeds"])
         combinations = list(_combinations(config, settings["sweep"]))
@@ -192,7 +248,7 @@ class Experiment:
         if only is not None and not 0 <= only < len(runs):
             raise UserError(f"experiment.run is {only}, but the experiment has runs 0 to {len(runs) - 1}")
         folder = Path(settings["output_dir"]).expanduser().absolute() / name
-        return cls(config, runs, ExperimentPaths(folder))
+        return cls(config, runs, ExperimentPaths(folder, name))
 
     @property
     def selected(self) -> tuple[Run, ...]:
@@ -204,44 +260,34 @@ class Experiment:
         """Returns the complete config of one run: swept values in place, and only this run selected."""
         config = copy.deepcopy(self.config)
         for key, value in run.swept.items():
-            _set(config, key, value)
+            set_value(config, key, value)
         config["experiment"]["run"] = run.index
         config["experiment"]["output_dir"] = str(self.paths.folder.parent)
         return config
 
-    def record(self, provenance: dict[str, Any]) -> dict[str, Any]:
-        """Returns what `experiment.json` holds."""
+    def record(self, provenance: dict[str, Any], *, settled: dict[str, Any]) -> dict[str, Any]:
+        """Returns what `experiment.json` holds.
+
+        Args:
+            provenance: Where it comes from, with the digests of its data under `data`.
+            settled: What `auto` came to where bits may depend on it: `accelerator` and `threads_per_run`.
+        """
         runs = [{"index": run.index, "seed": run.seed, "swept": run.swept} for run in self.runs]
         return {
             "schema": 1,
-            "name": self.paths.folder.name,
+            "name": self.paths.name,
             "config": self.config,
             "runs": runs,
             "provenance": provenance,
+            "settled": settled,
         }
-
-    def difference(self, record: dict[str, Any]) -> list[str]:
-        """Names what in this config would give other bits than the recorded experiment.
-
-        Args:
-            record: Content of an `experiment.json`.
-
-        Returns:
-            One line per differing key; empty if the same command may go on in that folder.
-        """
-        ours, theirs = (dict(_flatten(_science(config))) for config in (self.config, record["config"]))
-        return [
-            f"{key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} now"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
-        ]
 
 
 def parse_seeds(seeds: int | list[int] | str) -> list[int]:
     """Reads `42..51` (both ends included), `[42, 43]` or `7`.
 
     Raises:
-        UserError: If there is none, one is repeated or negative, or the text has another form.
+        UserError: If there is none, one is repeated or out of range, or the text has another form.
     """
     if isinstance(seeds, str):
         match = re.fullmatch(r"\s*(\d+)\s*\.\.\s*(\d+)\s*", seeds)
@@ -250,26 +296,32 @@ def parse_seeds(seeds: int | list[int] | str) -> list[int]:
         first, last = int(match[1]), int(match[2])
         if first > last:
             raise UserError(f"experiment.seeds is {seeds!r}, which counts down; write {last}..{first}")
-        return list(range(first, last + 1))
-    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+        numbers: Sequence[int] = range(first, last + 1)
+        outside = [number for number in (first, last) if number >= 2**32]
+    else:
+        numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+        outside = [number for number in numbers if not 0 <= number < 2**32]
     if not numbers:
         raise UserError("experiment.seeds is empty; give at least one seed, e.g. 42..51, [42, 43] or 7")
-    repeated = sorted({number for number in numbers if numbers.count(number) > 1})
-    if repeated:
-        raise UserError(f"experiment.seeds repeats {repeated}; each seed is one run, so name it once")
-    outside = [number for number in numbers if not 0 <= number < 2**32]
     if outside:
         raise UserError(f"experiment.seeds has {outside}, expected numbers from 0 to 2**32 - 1")
-    return numbers
+    if len(numbers) > MAX_RUNS:
+        raise UserError(f"experiment.seeds are {len(numbers)} seeds, expected at most {MAX_RUNS}")
+    repeated = sorted(number for number, count in Counter(numbers).items() if count > 1)
+    if repeated:
+        raise UserError(f"experiment.seeds repeats {repeated}; each seed is one run, so name it once")
+    return list(numbers)
 
 
 def _combinations(config: dict[str, Any], sweep: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """Yields every combination of swept values, the last key varying fastest."""
-    known = dict(_flatten({group: config[group] for group in ("model", "data", "trainer")}))
+    known = dict(flatten({group: config[group] for group in ("model", "data", "trainer")}))
     for key, values in sweep.items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else "; sweep keys of model, data or trainer"
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            if key.split(".")[0] in ("recorder", "experiment", "launch"):
+                hint = "; only keys of model, data and trainer can be swept"
             raise UserError(f"experiment.sweep has {key}, which cannot be swept{hint}")
         if not isinstance(values, list) or not values:
             raise UserError(f"experiment.sweep gives {key} {values!r}, expected a list of values")
@@ -277,42 +329,17 @@ def _combinations(config: dict[str, Any], sweep: dict[str, list[Any]]) -> Iterat
         yield dict(zip(sweep, combination, strict=True))
 
 
-def _science(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part of a config that decides the bits of the recordings and which runs there are."""
-    experiment = {key: config["experiment"][key] for key in ("seeds", "sweep")}
-    experiment["seeds"] = parse_seeds(experiment["seeds"])
-    groups = {key: config[key] for key in ("model", "data", "recorder")}
-    trainer = {key: value for key, value in config["trainer"].items() if key not in _INCIDENTAL_TRAINER_KEYS}
-    science = copy.deepcopy({"experiment": experiment, "trainer": trainer, **groups})
-    for key in experiment["sweep"]:
-        _set(science, key, "swept")  # the config of a single run has that run's value there
-    return science
-
-
-# Trainer keys that change what is shown, logged or used, but no recorded bit.
-_INCIDENTAL_TRAINER_KEYS = {
-    "accelerator",
-    "devices",
-    "logger",
-    "callbacks",
-    "default_root_dir",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "enable_checkpointing",
-    "log_every_n_steps",
-    "profiler",
-}
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of nested dicts."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _set(config: dict[str, Any], dotted_key: str, value: Any) -> None:
+def set_value(config: dict[str, Any], dotted_key: str, value: Any) -> None:
+    """Sets a dotted key of nested dicts."""
     *groups, key = dotted_key.split(".")
     for group in groups:
         config = config[group]

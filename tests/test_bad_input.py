@@ -67,7 +67,17 @@ SETTINGS = [
     (["--recorder.tokens", "nowhere.txt"], "nowhere.txt', expected all, live, dead or a text file"),
     (["--experiment.sweep", "{model.init_scal: [1]}"], "did you mean model.init_scale?"),
     (["--experiment.sweep", "{model.init_scale: []}"], "expected a list of values"),
-    (["--trainer.accelerator", "cuda"], "trainer.accelerator is cuda, but there is no such device here"),
+    (["--trainer.accelerator", "tpu"], "trainer.accelerator is tpu, but there is no such device here"),
+    (["--trainer.devices", ""], "devices is '', expected auto, a number, or ids such as [0, 2]"),
+    (["--recorder.parameter", "foo"], "recorder.parameter is 'foo', expected one with a row for every token"),
+    (["--recorder.parameter", "gpt2.transformer.wpe.weight"], "for every token: gpt2.transformer.wte.weight"),
+    (["--model.init_scale", ".inf"], "model.init_scale: expected a finite number"),
+    (["--trainer.max_epochs", "0"], "trainer.max_epochs is 0, which trains nothing"),
+    (["--experiment.seeds", "5000000000..5000000001"], "expected numbers from 0 to 2**32 - 1"),
+    (["--experiment.name", "live_dead_tokens"], "expected a plain folder name"),
+    (["--launch.checkpoint_every", "0"], "launch.checkpoint_every is 0, expected at least 1"),
+    (["--experiment.sweep", "{recorder.every_n_steps: [1]}"], "only keys of model, data and trainer"),
+    (["--seeds", "2"], "did you mean experiment.seeds?"),
     (["--trainer.devices", "0"], "devices is 0, expected on the CPU a number of runs side by side"),
     (["--launch.devices", "2", "--trainer.devices", "3"], "they mean the same, so give one of them"),
     (["--launch.runs_per_device", "0"], "launch.runs_per_device is 0, expected at least 1 or auto"),
@@ -177,7 +187,7 @@ def test_output_folder_without_permission(refuse: Refuser, tmp_path: Path) -> No
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
     code, message = refuse("--experiment.output_dir", str(locked))
-    assert "Permission denied" in message
+    assert "no permission" in message
     assert code == 2
 
 

@@ -118,10 +118,14 @@ class TokenMasks:
             raise UserError(f"the masks file {path} does not fit: {error}. {_COMPUTE}") from error
         return masks
 
+    def to_bytes(self) -> bytes:
+        """Returns the content of a safetensors file with the five arrays."""
+        return bytes(save(self._arrays()))
+
     def save(self, path: Path) -> None:
         """Writes the five arrays to a safetensors file."""
         # not save_file, which makes files that only their owner can read
-        path.write_bytes(save(self._arrays()))
+        path.write_bytes(self.to_bytes())
 
     def check_against(self, tokens: Tokens) -> None:
         """Refuses masks that do not describe `tokens`.

@@ -6,74 +6,100 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flannel_pl import provenance
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.launch.changes import config_changes
+from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.gatherer import gathered_runs
 
 
-def unfinished_runs(experiment: Experiment) -> list[Run]:
-    """Returns the selected runs that have no finished shard yet; all of them in a new folder.
+def read_record(experiment: Experiment) -> dict[str, Any] | None:
+    """Returns the folder's `experiment.json` if the experiment may go on there, None if it is new.
+
+    An experiment of which nothing was recorded yet counts as new, whatever its config.
 
     Raises:
         UserError: If the folder holds another experiment, or something that is none.
     """
     paths = experiment.paths
-    if paths.record.exists():
-        try:
-            difference = experiment.difference(json.loads(paths.record.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{paths.record} cannot be read ({error}); move {paths.folder} away") from error
-        if difference:
-            raise UserError(
-                f"{paths.folder} holds an experiment with another config, and nothing is overwritten. "
-                f"Different: {'; '.join(difference)}. Choose another --experiment.name, or repeat the config "
-                "of that folder"
-            )
-    elif paths.folder.exists() and any(path.suffix != ".partial" for path in paths.folder.iterdir()):
+    if not paths.folder.exists():
+        return None
+    if not paths.folder.is_dir():
         raise UserError(
-            f"{paths.folder} has files in it but no {paths.record.name}, so it is no experiment of ours and "
-            "nothing is written there; choose another --experiment.name or --experiment.output_dir"
+            f"{paths.folder} is a file; choose another --experiment.name or --experiment.output_dir"
         )
-    return [run for run in experiment.selected if not paths.run(run.index).recording.exists()]
+    if not paths.record.exists():
+        if any(path.suffix != ".partial" and path != paths.lock for path in paths.folder.iterdir()):
+            raise UserError(
+                f"{paths.folder} has files in it but no {paths.record.name}, so it is no experiment of ours "
+                "and nothing is written there; choose another --experiment.name or --experiment.output_dir"
+            )
+        return None
+    try:
+        record: dict[str, Any] = json.loads(paths.record.read_text(encoding="utf-8"))
+        changes = config_changes(experiment, record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{paths.record} cannot be read ({error}); move {paths.folder} away") from error
+    if changes and not any(paths.folder.glob("run_*/recording.*")):
+        return None
+    refuse_changes(experiment, changes)
+    return record
+
+
+def refuse_changes(experiment: Experiment, changes: list[str]) -> None:
+    """Refuses to go on with an experiment that differs from the one in its folder.
+
+    Raises:
+        UserError: If there are any changes; it names them.
+    """
+    if changes:
+        raise UserError(
+            f"{experiment.paths.folder} holds another experiment, and nothing is overwritten. Different: "
+            f"{'; '.join(changes)}. Choose another --experiment.name, or repeat what that folder was made "
+            "with"
+        )
+
+
+def unfinished_runs(experiment: Experiment) -> list[Run]:
+    """Returns the selected runs that have no finished shard yet and are not gathered either."""
+    paths = experiment.paths
+    gathered = gathered_runs(paths.folder) if paths.record.exists() else frozenset()
+    return [
+        run
+        for run in experiment.selected
+        if run.index not in gathered and not paths.run(run.index).recording.exists()
+    ]
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder` and refuses it if no file can be made in it.
+    """Refuses a folder in which nothing can be made, whether it exists yet or not; makes nothing.
 
     Raises:
-        UserError: If the folder cannot be made or written.
+        UserError: If it, or the nearest folder above it that exists, cannot be written.
     """
-    probe = folder / f".write-probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "no permission" if there.is_dir() else f"{there} is a file"
         raise UserError(
-            f"cannot write to {folder}: {error.strerror}; choose another --experiment.output_dir, or change "
-            "its permissions"
-        ) from error
+            f"cannot write to {folder}: {reason}; choose another --experiment.output_dir, or change its "
+            "permissions"
+        )
 
 
-def write_folder(
-    experiment: Experiment, *, save_masks: Callable[[Path], object], data_digests: dict[str, str]
-) -> None:
-    """Writes what describes the experiment, unless it is there already: experiment.json and the masks.
+def write_folder(experiment: Experiment, record: dict[str, Any], *, masks: bytes) -> None:
+    """Writes what describes the experiment: experiment.json and the masks.
 
     Args:
         experiment: The experiment.
-        save_masks: Writes the live/dead masks file to the path it is given.
-        data_digests: Name of each data file -> hash of its content.
+        record: Content of experiment.json.
+        masks: Content of the live/dead masks file.
     """
     paths = experiment.paths
-    check_writable(paths.folder)
-    if not paths.record.exists():
-        record = experiment.record({**provenance.collect(), "data": data_digests})
-        _write_text(paths.record, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    if not paths.masks.exists():
-        temporary = paths.masks.with_suffix(".partial")
-        save_masks(temporary)
-        temporary.replace(paths.masks)
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    write_file(paths.record, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_file(paths.masks, masks)
 
 
 def write_run_config(
@@ -93,10 +119,4 @@ def write_run_config(
     config["launch"] |= {"devices": "auto", "runs_per_device": 1, "threads_per_run": slot.threads}
     path = experiment.paths.run(run.index).config
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_text(path, to_yaml(config))
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, to_yaml(config).encode())

@@ -1,27 +1,36 @@
 """Trains several runs at once on this host: a process per run, a run per free slot, a queue of the rest.
 
-A child is a plain `flannel-pl fit --config run_i/config.yaml` with its own log file. It sees only its own
-device.
+The processes come from a fork server that has imported everything but touched no device, so that a further
+run does not pay for the imports again. Each sees only its own device, prints to its own log, and stops when
+the launcher is gone. What runs in them is handed in: this room starts training and knows nothing of it.
 """
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
 from flannel_pl.errors import Interrupted
 from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.launch.devices import visible_name
+from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.progress import Progress
 
 POLL_S = 0.2
-STOP_S = 10.0
-"""How long children have to bring their rows to the disk when asked to stop."""
+STOP_S = 9.0
+"""How long runs have to bring everything to the disk when asked to stop."""
+
+WRONG_USAGE = 2
+"""Exit code of a run that would fail in the same way again."""
+
+Work = Callable[[Experiment, Run, Slot, int, str | None], None]
+"""Trains one run in a process of its own: experiment, run, slot, attempt, value for CUDA_VISIBLE_DEVICES."""
 
 
 @dataclass(frozen=True)
@@ -30,117 +39,206 @@ class Outcome:
 
     run: Run
     device: str
+    attempts: int
     elapsed_s: float
+    """Of the last attempt."""
+
     failure: str | None
     """None if the run finished, else what went wrong, in one line."""
 
 
-@dataclass
-class _Worker:
+@dataclass(frozen=True)
+class _Task:
     run: Run
+    attempt: int = 1
+    avoid: str | None = None
+    """Name of the device on which the last attempt failed."""
+
+
+@dataclass(frozen=True)
+class _Worker:
+    task: _Task
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     started_s: float
 
 
-def train_all(experiment: Experiment, runs: Sequence[Run], slots: Sequence[Slot]) -> list[Outcome]:
+def train_all(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    slots: Sequence[Slot],
+    *,
+    work: Work,
+    events: EventLog,
+    finished: Callable[[int], object],
+) -> list[Outcome]:
     """Trains `runs` on `slots` and returns how each ended, in the order of their numbers.
 
-    A run that fails stops no other.
+    A run that fails is started again, up to `launch.max_retries` times, and stops no other.
 
     Args:
         experiment: What the runs belong to.
-        runs: The runs to train; the config file of each is written.
+        runs: The runs to train; their folders exist.
         slots: Where; each takes the next waiting run as soon as it is free.
+        work: Trains one run; has to be importable by name.
+        events: Told of every start and end.
+        finished: Called with the number of every run that has finished.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM, after every child has been stopped.
+        Interrupted: On a signal, after every run has been stopped.
     """
-    waiting, free = deque(runs), deque(slots)
-    workers: list[_Worker] = []
-    outcomes: list[Outcome] = []
-    with _signals_raised(), Progress(experiment, runs) as progress:
+    with _caught_signals() as signals, Progress(experiment, runs) as progress:
+        return _Launch(experiment, runs, slots, work, events, progress, finished).train(signals)
+
+
+class _Launch:
+    """The loop of `train_all` and what it keeps account of."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        runs: Sequence[Run],
+        slots: Sequence[Slot],
+        work: Work,
+        events: EventLog,
+        progress: Progress,
+        finished: Callable[[int], object],
+    ) -> None:
+        self.experiment, self.work, self.events, self.progress = experiment, work, events, progress
+        self.finished = finished
+        self.max_retries = experiment.config["launch"]["max_retries"]
+        self.waiting = deque(_Task(run) for run in runs)
+        self.free = list(slots)
+        self.workers: list[_Worker] = []
+        self.outcomes: list[Outcome] = []
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([work.__module__])
+
+    def train(self, signals: list[int]) -> list[Outcome]:
         try:
-            while waiting or workers:
-                while waiting and free:
-                    workers.append(_start(experiment, waiting.popleft(), free.popleft()))
-                time.sleep(POLL_S)
-                for worker in [worker for worker in workers if worker.process.poll() is not None]:
-                    workers.remove(worker)
-                    free.append(worker.slot)
-                    outcomes.append(_outcome(experiment, worker))
-                    progress.ended(outcomes[-1].run, outcomes[-1].failure)
-                progress.update()
+            while self.waiting or self.workers:
+                self._start_waiting()
+                wait([worker.process.sentinel for worker in self.workers], timeout=POLL_S)
+                if signals:
+                    self._stop(signals)
+                    raise Interrupted(signals[0])
+                self._collect()
+                self.progress.update()
         finally:
-            _stop(workers)
-    return sorted(outcomes, key=lambda outcome: outcome.run.index)
+            for worker in self.workers:  # none, unless something unforeseen happened
+                worker.process.kill()
+        return sorted(self.outcomes, key=lambda outcome: outcome.run.index)
 
+    def _start_waiting(self) -> None:
+        while self.waiting and self.free:
+            task = self.waiting.popleft()
+            slot = next((slot for slot in self.free if slot.name != task.avoid), self.free[0])
+            self.free.remove(slot)
+            self.workers.append(self._start(task, slot))
 
-def _start(experiment: Experiment, run: Run, slot: Slot) -> _Worker:
-    paths = experiment.paths.run(run.index)
-    command = [sys.executable, "-m", "flannel_pl", "fit", "--config", str(paths.config)]
-    # One bar per child would be ten bars fighting for one line; the launcher shows the progress of all.
-    command += ["--trainer.enable_progress_bar", "false"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads), "MKL_NUM_THREADS": str(slot.threads)}
-    if slot.accelerator == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = _visible_device(slot.device)
-    with paths.log.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C then reaches the launcher only, which stops its children in order.
-            start_new_session=True,
+    def _start(self, task: _Task, slot: Slot) -> _Worker:
+        visible, inside = None, slot
+        if slot.accelerator == "cuda":
+            assert slot.device is not None
+            # The run sees one device, and counts it as number 0.
+            visible, inside = visible_name(slot.device), Slot(slot.accelerator, 0, slot.threads)
+        arguments = (self.experiment, task.run, inside, task.attempt, visible)
+        process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
+        process.start()
+        self.events.write(
+            "run_started",
+            run=task.run.index,
+            seed=task.run.seed,
+            device=slot.name,
+            attempt=task.attempt,
+            pid=process.pid,
         )
-    return _Worker(run, slot, process, time.monotonic())
+        return _Worker(task, slot, process, time.monotonic())
 
+    def _collect(self) -> None:
+        for worker in [worker for worker in self.workers if not worker.process.is_alive()]:
+            self.workers.remove(worker)
+            self.free.append(worker.slot)
+            task, elapsed_s = worker.task, time.monotonic() - worker.started_s
+            failure = self._failure(worker)
+            if failure is None:
+                self.events.write(
+                    "run_finished",
+                    run=task.run.index,
+                    device=worker.slot.name,
+                    attempt=task.attempt,
+                    seconds=round(elapsed_s, 3),
+                )
+                self.finished(task.run.index)
+            elif self._retry(worker, failure):
+                continue
+            outcome = Outcome(task.run, worker.slot.name, task.attempt, elapsed_s, failure)
+            self.outcomes.append(outcome)
+            self.progress.ended(task.run, failure)
 
-def _visible_device(device: int | None) -> str:
-    """Translates a device number of this process into the name a child has to be given."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    assert device is not None
-    return visible[device] if visible else str(device)
+    def _failure(self, worker: _Worker) -> str | None:
+        """Returns in one line why a run has not finished; None if it has."""
+        paths, code = self.experiment.paths.run(worker.task.run.index), worker.process.exitcode
+        if paths.recording.exists():
+            return None  # whole, whatever happened to the process after that
+        assert code is not None
+        if code == -signal.SIGKILL:
+            cause = "killed by SIGKILL (by hand, or because memory ran out)"
+        elif code < 0:
+            cause = f"killed by {signal.Signals(-code).name}"
+        else:
+            log = paths.log.read_text(encoding="utf-8", errors="replace") if paths.log.exists() else ""
+            said = [line.strip() for line in log.splitlines() if line.strip()]
+            cause = f"exit code {code}: {said[-1] if said else 'it printed nothing'}"
+        return f"{cause}; the whole story is in {paths.log}"
 
+    def _retry(self, worker: _Worker, failure: str) -> bool:
+        """Puts a failed run back in the queue, if it may be tried again."""
+        task = worker.task
+        will_retry = worker.process.exitcode != WRONG_USAGE and task.attempt <= self.max_retries
+        self.events.write(
+            "run_failed",
+            run=task.run.index,
+            device=worker.slot.name,
+            attempt=task.attempt,
+            cause=failure,
+            will_retry=will_retry,
+        )
+        if will_retry:
+            self.progress.note(f"run {task.run.index}: {failure}; starting it again")
+            self.waiting.append(_Task(task.run, task.attempt + 1, worker.slot.name))
+        return will_retry
 
-def _outcome(experiment: Experiment, worker: _Worker) -> Outcome:
-    code = worker.process.returncode
-    paths = experiment.paths.run(worker.run.index)
-    failure = None
-    if code != 0 or not paths.recording.exists():
-        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        lines = paths.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last_words = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-        failure = f"{cause}: {last_words}; the whole story is in {paths.log}"
-    return Outcome(worker.run, worker.slot.name, time.monotonic() - worker.started_s, failure)
-
-
-def _stop(workers: list[_Worker]) -> None:
-    """Asks the children to stop, and kills those that do not."""
-    for worker in workers:
-        worker.process.terminate()
-    deadline_s = time.monotonic() + STOP_S
-    for worker in workers:
-        try:
-            worker.process.wait(max(0.0, deadline_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    def _stop(self, signals: list[int]) -> None:
+        """Asks the runs to stop; kills those that do not, or all of them at a second signal."""
+        name = signal.Signals(signals[0]).name
+        self.events.write("stopping", signal=name)
+        self.progress.note(f"{name}: the runs finish their step; once more stops at once")
+        for worker in self.workers:
+            worker.process.terminate()
+        deadline_s = time.monotonic() + STOP_S
+        while self.workers and len(signals) == 1 and time.monotonic() < deadline_s:
+            wait([worker.process.sentinel for worker in self.workers], timeout=POLL_S)
+            self.workers = [worker for worker in self.workers if worker.process.is_alive()]
+        for worker in self.workers:
             worker.process.kill()
-            worker.process.wait()
+            worker.process.join()
+        self.workers = []
 
 
 @contextmanager
-def _signals_raised() -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into `Interrupted`; a second one is left to end the process."""
+def _caught_signals() -> Iterator[list[int]]:
+    """Yields a list to which every signal that asks us to stop is appended."""
+    caught: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        for other in previous:
-            signal.signal(other, signal.SIG_DFL)
-        raise Interrupted(number)
+        caught.append(number)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
-        yield
+        yield caught
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,96 +1,120 @@
-"""Shows how far the runs are while they train, read from their journals."""
+"""Shows how far the runs are while the launcher trains them."""
 
-import contextlib
+import dataclasses
+import math
+import time
 from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
+from rich.live import Live
 
-from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Run
-from flannel_pl.recording.journal import Journal, JournalEntry
+from flannel_pl.launch.display import PlainLines, live_table
+from flannel_pl.launch.standing import ExperimentStatus, RunStatus
+from flannel_pl.launch.status import collect_status, waiting_run
+
+REFRESH_S = 0.5
+"""Shortest time between two looks at the journals."""
+
+COST = 0.05
+"""Largest share of its time that the launcher spends on looking and drawing, however many runs there are."""
 
 
 class Progress:
-    """One bar per run on a terminal; elsewhere a plain line whenever a run has done a further tenth.
+    """A live table on a terminal; elsewhere a line for every start, end, retry and further tenth of a run.
+
+    What it shows is what the journals say, see `launch.status`; and besides that, which runs the launcher has
+    given up. At the end the live table is wiped away for the summary, unless an exception is on its way.
 
     Args:
         experiment: What the runs belong to.
-        runs: The runs to show.
+        runs: The runs that the launcher trains. Their journals may be of an earlier launch: one says nothing
+            about this launch until it changes.
+
+    Example:
+        >>> with Progress(experiment, runs) as progress:  # doctest: +SKIP
+        ...     progress.update()                         # often
     """
 
     def __init__(self, experiment: Experiment, runs: Sequence[Run]) -> None:
+        self._experiment = experiment
+        self._runs = {run.index: run for run in runs}
+        self._earlier = {status.run: _sign_of_life(status) for status in self._collect(runs).runs}
+        self._failures: dict[int, str] = {}
         self._console = Console()
-        self._journals = {run.index: Journal(experiment.paths.run(run.index).journal) for run in runs}
-        self._stale = {index: _read(journal) for index, journal in self._journals.items()}
-        self._tenths = dict.fromkeys(self._journals, 0)
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._tasks: dict[int, TaskID] = {
-            run.index: self._bars.add_task(
-                f"run {run.index}  seed {run.seed}", total=None, note="waiting", start=False
-            )
-            for run in runs
-        }
+        self._lines = PlainLines(self._console)
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._next_s = -math.inf
 
     def __enter__(self) -> "Progress":
-        self._bars.start()
+        if self._console.is_interactive:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._show()
+        self._live.transient = error is None
+        self._live.stop()
 
     def update(self) -> None:
-        """Reads every journal and shows what is new."""
-        for index, journal in self._journals.items():
-            entry = _read(journal)
-            # A journal from an earlier attempt says nothing about this one.
-            if entry is None or entry == self._stale[index]:
-                continue
-            loss = "" if entry.loss is None else f"loss {entry.loss:.4f}"
-            task = self._tasks[index]
-            self._bars.start_task(task)
-            self._bars.update(task, completed=entry.rows_written, total=entry.num_rows, note=loss)
-            self._line(index, entry, loss)
+        """Shows what is new, if the last look was not just now; may be called at any rate."""
+        began_s = time.monotonic()
+        if began_s >= self._next_s:
+            self._show()
+            now_s = time.monotonic()
+            self._next_s = now_s + max(REFRESH_S, (now_s - began_s) / COST)
 
     def ended(self, run: Run, failure: str | None) -> None:
-        """Shows that a run has ended."""
-        self.update()
-        note = "done" if failure is None else "failed"
-        self._bars.update(self._tasks[run.index], note=note)
-        if not self._console.is_terminal:
-            self._console.print(f"run {run.index}: {note}", highlight=False)
+        """Tells that the launcher is through with a run.
 
-    def _line(self, index: int, entry: JournalEntry, loss: str) -> None:
-        tenths = 10 * entry.rows_written // entry.num_rows
-        if not self._console.is_terminal and tenths > self._tenths[index]:
-            self._tenths[index] = tenths
-            self._console.print(
-                f"run {index}: {entry.rows_written}/{entry.num_rows} rows  {loss}", highlight=False
-            )
+        Args:
+            run: Which.
+            failure: None if it is done, else why it was given up.
+        """
+        if failure is not None:
+            self._failures[run.index] = failure
+
+    def retry(self, run: Run, failure: str) -> None:
+        """Tells that a run has failed and waits for its next attempt; its journal is of the past from now on.
+
+        Args:
+            run: Which.
+            failure: Why it failed.
+        """
+        self.note(f"run {run.index}: {failure}; starting it again")
+        self._earlier |= {status.run: _sign_of_life(status) for status in self._collect([run]).runs}
+
+    def note(self, text: str) -> None:
+        """Prints a line, on a terminal above the table."""
+        self._lines.print(text)
+
+    def _show(self) -> None:
+        status = self._collect(self._experiment.selected)
+        status = dataclasses.replace(status, runs=tuple(self._corrected(run) for run in status.runs))
+        if self._console.is_interactive:
+            self._live.update(live_table(status, self._console), refresh=True)
+        else:
+            self._lines.show(status)
+
+    def _collect(self, runs: Sequence[Run]) -> ExperimentStatus:
+        return collect_status(self._experiment.paths, self._experiment.config, runs)
+
+    def _corrected(self, status: RunStatus) -> RunStatus:
+        """Returns what is true of a run in this launch."""
+        if status.run in self._failures:
+            return dataclasses.replace(status, state="failed", message=self._failures[status.run])
+        if status.state == "done" or status.run not in self._runs:
+            return status
+        if _sign_of_life(status) == self._earlier[status.run]:
+            return waiting_run(self._experiment.config, self._runs[status.run])
+        if status.state == "failed":  # the launcher has not heard of it yet, and may start it again
+            return dataclasses.replace(status, state="waiting", message="")
+        return status
 
 
-def _read(journal: Journal) -> JournalEntry | None:
-    # A journal that cannot be read right now only means that there is nothing to show.
-    with contextlib.suppress(RunError, OSError):
-        return journal.read()
-    return None
+def _sign_of_life(status: RunStatus) -> tuple[float | None, bool]:
+    """Returns what differs as soon as a run's journal is written, or damaged."""
+    return status.updated_s, status.state == "unknown"

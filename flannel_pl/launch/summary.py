@@ -1,33 +1,90 @@
-"""The table that ends an experiment: how each run went."""
+"""What ends an experiment: how each run went, what failed and where to look, and how to go on."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flannel_pl.experiment import Experiment
+from flannel_pl.launch.display import (
+    ALWAYS,
+    Column,
+    fitting_table,
+    loss_column,
+    not_finite,
+    printable,
+    state_column,
+    swept_columns,
+)
 from flannel_pl.launch.local import Outcome
-from flannel_pl.recording.journal import Journal
+from flannel_pl.launch.standing import RunStatus
+from flannel_pl.launch.status import collect_status
 
 
-def summarize(experiment: Experiment, outcomes: Sequence[Outcome]) -> None:
-    """Prints one line per run, and for every failure where to look."""
-    swept = sorted({key for outcome in outcomes for key in outcome.run.swept})
-    table = Table("run", "seed", *swept, "device", "rows", "last loss", "seconds", "state")
-    for outcome in outcomes:
-        run, entry = outcome.run, Journal(experiment.paths.run(outcome.run.index).journal).read()
-        table.add_row(
-            str(run.index),
-            str(run.seed),
-            *(str(run.swept[key]) for key in swept),
-            outcome.device,
-            "-" if entry is None else f"{entry.rows_written}/{entry.num_rows}",
-            "-" if entry is None or entry.loss is None else f"{entry.loss:.4f}",
-            f"{outcome.elapsed_s:.1f}",
-            "done" if outcome.failure is None else "failed",
-        )
+def summarize(
+    experiment: Experiment, outcomes: Sequence[Outcome], *, command: Sequence[str] | None = None
+) -> None:
+    """Prints a row per run; if any failed, also a table of those, their logs, and the command to go on with.
+
+    Args:
+        experiment: What the runs belong to.
+        outcomes: How each of them ended.
+        command: The command line without the program's name; None = `sys.argv`.
+    """
     console = Console()
-    console.print(table)
-    for outcome in outcomes:
-        if outcome.failure is not None:
-            console.print(f"run {outcome.run.index} failed: {outcome.failure}", markup=False, soft_wrap=True)
+    runs = collect_status(experiment.paths, experiment.config, [outcome.run for outcome in outcomes]).runs
+    console.print(_results(outcomes, runs, width=console.width))
+    for run in runs:
+        for line in not_finite(run):
+            console.print(line, highlight=False)
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    if not failed:
+        return
+    console.print(f"\nfailed: {len(failed)} of {len(outcomes)} runs\n", highlight=False)
+    console.print(_failures(experiment, failed))
+    console.print()
+    for outcome in failed:
+        log = shlex.quote(str(experiment.paths.run(outcome.run.index).log))
+        _print_whole(console, f"log of run {outcome.run.index}: {log}")
+    again = shlex.join(["flannel-pl", *(sys.argv[1:] if command is None else command)])
+    _print_whole(console, f"go on with: {again}")
+
+
+def _results(outcomes: Sequence[Outcome], runs: Sequence[RunStatus], *, width: int) -> Table:
+    return fitting_table(
+        [
+            Column("run", [str(run.run) for run in runs], ALWAYS),
+            Column("seed", [str(run.seed) for run in runs], importance=6),
+            *swept_columns(runs, importance=5),
+            Column("device", [outcome.device for outcome in outcomes], importance=3, justify="left"),
+            Column("rows", [f"{run.rows_written}/{run.num_rows}" for run in runs], importance=7),
+            loss_column("last loss", runs, importance=8),
+            Column("seconds", [f"{outcome.elapsed_s:.1f}" for outcome in outcomes], importance=4),
+            state_column(["failed" if outcome.failure else "done" for outcome in outcomes]),
+            Column("retries", [str(outcome.attempts - 1) for outcome in outcomes], importance=2),
+        ],
+        width=width,
+    )
+
+
+def _failures(experiment: Experiment, failed: Sequence[Outcome]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", justify="right", no_wrap=True)
+    table.add_column("seed", justify="right", no_wrap=True)
+    table.add_column("device", no_wrap=True)
+    table.add_column("cause", overflow="fold")
+    for outcome in failed:
+        run, log = outcome.run, experiment.paths.run(outcome.run.index).log
+        # The log has a line of its own below, where its name can be copied.
+        cause = (outcome.failure or "").removesuffix(f"; the whole story is in {log}")
+        table.add_row(str(run.index), str(run.seed), outcome.device, Text(printable(cause)))
+    return table
+
+
+def _print_whole(console: Console, line: str) -> None:
+    """Prints a line to be copied: whole, and readable also if it has bytes that are no text."""
+    text = line.encode("utf-8", "backslashreplace").decode()
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

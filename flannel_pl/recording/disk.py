@@ -33,14 +33,25 @@ def preallocate(fd: int, num_bytes: int) -> None:
     Raises:
         OSError: ENOSPC if the disk has not that much room.
     """
+    os.ftruncate(fd, num_bytes)
+    reserve(fd, 0, num_bytes)
+
+
+def reserve(fd: int, offset: int, num_bytes: int) -> None:
+    """Reserves the space for a part of the file, where the system can do that.
+
+    Raises:
+        OSError: ENOSPC if the disk has not that much room.
+    """
+    if num_bytes == 0:
+        return
     try:
-        os.posix_fallocate(fd, 0, num_bytes)
+        os.posix_fallocate(fd, offset, num_bytes)
     except AttributeError:  # macOS has no such call
-        os.ftruncate(fd, num_bytes)
+        return
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        os.ftruncate(fd, num_bytes)
 
 
 def sync_folder(folder: Path) -> None:
@@ -56,8 +67,32 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def publish(partial: Path, final: Path) -> None:
-    """Gives a complete, synced file its final name."""
+def create(path: Path) -> int:
+    """Makes a new, empty file and returns its descriptor, for reading and writing.
+
+    A file that has the name already is unlinked, not emptied: another process may still hold it.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def publish(partial: Path, final: Path, *, fd: int) -> None:
+    """Gives a complete, synced file its final name.
+
+    Args:
+        partial: Its name so far.
+        final: The name it gets; a file that has it is replaced.
+        fd: The descriptor it was written through.
+
+    Raises:
+        RunError: If `partial` is by now another file than the one that was written.
+    """
+    written, there = os.fstat(fd), partial.stat()
+    if (written.st_dev, written.st_ino) != (there.st_dev, there.st_ino):
+        raise RunError(
+            f"{partial} was replaced by another process while it was written, so it does not become "
+            f"{final.name}. See to it that only one process writes there, then start again."
+        )
     os.replace(partial, final)  # noqa: PTH105 - looked up in `os` like every call here
     sync_folder(final.parent)
 
@@ -69,6 +104,11 @@ def readable_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.2f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.2f} TiB"
+
+
+def partial_of(final: Path) -> Path:
+    """Returns the name that a file has until it is complete."""
+    return final.with_name(f"{final.name}.partial")
 
 
 @contextlib.contextmanager
@@ -85,19 +125,33 @@ def new_file(final: Path, num_bytes: int) -> Iterator[int]:
     Raises:
         RunError: If the disk fails; like after any other error, the partial file is gone then.
     """
-    partial = final.with_name(f"{final.name}.partial")
+    partial = partial_of(final)
     with explained(final, need_bytes=num_bytes):
         try:
-            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            fd = create(partial)
             try:
                 preallocate(fd, num_bytes)
                 yield fd
                 os.fsync(fd)
+                publish(partial, final, fd=fd)
             finally:
                 os.close(fd)
-            publish(partial, final)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Writes a small file, whole or not at all; when this returns, it survives a power cut.
+
+    Args:
+        path: Its name; until it is complete it carries `.partial` behind that.
+        data: All of its bytes.
+
+    Raises:
+        RunError: If the disk fails; what was there before is still there then.
+    """
+    with new_file(path, len(data)) as fd:
+        write_at(fd, data, 0)
 
 
 def copy_range(

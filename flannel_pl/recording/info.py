@@ -7,7 +7,7 @@ from typing import Any
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
-from flannel_pl.recording.schema import RECORDED_TOKENS
+from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS
 
 HIGHLIGHTS = {
     "trainer": ("precision", "max_steps", "accelerator", "gradient_clip_val"),
@@ -29,7 +29,8 @@ def info_verb(path: Path) -> None:
     Args:
         path: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder.
     """
-    print(describe(path))
+    # What is not UTF-8, say in a recorded command line, is shown escaped.
+    print(describe(path).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def describe(path: str | Path) -> str:
@@ -94,17 +95,26 @@ def _shared(recording: Recording) -> list[str]:
     lines = []
     for key, spec in recording.tensors.items():
         if key not in of_runs:
-            value = f" = {recording.scalars[key]:.6g}" if key in recording.scalars else ""
+            swept = CONFIG_SCALARS.get(key) in _swept(recording)
+            number = f" = {recording.scalars[key]:.6g}" if key in recording.scalars else ""
+            value = " = swept" if swept else number
             lines.append(_tensor(key, spec) + value)
     return ["Tensors of the experiment", *lines] if lines else []
+
+
+def _swept(recording: Recording) -> set[str]:
+    """Returns the config keys of which not all runs have the same value."""
+    first = next(iter(recording)).swept if len(recording) else {}
+    return {key for run in recording for key, value in run.swept.items() if first.get(key) != value}
 
 
 def _background(recording: Recording) -> Iterator[list[str]]:
     """Yields what the metadata say of config and provenance; of the first run, if nothing is in common."""
     first = next(iter(recording)).metadata if len(recording) else {}
     config = recording.metadata.get("config") or first.get("config", {})
+    swept = _swept(recording)
     shown = [
-        _line(f"{group}.{key}", config[group][key])
+        _line(name := f"{group}.{key}", "swept" if name in swept else config[group][key])
         for group, keys in HIGHLIGHTS.items()
         for key in keys
         if key in config.get(group, {})

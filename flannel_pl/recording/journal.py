@@ -24,7 +24,8 @@ SLOT_BYTES = 4096
 _CHECKSUM_BYTES = 18  # a space, 16 hexadecimal digits, a newline
 
 
-State = Literal["waiting", "running", "done", "failed"]
+State = Literal["waiting", "running", "done", "failed", "stopped"]
+"""`stopped`: interrupted on request; goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class JournalEntry:
     """How far a run is."""
 
     run: int
-    seed: int
+    seed: int | None
+    """None if whoever records does not know it."""
+
     swept: dict[str, Any]
     state: State
     attempt: int
@@ -61,7 +64,13 @@ class JournalEntry:
     """Unix time of this entry, in seconds."""
 
     message: str = ""
-    """Short cause, if failed."""
+    """Short cause, if failed or stopped."""
+
+    first_bad_step: int | None = None
+    """Step of the first loss that is NaN or infinite; None if there is none, or in an older journal."""
+
+    first_row: int = 0
+    """Rows below this one were kept from an earlier attempt."""
 
 
 class Journal:

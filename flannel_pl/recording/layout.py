@@ -5,6 +5,7 @@ length of the header, the header (JSON, may end in spaces), then the tensors wit
 shape beforehand, we write the header first and put each row in its final place later.
 """
 
+import functools
 import json
 import math
 import os
@@ -17,15 +18,28 @@ import ml_dtypes
 import numpy as np
 
 from flannel_pl.errors import RunError
+from flannel_pl.recording.metadata import (
+    CHECKSUM_KEY,
+    METADATA_KEY,
+    NO_CHECKSUM,
+    check_metadata,
+    checksum_field,
+    header_checksum,
+    parse_json,
+    short,
+)
 
 PAGE_BYTES = 4096
 """The data starts at a multiple of this, so that rows can be mapped and copied by whole pages."""
 
-METADATA_KEY = "flannel"
-"""The only key of a header's `__metadata__`: with several, their order differs from process to process."""
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_TENSORS = 50_000
+MAX_MARKS = 400_000
+"""More than that is refused (marks are the braces, brackets and commas of the header), so that no file keeps
+a reader busy for longer than a second. A gathered file of a thousand runs needs half of it or less."""
 
-MAX_HEADER_BYTES = 100_000_000
-"""What the reference implementation accepts at most."""
+MAX_AXES = 64
+_MAX_EMPTY_ELEMENTS = 2**24
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "U64": np.dtype(np.uint64),
@@ -87,28 +101,26 @@ class FileLayout:
     total_bytes: int
     """Size of the whole file."""
 
-    @property
+    @functools.cached_property
     def flannel(self) -> dict[str, Any]:
         """The parsed metadata of flannel-pl; empty for a file that something else wrote."""
-        return dict(json.loads(self.metadata.get(METADATA_KEY, "{}")))
+        return parse_json(self.metadata.get(METADATA_KEY, "{}"))
+
+    @property
+    def header_is_right(self) -> bool:
+        """Whether every byte of the header is as it was written; False if the file does not say."""
+        digits = self.flannel.get(CHECKSUM_KEY)
+        return isinstance(digits, str) and header_checksum(self.header, digits) == digits
 
 
-def dump_metadata(metadata: Mapping[str, Any]) -> str:
-    """Returns `metadata` as sorted JSON: equal content gives equal bytes.
-
-    Raises:
-        ValueError: If it holds NaN or an infinity, which JSON has no word for.
-    """
-    return json.dumps(metadata, sort_keys=True, allow_nan=False)
-
-
-def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str) -> FileLayout:
+def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_bytes: int = 0) -> FileLayout:
     """Gives every tensor its place.
 
     Args:
         tensors: Key -> dtype and shape, in any order. The file has larger dtypes first, then goes by name,
             as the reference implementation writes them.
         metadata: Value of the one metadata key, see `dump_metadata`.
+        min_header_bytes: The header is filled up with spaces to at least this size.
 
     Returns:
         A layout whose header depends on nothing but the arguments.
@@ -121,8 +133,11 @@ def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str) -> FileLayo
         begins[key], end = end, end + spec.num_bytes
         entries[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begins[key], end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    data_start = -(-(8 + len(text)) // PAGE_BYTES) * PAGE_BYTES
+    data_start = -(-max(8 + len(text), min_header_bytes) // PAGE_BYTES) * PAGE_BYTES
     header = (data_start - 8).to_bytes(8, "little") + text.ljust(data_start - 8)
+    digits = header_checksum(header, NO_CHECKSUM)
+    header = header.replace(checksum_field(NO_CHECKSUM), checksum_field(digits))
+    metadata = json.loads(header[8:])["__metadata__"][METADATA_KEY]
     offsets = {key: data_start + begin for key, begin in begins.items()}
     return FileLayout(header, ordered, offsets, {METADATA_KEY: metadata}, data_start + end)
 
@@ -138,35 +153,80 @@ def read_layout(path: Path) -> FileLayout:
             total_bytes = os.fstat(file.fileno()).st_size
             length_bytes = file.read(8)
             num_header_bytes = int.from_bytes(length_bytes, "little")
-            if len(length_bytes) < 8 or num_header_bytes > min(total_bytes - 8, MAX_HEADER_BYTES):
+            if len(length_bytes) < 8 or num_header_bytes > total_bytes - 8:
                 raise ValueError("it does not start with the length of a header")
+            if num_header_bytes > MAX_HEADER_BYTES:
+                raise ValueError(
+                    f"its header has {num_header_bytes} bytes, expected {MAX_HEADER_BYTES} at most"
+                )
             text = file.read(num_header_bytes)
-        return _parse(length_bytes + text, json.loads(text), total_bytes)
+        if num_marks(text) > MAX_MARKS:
+            raise ValueError("its header lists more than any recording has")
+        return _parse(length_bytes + text, parse_json(text.decode("utf-8")), total_bytes)
     except OSError as error:
         raise RunError(f"Cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+    except ValueError as error:
         raise RunError(
-            f"{path} is not a complete safetensors file: {reason}. Copy or record it again."
+            f"{path} is not a complete safetensors file: {error}. Copy or record it again."
         ) from error
+
+
+def num_marks(text: bytes) -> int:
+    """Returns how many braces, brackets and commas open or separate what a header lists."""
+    return sum(text.count(mark) for mark in (b"{", b"[", b","))
+
+
+def is_readable(layout: FileLayout) -> bool:
+    """Tells whether `read_layout` would accept a header that long."""
+    return (
+        len(layout.header) <= MAX_HEADER_BYTES
+        and len(layout.tensors) <= MAX_TENSORS
+        and num_marks(layout.header) <= MAX_MARKS
+    )
 
 
 def _parse(header: bytes, entries: dict[str, Any], total_bytes: int) -> FileLayout:
     metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its __metadata__ are not an object of strings")
+    if len(entries) > MAX_TENSORS:
+        raise ValueError(f"it has {len(entries)} tensors, expected {MAX_TENSORS} at most")
+    parsed = [(key, *_parse_entry(key, entry, total_bytes)) for key, entry in entries.items()]
     tensors, offsets, end = {}, {}, 0
-    for key, entry in sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        if entry["dtype"] not in NUMPY_DTYPES:
-            raise ValueError(
-                f"{key} has the dtype {entry['dtype']}, expected one of {', '.join(NUMPY_DTYPES)}"
-            )
-        spec = TensorSpec(entry["dtype"], tuple(entry["shape"]))
-        if entry["data_offsets"] != [end, end + spec.num_bytes]:
-            raise ValueError(
-                f"{key} lies at {entry['data_offsets']}, expected [{end}, {end + spec.num_bytes}]"
-            )
+    for key, spec, place in sorted(parsed, key=lambda item: item[2]):
+        if place != (end, end + spec.num_bytes):
+            raise ValueError(f"{key!r} lies at {short(place)}, expected {(end, end + spec.num_bytes)}")
         tensors[key], offsets[key], end = spec, len(header) + end, end + spec.num_bytes
     if len(header) + end != total_bytes:
         raise ValueError(f"it has {total_bytes} bytes, its header asks for {len(header) + end}")
     layout = FileLayout(header, tensors, offsets, metadata, total_bytes)
-    _ = layout.flannel  # so that metadata that is no JSON is found here, with the name of the file
+    check_metadata(layout.flannel)
     return layout
+
+
+def _parse_entry(key: str, entry: Any, total_bytes: int) -> tuple[TensorSpec, tuple[int, ...]]:
+    """Returns a tensor's spec, and the two ends of its data."""
+    if not key.isprintable():
+        raise ValueError(f"the key {short(key)} has characters that cannot be printed")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{short(key)} is {short(entry)}, expected dtype, shape and data_offsets")
+    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+        raise ValueError(
+            f"{short(key)} has the dtype {short(dtype)}, expected one of {', '.join(NUMPY_DTYPES)}"
+        )
+    if not _is_sizes(shape) or len(shape) > MAX_AXES:
+        raise ValueError(f"{short(key)} has the shape {short(shape)}, expected a list of sizes")
+    # An empty tensor may claim any size along its other axes, and whoever reads it would run out of memory.
+    if math.prod(max(size, 1) for size in shape) > max(total_bytes, _MAX_EMPTY_ELEMENTS):
+        raise ValueError(
+            f"{short(key)} has the shape {short(shape)}, which no file of {total_bytes} bytes holds"
+        )
+    if not _is_sizes(place) or len(place) != 2:
+        raise ValueError(f"{short(key)} lies at {short(place)}, expected its first byte and its end")
+    return TensorSpec(dtype, tuple(shape)), tuple(place)
+
+
+def _is_sizes(value: Any) -> bool:
+    """Tells whether `value` is a list of numbers that can count bytes; True and 1.0 are none."""
+    return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)

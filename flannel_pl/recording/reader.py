@@ -13,13 +13,14 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.disk import partial_of
 from flannel_pl.recording.schema import ALL_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 
 MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
 """The tensors of a masks file, which a gathered recording carries along."""
 
-_RUN_KEY = re.compile(r"run_(\d+)_(.+)")
+_RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 
 
 def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recording":
@@ -33,13 +34,15 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
             "pt" torch tensors.
 
     Raises:
-        UserError: If there is no recording, or it is not finished.
+        UserError: If there is no recording, it is not finished, or the framework is another.
         RunError: If a file cannot be read or is damaged.
 
     Example:
         >>> with open_recording("runs/flannel3") as rec:                       # doctest: +SKIP
         ...     drift = rec.run(3).embeddings[10:20, rec.masks["dead_indices"]]  # (10, n_dead, D)
     """
+    if framework not in ("np", "pt"):
+        raise UserError(f"framework is {framework!r}, expected 'np' (numpy arrays) or 'pt' (torch tensors)")
     path = Path(path)
     table: dict[str, tuple[TensorFile, str]] = {}
     for file_path, keys in _files(path):
@@ -48,6 +51,8 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
             if key not in file.layout.tensors:
                 raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
             name = f"run_{file.layout.flannel.get('run', 0)}_{key}" if key in ALL_NAMES else key
+            if _RUN_KEY.fullmatch(name) and not file.layout.tensors[key].shape:
+                raise RunError(f"{key} in {file_path} has no rows. Record or copy that file again.")
             if name in table:
                 raise RunError(f"{table[name][0].path} and {file_path} both hold {name}. Move one away.")
             table[name] = (file, key)
@@ -118,8 +123,6 @@ class Recording:
         tensors: Every key, with `run_{i}_` where it belongs to a run, and its dtype and shape.
         files: The safetensors files it is made of.
         scalars: Experiment-wide numbers, e.g. `learning_rate`; a shard has none.
-        masks: The five tensors of the masks file as numpy arrays, e.g. `dead_indices`; empty if they are
-            not there.
     """
 
     def __init__(self, path: Path, table: dict[str, tuple[TensorFile, str]], *, framework: Framework) -> None:
@@ -130,7 +133,7 @@ class Recording:
         self.tensors = {key: file.layout.tensors[inner] for key, (file, inner) in table.items()}
         small = {key: file.read(inner) for key, (file, inner) in table.items() if _is_small(key, file, inner)}
         self.scalars: dict[str, int | float] = {key: x.item() for key, x in small.items() if x.ndim == 0}
-        self.masks: dict[str, Array] = {key: small[key] for key in MASK_NAMES if key in small}
+        self._masks: dict[str, Array] = {key: small[key] for key in MASK_NAMES if key in small}
         runs: dict[int, dict[str, LazyTensor]] = {}
         for key, (file, inner) in table.items():
             match = _RUN_KEY.fullmatch(key)
@@ -140,6 +143,28 @@ class Recording:
         self._runs = {index: self._open_run(index, runs[index]) for index in sorted(runs)}
         self.runs = tuple(self._runs)
         self.seeds = tuple(run.seed for run in self._runs.values())
+
+    @property
+    def masks(self) -> dict[str, Array]:
+        """The five tensors of the masks file as numpy arrays, e.g. `dead_indices`.
+
+        A single run has none of its own: they are taken from the experiment's folder around it.
+
+        Raises:
+            UserError: If they are not there.
+            RunError: If the experiment's masks file is damaged.
+        """
+        if not self._masks:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            # By the file system's "..", which is right for relative paths and symlinks too.
+            beside = ExperimentPaths.find(folder / "..").masks
+            if self.metadata.get("run") is None or not beside.exists():
+                raise UserError(
+                    f"{self.path} has no masks: they are in the experiment's gathered file and in its "
+                    f"{beside.name}. Open the experiment's folder, or this run inside it."
+                )
+            self._masks = read_masks(beside)
+        return self._masks
 
     def run(self, index: int) -> RunRecording:
         """Returns run `index`.
@@ -179,9 +204,23 @@ class Recording:
         entries = {entry["index"]: entry for entry in self.metadata.get("runs", [])}
         metadata = entries.get(index, self.metadata if self.metadata.get("run") == index else {})
         seed = metadata.get("seed")
-        if seed is None and "base_seed" in self.scalars:  # the notebook counts its seeds up from the first
-            seed = int(self.scalars["base_seed"]) + index
+        base_seed = self.scalars.get("base_seed")
+        if seed is None and isinstance(base_seed, int):  # the notebook counts its seeds up from the first
+            seed = base_seed + index
         return RunRecording(index, tensors, seed=seed, metadata=metadata)
+
+
+def read_masks(path: Path) -> dict[str, Array]:
+    """Returns the five tensors of a masks file.
+
+    Raises:
+        RunError: If it cannot be read, is damaged, or lacks one of them.
+    """
+    with TensorFile(path) as file:
+        absent = [name for name in MASK_NAMES if name not in file.layout.tensors]
+        if absent:
+            raise RunError(f"{path} has no {', '.join(absent)}; expected {', '.join(MASK_NAMES)}")
+        return {name: file.read(name) for name in MASK_NAMES}
 
 
 def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
@@ -191,7 +230,7 @@ def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
     if path.suffix == ".partial":
         raise UserError(
             f"{path} is not finished: rows not written yet read as zeros. "
-            "Run the same command again to finish it; flannel-pl status shows how far it is."
+            "The same command again goes on from its last checkpoint; flannel-pl status shows how far it is."
         )
     if not path.exists():
         raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
@@ -201,13 +240,15 @@ def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
 
 
 def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
-    run, experiment = RunPaths(folder), ExperimentPaths(folder.resolve())
+    run, experiment = RunPaths(folder), ExperimentPaths.find(folder.absolute())
     for candidate in (run.recording, experiment.gathered, experiment.index):
         if candidate.exists():
             return _files(candidate)
     shards = sorted(folder.glob(f"run_*/{run.recording.name}"))
     if not shards:
-        begun = [run.partial] if run.partial.exists() else sorted(folder.glob(f"run_*/{run.partial.name}"))
+        growing = partial_of(experiment.gathered)
+        begun = [path for path in (run.partial, growing) if path.exists()]
+        begun += sorted(folder.glob(f"run_*/{run.partial.name}"))
         hint = f"; {begun[0]} is begun but not finished" if begun else ""
         raise UserError(f"{folder} holds no finished recording{hint}. flannel-pl fit makes or finishes one.")
     return [(shard, None) for shard in (*shards, experiment.masks) if shard.exists()]

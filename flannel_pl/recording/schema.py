@@ -10,13 +10,14 @@ hidden size.
 | `grads` | (V, D) | gradient at the weights of t-1, before clipping | `on_before_optimizer_step` | 0 |
 | `momentum` | (V, D) | Adam's exp_avg of the embedding after step t | `on_train_batch_end` | 0 |
 | `variance` | (V, D) | Adam's exp_avg_sq of the embedding after step t | `on_train_batch_end` | 0 |
-| `logits` | (V,) | first sequence, last position, at the weights of t-1 | `on_before_optimizer_step` | 0 |
-| `losses` | () | loss at the weights of t-1, rounded to its dtype | `on_before_optimizer_step` | NaN |
+| `logits` | (V,) | first sequence, last position, at the weights of t-1 | `on_train_batch_end` | 0 |
+| `losses` | () | loss at the weights of t-1, rounded to its dtype | `on_train_batch_end` | NaN |
 
-Always there besides these: `recorded_steps` (int64: t), and three float32 columns taken in
-`on_before_optimizer_step`, NaN in row 0: `losses_f32` (the exact loss), `learning_rates` (the rate step t
-uses), `grad_norms` (total norm over all parameters before clipping). `checksums` has one xxh3-64 per row
-and column, over that row's bytes.
+Always there besides these: `recorded_steps` (int64: t), and three float32 columns, NaN in row 0:
+`losses_f32` (the exact loss, taken in `on_train_batch_end`), and from `on_before_optimizer_step`
+`learning_rates` (the rate step t uses) and `grad_norms` (total norm over all parameters before clipping).
+Loss and logits are those the forward pass of step t gave, so they belong to the weights of t-1 although the
+hook comes after the step. `checksums` has one xxh3-64 per row and column, over that row's bytes.
 """
 
 import difflib
@@ -29,7 +30,8 @@ import numpy as np
 import xxhash
 
 from flannel_pl.errors import UserError
-from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec, dump_metadata, plan_layout
+from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec, plan_layout
+from flannel_pl.recording.metadata import dump_metadata
 
 SCHEMA_VERSION = 1
 """Raised by every change to the file format, see docs/format.md."""
@@ -46,6 +48,16 @@ subset."""
 
 ALL_NAMES = ("recorded_steps", *RECORDABLE, *SCALAR_COLUMNS, "checksums", RECORDED_TOKENS)
 """Every tensor name a run may have."""
+
+CONFIG_SCALARS = {
+    "n_steps": "trainer.max_steps",
+    "init_scale": "model.init_scale",
+    "learning_rate": "model.learning_rate",
+    "weight_decay": "model.weight_decay",
+    "adam_beta1": "model.adam_beta1",
+    "adam_beta2": "model.adam_beta2",
+}
+"""Scalar of a gathered recording -> the config key it is taken from."""
 
 DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
 """Dtypes a recorded tensor may have, and their codes in the file."""
@@ -98,7 +110,7 @@ class RecordingSchema:
     def build(
         cls,
         *,
-        tensors: Sequence[str],
+        tensors: Sequence[str] | str,
         dtypes: Mapping[str, str],
         num_tokens: int,
         hidden_dim: int,
@@ -109,7 +121,7 @@ class RecordingSchema:
         """Checks the user's wishes and lays out the columns.
 
         Args:
-            tensors: Names from `RECORDABLE`, in any order.
+            tensors: Names from `RECORDABLE`, in any order; or one name.
             dtypes: Tensor -> bfloat16, float32 or float16; bfloat16 for those not named.
             num_tokens: V, recorded tokens.
             hidden_dim: D, width of an embedding.
@@ -120,6 +132,7 @@ class RecordingSchema:
         Raises:
             UserError: Names everything that is wrong with the arguments, not only the first mistake.
         """
+        tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
         mistakes = [*_mistakes(tensors, dtypes)]
         if max_steps < 1:
             mistakes.append(f"trainer.max_steps is {max_steps}, expected at least 1")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.disk import preallocate, write_at
+from flannel_pl.recording.disk import create, preallocate, write_at
 from flannel_pl.recording.layout import FileLayout, TensorSpec, plan_layout
 from flannel_pl.recording.schema import RecordingSchema
 
@@ -26,7 +26,7 @@ def create_shard(
 ) -> int:
     """Makes the partial file with its full size, header and static tensors; returns its descriptor."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    fd = create(path)
     try:
         preallocate(fd, layout.total_bytes)
         write_at(fd, layout.header, 0)

@@ -7,6 +7,7 @@ Bytes are read with pread, not through a memory map: streaming 1 GB through the 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -26,15 +27,16 @@ class TensorFile:
 
     Args:
         path: The file.
+        layout: Its layout, if the header is not there yet; otherwise it is read.
 
     Raises:
         RunError: If it cannot be read or is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, layout: FileLayout | None = None) -> None:
         self._fd = -1
         self.path = path
-        self.layout: FileLayout = read_layout(path)
+        self.layout: FileLayout = read_layout(path) if layout is None else layout
         self._fd = os.open(path, os.O_RDONLY)
 
     def read_into(self, key: str, array: Array, *, start_row: int = 0) -> None:
@@ -44,11 +46,19 @@ class TensorFile:
             RunError: If the file became shorter or the disk fails.
             ValueError: If the file is closed.
         """
+        row_bytes = array[:1].nbytes if array.ndim else array.nbytes
+        self.read_bytes_into(key, array.reshape(-1).view(np.uint8).data, start_byte=start_row * row_bytes)
+
+    def read_bytes_into(self, key: str, view: memoryview, *, start_byte: int) -> None:
+        """Fills `view` with a tensor's bytes from `start_byte` on.
+
+        Raises:
+            RunError: If the file became shorter or the disk fails.
+            ValueError: If the file is closed.
+        """
         if self._fd < 0:
             raise ValueError(f"{self.path} is closed")
-        view = array.reshape(-1).view(np.uint8).data
-        row_bytes = array[:1].nbytes if array.ndim else array.nbytes
-        offset = self.layout.offsets[key] + start_row * row_bytes
+        offset = self.layout.offsets[key] + start_byte
         while view:
             try:
                 num_read = os.preadv(self._fd, [view], offset)
@@ -70,6 +80,16 @@ class TensorFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __enter__(self) -> "TensorFile":
+        """Returns the file; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -1,6 +1,6 @@
 """Streams a run's rows into their final place in one safetensors file, from a background thread.
 
-The whole file is laid out and its space reserved before training starts. A row then goes: `acquire` a slot
+The whole file is laid out and its space reserved before training starts. A row then goes: `acquire` a buffer
 of the ring, fill its tensors, `submit` it; the thread computes checksums, writes each column's row with
 pwrite, and every few seconds syncs the file and then the journal. A full ring makes `acquire` wait, so no
 row is ever dropped and memory never grows. A failed write or fsync ends the attempt: after it nobody knows
@@ -18,15 +18,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xxhash
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.disk import disk_error, explained, publish, write_at
+from flannel_pl.recording.disk import disk_error, explained, publish, write_at, write_file
 from flannel_pl.recording.journal import SLOT_BYTES, Journal, JournalEntry, State
 from flannel_pl.recording.schema import Column, RecordingSchema
 from flannel_pl.recording.shard import create_shard, reopen_shard, shard_layout
@@ -41,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class RowBuffer:
     """One row in memory. Fill every tensor in place before submitting it."""
 
     tensors: dict[str, torch.Tensor]
@@ -52,10 +51,17 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class _Job:
-    slot: Slot
+class _Row:
+    buffer: RowBuffer
     row: int
     ready: Callable[[], object] | None
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    path: Path
+    data: bytes
+    then: Callable[[], object] | None
 
 
 class RecordingWriter:
@@ -71,9 +77,9 @@ class RecordingWriter:
         metadata: Goes into the header: `run`, `seed`, `swept`, `config`, `provenance`, as far as they are
             known.
         static: Tensors besides the per-row ones, by name without prefix, e.g. `recorded_tokens`.
-        journal_entry: The entry to go on from; the writer updates its state, rows, loss, bytes and time.
+        journal_entry: The entry to go on from; the writer updates all that changes while it writes.
         journal: Where the entries go.
-        num_slots: Rows the ring holds.
+        num_buffers: Rows the ring holds.
         pin_memory: Whether the ring is page-locked, for asynchronous copies from a GPU.
         commit_every_s: Longest time, in seconds, that a written row stays unsynced.
         first_row: Rows below this one are kept from an earlier attempt, whose partial file must have the
@@ -85,9 +91,9 @@ class RecordingWriter:
             method but `abort`.
 
     Example:
-        >>> slot = writer.acquire()                                  # doctest: +SKIP
-        >>> slot.tensors["embeddings"].copy_(weight)                 # doctest: +SKIP
-        >>> writer.submit(slot, row=0)                               # doctest: +SKIP
+        >>> buffer = writer.acquire()                                  # doctest: +SKIP
+        >>> buffer.tensors["embeddings"].copy_(weight)                 # doctest: +SKIP
+        >>> writer.submit(buffer, row=0)                               # doctest: +SKIP
         >>> writer.finish()                                          # doctest: +SKIP
     """
 
@@ -101,7 +107,7 @@ class RecordingWriter:
         static: "Mapping[str, np.ndarray[Any, Any]]",
         journal_entry: JournalEntry,
         journal: Journal,
-        num_slots: int = 4,
+        num_buffers: int = 4,
         pin_memory: bool = False,
         commit_every_s: float = 5.0,
         first_row: int = 0,
@@ -115,10 +121,10 @@ class RecordingWriter:
         self.partial_path = partial_path
         self.schema = schema
         self._journal = journal
-        self._entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows)
+        self._entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows, first_row=first_row)
         self._commit_every_s = commit_every_s
         self._layout = shard_layout(schema, metadata, static)
-        slots = _make_slots(schema, num_slots=num_slots, pin_memory=pin_memory)
+        buffers = _make_buffers(schema, num_buffers=num_buffers, pin_memory=pin_memory)
         with explained(partial_path, need_bytes=self._layout.total_bytes):
             if first_row == 0:
                 self._fd = create_shard(partial_path, self._layout, schema=schema, static=static)
@@ -126,10 +132,10 @@ class RecordingWriter:
                 self._fd = reopen_shard(partial_path, self._layout)
         # Shared with the thread, guarded by `_changed`.
         self._changed = threading.Condition()
-        self._free = deque(slots)
-        self._num_slots = num_slots
-        self._held: set[Slot] = set()
-        self._jobs: deque[_Job] = deque()
+        self._free = deque(buffers)
+        self._num_buffers = num_buffers
+        self._held: set[RowBuffer] = set()
+        self._jobs: deque[_Row | _Checkpoint] = deque()
         self._next_row = first_row
         self._failure: Exception | None = None
         self._ending = False
@@ -139,6 +145,7 @@ class RecordingWriter:
         self._rows_committed = first_row
         self._rows_noted = first_row
         self._loss = journal_entry.loss
+        self._first_bad_step = journal_entry.first_bad_step
         self._committed_at_s = self._noted_at_s = time.monotonic()
         try:
             with explained(journal.path, need_bytes=2 * SLOT_BYTES):
@@ -149,52 +156,62 @@ class RecordingWriter:
         self._thread = threading.Thread(target=self._work, name="flannel-writer", daemon=True)
         self._thread.start()
 
-    def acquire(self) -> Slot:
-        """Returns a slot to fill; waits while all of them are still being written.
+    def acquire(self) -> RowBuffer:
+        """Returns a buffer to fill; waits while all of them are still being written.
 
         Raises:
             RunError: If writing has failed.
-            ValueError: If the caller holds every slot already, or the writer is closed.
+            ValueError: If the caller holds every buffer already, or the writer is closed.
         """
         with self._changed:
-            if len(self._held) == self._num_slots:
-                raise ValueError("every slot is held by the caller; submit or release one first")
+            if len(self._held) == self._num_buffers:
+                raise ValueError("every buffer is held by the caller; submit one first")
             self._changed.wait_for(lambda: self._free or self._failure or self._closed)
             self._check_open()
-            slot = self._free.popleft()
-            self._held.add(slot)
-            return slot
+            buffer = self._free.popleft()
+            self._held.add(buffer)
+            return buffer
 
-    def submit(self, slot: Slot, row: int, ready: Callable[[], object] | None = None) -> None:
-        """Hands a filled slot over to the thread.
+    def submit(self, buffer: RowBuffer, row: int, ready: Callable[[], object] | None = None) -> None:
+        """Hands a filled buffer over to the thread.
 
         Args:
-            slot: From `acquire`; not to be touched any more.
+            buffer: From `acquire`; not to be touched any more.
             row: Its row; rows come in order and without a gap.
-            ready: Called by the thread before it reads the slot, e.g. `torch.cuda.Event.synchronize`.
+            ready: Called by the thread before it reads the buffer, e.g. `torch.cuda.Event.synchronize`.
 
         Raises:
             RunError: If writing has failed.
-            ValueError: If this is not the next row, or the slot is not the caller's.
+            ValueError: If this is not the next row, or the buffer is not the caller's.
         """
         with self._changed:
             self._check_open()
             if row != self._next_row or row >= self.schema.num_rows:
                 raise ValueError(f"got row {row}, expected row {self._next_row} of {self.schema.num_rows}")
-            self._take_back(slot)
+            if buffer not in self._held:
+                raise ValueError("got a buffer that was not acquired, or was submitted before")
+            self._held.remove(buffer)
             self._next_row += 1
-            self._jobs.append(_Job(slot, row, ready))
+            self._jobs.append(_Row(buffer, row, ready))
             self._changed.notify_all()
 
-    def release(self, slot: Slot) -> None:
-        """Gives a slot back unused.
+    def checkpoint(self, path: Path, data: bytes, *, then: Callable[[], object] | None = None) -> None:
+        """Queues a checkpoint behind the rows submitted so far.
+
+        The thread makes those rows durable first, so a checkpoint on the disk always has its rows there.
+
+        Args:
+            path: Its name; it is written as `.partial` beside that, synced and renamed.
+            data: Its bytes, opaque to the writer.
+            then: Called by the thread once the checkpoint is durable, e.g. to delete older ones.
 
         Raises:
-            ValueError: If the slot is not the caller's.
+            RunError: If writing has failed.
+            ValueError: If the writer is closed.
         """
         with self._changed:
-            self._take_back(slot)
-            self._free.append(slot)
+            self._check_open()
+            self._jobs.append(_Checkpoint(path, data, then))
             self._changed.notify_all()
 
     def raise_if_failed(self) -> None:
@@ -231,7 +248,7 @@ class RecordingWriter:
             raise
         self._close()
 
-    def abort(self, message: str) -> None:
+    def abort(self, message: str, *, state: Literal["failed", "stopped"] = "failed") -> None:
         """Ends the attempt: writes and syncs what was submitted, if it can, and tells the journal.
 
         The partial file stays. Raises nothing for a failing disk, since it is called while another error is
@@ -239,31 +256,20 @@ class RecordingWriter:
 
         Args:
             message: Short cause.
+            state: What the journal says: failed, or stopped on request. After a failed write it is always
+                failed.
         """
         if self._closed:
             return
         self._join()
         try:
             if self._failure is None:
-                self._commit("failed", message)
+                self._commit(state, message)
             else:
                 self._note("failed", message, durable=True)
         except OSError as error:
             _log.warning("%s", disk_error(error, self.partial_path, need_bytes=0))
         self._close()
-
-    def __enter__(self) -> "RecordingWriter":
-        """Returns the writer; leaving the block finishes it, or aborts it if an exception is on its way."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Finishes or aborts, see `__enter__`."""
-        if error is None:
-            self.finish()
-        else:
-            self.abort(f"{type(error).__name__}: {error}")
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -272,6 +278,8 @@ class RecordingWriter:
             raise ValueError(f"the writer of {self.final_path} is closed")
 
     def _explanation(self, failure: Exception) -> RunError:
+        if isinstance(failure, RunError):
+            return RunError(str(failure))
         if isinstance(failure, OSError):
             rows_left = self.schema.num_rows - self._rows_written
             return disk_error(failure, self.partial_path, need_bytes=rows_left * self.schema.row_bytes)
@@ -279,11 +287,6 @@ class RecordingWriter:
             f"Cannot write row {self._rows_written} of {self.partial_path}: "
             f"{type(failure).__name__}: {failure}"
         )
-
-    def _take_back(self, slot: Slot) -> None:
-        if slot not in self._held:
-            raise ValueError("got a slot that was not acquired, or was submitted or released before")
-        self._held.remove(slot)
 
     def _join(self) -> None:
         with self._changed:
@@ -308,7 +311,7 @@ class RecordingWriter:
             raise UserError(
                 f"{self.final_path} appeared during the run; move it away, {self.partial_path} is complete"
             )
-        publish(self.partial_path, self.final_path)
+        publish(self.partial_path, self.final_path, fd=self._fd)
         self._note("done", durable=True)
 
     # What follows runs in the thread; or after it was joined.
@@ -321,28 +324,39 @@ class RecordingWriter:
                     job = self._jobs.popleft() if self._jobs else None
                     if job is None and self._ending:
                         return
-                if job is not None:
+                if isinstance(job, _Row):
                     self._write_row(job)
                     with self._changed:
-                        self._free.append(job.slot)
+                        self._free.append(job.buffer)
                         self._changed.notify_all()
+                elif job is not None:
+                    self._write_checkpoint(job)
                 self._report_progress()
         except Exception as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _write_row(self, job: _Job) -> None:
+    def _write_row(self, job: _Row) -> None:
         if job.ready is not None:
             job.ready()
         checksums = np.empty(len(self.schema.columns), np.uint64)
         for position, column in enumerate(self.schema.columns):
-            data = job.slot.row_bytes[column.name]
+            data = job.buffer.row_bytes[column.name]
             checksums[position] = xxhash.xxh3_64_intdigest(data)
             self._write_cell(column, job.row, data)
         self._write_cell(self.schema.checksum_column, job.row, checksums.data)
-        self._loss = float(job.slot.tensors["losses_f32"])
+        self._loss = float(job.buffer.tensors["losses_f32"])
+        # Row 0 is NaN by definition: no step, no loss.
+        if job.row > 0 and self._first_bad_step is None and not math.isfinite(self._loss):
+            self._first_bad_step = int(job.buffer.tensors["recorded_steps"])
         self._rows_written = job.row + 1
+
+    def _write_checkpoint(self, job: _Checkpoint) -> None:
+        self._commit("running")
+        write_file(job.path, job.data)
+        if job.then is not None:
+            job.then()
 
     def _write_cell(self, column: Column, row: int, data: memoryview) -> None:
         start = self._layout.offsets[self.schema.key_prefix + column.name]
@@ -369,6 +383,7 @@ class RecordingWriter:
             rows_written=self._rows_written,
             rows_committed=self._rows_committed,
             loss=self._loss,
+            first_bad_step=self._first_bad_step,
             bytes_written=self._rows_written * self.schema.row_bytes,
             updated_s=time.time(),
         )
@@ -377,18 +392,18 @@ class RecordingWriter:
         self._noted_at_s = time.monotonic()
 
 
-def _make_slots(schema: RecordingSchema, *, num_slots: int, pin_memory: bool) -> list[Slot]:
-    """Divides one allocation among `num_slots` rows; every column starts aligned."""
+def _make_buffers(schema: RecordingSchema, *, num_buffers: int, pin_memory: bool) -> list[RowBuffer]:
+    """Divides one allocation among `num_buffers` rows; every column starts aligned."""
     starts, end = {}, 0
     for column in schema.columns:
         starts[column.name] = end
         end += math.ceil(column.row_bytes / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    ring = torch.zeros((num_slots, end), dtype=torch.uint8, pin_memory=pin_memory)
-    slots = []
+    ring = torch.zeros((num_buffers, end), dtype=torch.uint8, pin_memory=pin_memory)
+    buffers = []
     for memory in ring:
         cells = {c.name: memory[starts[c.name] : starts[c.name] + c.row_bytes] for c in schema.columns}
         tensors = {
             c.name: cells[c.name].view(TORCH_DTYPES[c.dtype]).view(c.row_shape) for c in schema.columns
         }
-        slots.append(Slot(tensors, {name: cell.numpy().data for name, cell in cells.items()}))
-    return slots
+        buffers.append(RowBuffer(tensors, {name: cell.numpy().data for name, cell in cells.items()}))
+    return buffers

@@ -7,7 +7,9 @@ Trainer, module and data of one run from such a config (see `training/fit.py`).
 import copy
 import difflib
 import functools
+import math
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -18,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import ExperimentConfig, LaunchConfig
+from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import StepRecorder
@@ -38,8 +40,11 @@ class FlannelParser(LightningArgumentParser):
         raise UserError(" ".join(message.split()) + self._hint(message))
 
     def _hint(self, message: str) -> str:
+        if "Logger" in message and "save_dir" in message:
+            return "; give the logger a folder, e.g. init_args: {save_dir: .}, which is that of the run"
         for pattern in (
             r"unrecognized arguments: --?([\w.]+)",
+            r"ambiguous option: --?([\w.]+)",
             r"Option '([\w.]+)' is not accepted",
             r"Group '([\w.]+)' does not accept option '([\w.]+)'",
         ):
@@ -50,6 +55,7 @@ class FlannelParser(LightningArgumentParser):
     def _nearest(self, unknown: str) -> str:
         known = [*self.get_defaults(skip_validation=True).keys(), "config", "print_config", "help"]
         nearest = difflib.get_close_matches(unknown, known, n=1)
+        nearest = nearest or [key for key in known if key.split(".")[-1] == unknown]
         return f"; did you mean {nearest[0]}?" if nearest else "; `flannel-pl fit --help` lists every key"
 
 
@@ -93,7 +99,8 @@ class FlannelCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(StepRecorder, "recorder", skip={"folder", "label"}, instantiate=False)
+        ours = {"folder", "label", "checkpoint_every"}
+        parser.add_class_arguments(StepRecorder, "recorder", skip=ours, instantiate=False)
         parser.add_class_arguments(ExperimentConfig, "experiment")
         parser.add_class_arguments(LaunchConfig, "launch")
         parser.set_defaults({"recorder.parameter": TiedGPT2.EMBEDDING})
@@ -147,7 +154,15 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
         UserError: If an argument, a key or a value is not accepted.
     """
     parsed = _parser().parse_args(_with_logger_folders(_config_first(arguments)))
-    config = cast("dict[str, Any]", yaml.safe_load(_parser().dump(parsed, skip_unset=False)))
+    with warnings.catch_warnings():
+        # The default of an argument that is no plain value: left out below, so that it stays the default.
+        warnings.filterwarnings("ignore", message=r"[\s\S]*Unable to serialize instance")
+        config: dict[str, Any] = _plain(yaml.safe_load(_parser().dump(parsed, skip_unset=False)))
+    infinite = [
+        key for key, value in flatten(config) if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if infinite:
+        raise UserError(f"{', '.join(infinite)}: expected a finite number")
     _make_absolute(config)
     seed = config["seed_everything"]
     if seed is True:
@@ -159,6 +174,17 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
         config["experiment"]["seeds"] = seed
         config["seed_everything"] = False
     return config
+
+
+def _plain(value: Any) -> Any:
+    """Returns a loaded config without what could not be written as YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if not _is_placeholder(item)}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_placeholder(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("Unable to serialize instance")
 
 
 def _make_absolute(config: dict[str, Any]) -> None:
@@ -191,7 +217,7 @@ def _with_logger_folders(arguments: Sequence[str]) -> list[str]:
     rest = iter(arguments)
     for argument in rest:
         result.append(argument)
-        match = re.fullmatch(r"--trainer\.logger\+?(?:=(.+))?", argument)
+        match = re.fullmatch(r"--trainer\.logger(?:\.class_path|\+)?(?:=(.+))?", argument)
         if match:
             name = match[1] or next(rest, "")
             if not match[1]:

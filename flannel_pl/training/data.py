@@ -104,9 +104,9 @@ class FlannelData(LightningDataModule):
 
     def __init__(
         self,
-        corpus_path: Path | None = None,
-        tokenizer_path: Path | None = None,
-        mask_path: Path | None = None,
+        corpus_path: str | Path | None = None,
+        tokenizer_path: str | Path | None = None,
+        mask_path: str | Path | None = None,
         batch_size: int = 32,
         target_offset: Literal[1, 2] = 2,
         order_seed: int | None = None,
@@ -116,6 +116,10 @@ class FlannelData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}, expected at least 1")
+        # As text, because checkpoints are loaded with weights_only=True, which knows no paths.
+        corpus_path, tokenizer_path, mask_path = (
+            None if path is None else str(path) for path in (corpus_path, tokenizer_path, mask_path)
+        )
         self.save_hyperparameters()
         self.corpus: Corpus | None = None
         self._order_seed = 0

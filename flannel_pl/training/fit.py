@@ -1,8 +1,12 @@
 """Training one run: from its config to its finished shard; and what can be checked before that."""
 
+import copy
+import dataclasses
 import logging
 import math
+import platform
 import signal
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +20,21 @@ from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import FlannelCLI, parse_config
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import RunLabel, StepRecorder
+from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import recorded_token_ids
+
+LOCK_WAIT_S = 15.0
+"""How long to wait for a run's last process: one whose launcher was killed needs some seconds to notice."""
+
+FOLDER_ARGUMENTS = {"save_dir", "dirpath", "root_dir"}
+"""What loggers, checkpoint callbacks and profilers call the folder they write to."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,12 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     config = experiment.run_config(run)
     _check_trainer(config["trainer"])
     parsed = parse_config(config)  # the types of swept values
-    TiedGPT2(**parsed["model"])
+    model = TiedGPT2(**parsed["model"])
     data = FlannelData(**parsed["data"])
-    recorder = StepRecorder(Path(), **parsed["recorder"])
+    recorder = StepRecorder(
+        Path(), **parsed["recorder"], checkpoint_every=config["launch"]["checkpoint_every"]
+    )
+    _check_parameter(recorder, model.parameter_shapes(), num_tokens=config["model"]["vocab_size"])
     corpus = data.load()
     vocab_size = config["model"]["vocab_size"]
     ids = recorded_token_ids(recorder.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
@@ -61,6 +77,16 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     return CheckedRun(schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids)), corpus)
 
 
+def _check_parameter(recorder: StepRecorder, shapes: dict[str, tuple[int, ...]], *, num_tokens: int) -> None:
+    """Refuses a parameter that cannot be recorded row by row like the embedding."""
+    fitting = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == num_tokens]
+    if recorder.parameter not in fitting:
+        raise UserError(
+            f"recorder.parameter is {recorder.parameter!r}, expected one with a row for every token: "
+            f"{', '.join(fitting)}"
+        )
+
+
 def _check_trainer(trainer: dict[str, Any]) -> None:
     """Refuses Trainer settings that a recorded run cannot have."""
     if trainer["max_steps"] < 1:
@@ -68,6 +94,8 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
             f"trainer.max_steps is {trainer['max_steps']}, expected at least 1; give the steps of a run, "
             "e.g. --trainer.max_steps 1000"
         )
+    if trainer["max_epochs"] == 0:
+        raise UserError("trainer.max_epochs is 0, which trains nothing; leave it out, max_steps decides")
     if trainer["fast_dev_run"]:
         raise UserError(
             "trainer.fast_dev_run trains without recording; use --trainer.max_steps 1 for a quick trial"
@@ -79,80 +107,132 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
         )
 
 
-def train(experiment: Experiment, run: Run, slot: Slot) -> None:
-    """Trains one run in this process and writes its shard.
+def train(
+    experiment: Experiment, run: Run, slot: Slot, *, attempt: int = 1, progress_bar: bool | None = None
+) -> None:
+    """Trains one run in this process and writes its shard, going on from a checkpoint if there is one.
+
+    Does nothing if the shard is finished.
 
     Args:
         experiment: What the run belongs to.
         run: Which run.
         slot: Device and number of threads.
+        attempt: How often the run has been started, this time included.
+        progress_bar: Whether Lightning shows one; None = as the config says.
 
     Raises:
-        UserError: If the config cannot be trained.
+        UserError: If the config cannot be trained, or another process trains this run.
         RunError: If the recording cannot be written.
-        Interrupted: On SIGINT or SIGTERM, once the rows so far are on the disk.
+        Interrupted: On SIGINT or SIGTERM, once everything so far is on the disk.
     """
+    paths = experiment.paths.run(run.index)
+    lock = Lock(paths.lock, what=f"run {run.index} of {experiment.paths.folder}")
+    _say(lock.acquire(wait_s=LOCK_WAIT_S))
+    try:
+        if not paths.recording.exists():
+            _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+    finally:
+        lock.release()
+
+
+def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool | None) -> None:
     config = experiment.run_config(run)
-    folder = experiment.paths.run(run.index).folder
+    paths = experiment.paths.run(run.index)
+    settings = _run_trainer(config["trainer"], paths.folder, slot)
+    if progress_bar is not None:
+        settings["enable_progress_bar"] = progress_bar
     torch.set_num_threads(slot.threads)
     _silence_noise()
     seed_everything(run.seed, verbose=False)
-    settings = _run_trainer(config["trainer"], folder, slot)
     cli = FlannelCLI({**config, "trainer": settings}, build=True)
-    label = _label(experiment, run, config, data_digests=cli.datamodule.load().digests)
+    label = _label(experiment, run, slot, attempt=attempt, data_digests=cli.datamodule.load().digests)
+    resume = find_resume_point(paths, every_n_steps=config["recorder"]["every_n_steps"], note=_say)
+    if resume is None:
+        remove_checkpoints(paths, keep=0)
+    else:
+        _say(f"going on after step {resume.step}, from {resume.checkpoint.name}")
+        label = dataclasses.replace(label, metadata=resume.metadata)
+    checkpoint_every = config["launch"]["checkpoint_every"]
+    recorder = StepRecorder(
+        paths.folder, **config["recorder"], checkpoint_every=checkpoint_every, label=label
+    )
     trainer: Any = cli.trainer
-    trainer.callbacks.insert(0, StepRecorder(folder, **config["recorder"], label=label))
-    if settings["max_epochs"] is None:
+    trainer.callbacks[:0] = [StopOnSignal(recorder), recorder]
+    if all(settings[key] in (None, 0.0) for key in ("max_epochs", "limit_train_batches", "overfit_batches")):
         # As many as max_steps can need. Without a number Lightning's progress bar counts up to epoch -2.
         num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
         trainer.fit_loop.max_epochs = math.ceil(num_batches / cli.datamodule.order.batches_per_epoch)
     try:
-        trainer.fit(cli.model, cli.datamodule)
+        if resume is None:
+            trainer.fit(cli.model, cli.datamodule)
+        else:
+            trainer.fit(cli.model, cli.datamodule, ckpt_path=resume.checkpoint, weights_only=True)
     except SystemExit as end:
-        # Lightning's way to end a process after Ctrl-C or SIGTERM; its exit codes do not tell them apart.
+        # Lightning's way to end a process on Ctrl-C or SIGTERM before the first step.
         number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
         raise Interrupted(number) from None
 
 
+def _say(note: str | None) -> None:
+    if note is not None:
+        print(f"flannel-pl: {note}", file=sys.stderr)
+
+
 def _label(
-    experiment: Experiment, run: Run, config: dict[str, Any], *, data_digests: dict[str, str]
+    experiment: Experiment, run: Run, slot: Slot, *, attempt: int, data_digests: dict[str, str]
 ) -> RunLabel:
+    config = experiment.run_config(run)
+    where = {"device": slot.name, "device_name": _device_name(slot), "threads": slot.threads}
     # An index refers to the shards themselves, so there every key has to be unique over all runs.
     prefix = f"run_{run.index}_" if config["experiment"]["gather"] == "index" else ""
     metadata = {
         "experiment": experiment.paths.folder.name,
         "config": config,
-        "provenance": {**provenance.collect(), "data": data_digests},
+        "provenance": {**provenance.collect(), "data": data_digests, **where},
     }
-    return RunLabel(run.index, run.seed, run.swept, prefix, metadata)
+    return RunLabel(run.index, run.seed, run.swept, prefix, attempt, metadata)
+
+
+def _device_name(slot: Slot) -> str:
+    """Returns the model of the device, e.g. NVIDIA H200."""
+    if slot.accelerator == "cuda":
+        return torch.cuda.get_device_name(slot.device)
+    return platform.processor() or platform.machine()
 
 
 def _run_trainer(trainer: dict[str, Any], folder: Path, slot: Slot) -> dict[str, Any]:
     """Returns the Trainer settings of one run: one device, and every file in the run's own folder."""
-    logger = trainer["logger"]
-    if logger is None or logger is True:
-        logger = {"class_path": "CSVLogger", "init_args": {"save_dir": ".", "name": "", "version": ""}}
-    loggers = logger if isinstance(logger, list) else [logger] if logger else []
-    for settings in loggers:
-        arguments = settings.get("init_args", {})
-        if "save_dir" in arguments:
-            arguments["save_dir"] = str(_own_folder(arguments["save_dir"], folder))
-    callbacks = trainer["callbacks"] or []
-    keeps_checkpoints = any("ModelCheckpoint" in callback["class_path"] for callback in callbacks)
+    trainer = copy.deepcopy(trainer)
+    if trainer["logger"] is None or trainer["logger"] is True:
+        metrics = {"save_dir": ".", "name": "", "version": ""}  # metrics.csv in the run's folder
+        trainer["logger"] = {"class_path": "CSVLogger", "init_args": metrics}
+    for key in ("logger", "callbacks", "profiler"):
+        for settings in _as_list(trainer[key]):
+            for name in FOLDER_ARGUMENTS & settings.get("init_args", {}).keys():
+                settings["init_args"][name] = str(_own_folder(settings["init_args"][name], folder))
+    callbacks = _as_list(trainer["callbacks"])
     return {
         **trainer,
         "accelerator": slot.accelerator,
         "devices": 1 if slot.device is None else [slot.device],
-        "logger": loggers or False,
+        "callbacks": callbacks,
         "default_root_dir": str(folder),
         # Lightning's default would write a checkpoint nobody asked for.
-        "enable_checkpointing": keeps_checkpoints or bool(trainer["enable_checkpointing"]),
+        "enable_checkpointing": bool(trainer["enable_checkpointing"])
+        or any("ModelCheckpoint" in callback["class_path"] for callback in callbacks),
     }
 
 
-def _own_folder(save_dir: str | None, run_folder: Path) -> Path:
+def _as_list(settings: Any) -> list[dict[str, Any]]:
+    """Returns the classes configured under a key that takes none, one, or several of them."""
+    several = settings if isinstance(settings, list) else [settings]
+    return [one for one in several if isinstance(one, dict)]
+
+
+def _own_folder(asked_for: str | None, run_folder: Path) -> Path:
     """Returns where one run's logger writes: in the run's folder, or in its own below an absolute path."""
-    wanted = Path(save_dir or ".")
+    wanted = Path(asked_for or ".")
     if wanted.is_absolute():
         return wanted / run_folder.parent.name / run_folder.name
     return run_folder / wanted

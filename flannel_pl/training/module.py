@@ -6,6 +6,7 @@ Follows the seed notebook ("Flannel 3: ten big bangs") and, where the notebook l
 Shape suffixes: B batch, T positions, V vocabulary, D hidden dimension.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -93,11 +94,16 @@ class TiedGPT2(LightningModule):
 
     @override
     def configure_model(self) -> None:
-        """Builds and initialises the network; called by the Trainer once the device is known."""
+        """Builds and initialises the network; called by the Trainer once the device is known.
+
+        Without a Trainer, e.g. in `load_from_checkpoint`, the embedding is drawn on the CPU.
+        """
         if self.gpt2 is not None:
             return
         hparams: Any = self.hparams
-        device = self.trainer.strategy.root_device if hparams.init_on == "device" else torch.device("cpu")
+        device = torch.device("cpu")
+        if hparams.init_on == "device" and self._trainer is not None:
+            device = self._trainer.strategy.root_device
         param_dtype = PARAM_DTYPES[hparams.param_dtype]
         torch.manual_seed(torch.initial_seed() if hparams.init_seed is None else hparams.init_seed)
         gpt2: Any = GPT2LMHeadModel(self._gpt2_config())
@@ -107,6 +113,12 @@ class TiedGPT2(LightningModule):
         with torch.no_grad():
             gpt2.transformer.wte.weight.copy_((W_VD * hparams.init_scale).to(param_dtype))
         self.gpt2 = gpt2.train()
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns name -> shape of every parameter the network will have; allocates none of them."""
+        with torch.device("meta"):
+            gpt2 = GPT2LMHeadModel(self._gpt2_config())
+        return {f"gpt2.{name}": tuple(parameter.shape) for name, parameter in gpt2.named_parameters()}
 
     def _gpt2_config(self) -> GPT2Config:
         hparams: Any = self.hparams
@@ -129,6 +141,7 @@ class TiedGPT2(LightningModule):
     @override
     def forward(self, input_ids_BT: Tensor) -> Tensor:
         """Returns the logits (B, T, V) of the tokens `input_ids_BT` (B, T), int64."""
+        self.configure_model()
         logits_BTV: Tensor = self.gpt2(input_ids=input_ids_BT).logits
         return logits_BTV
 
@@ -212,6 +225,11 @@ def _check(hparams: Any) -> None:
         f"model.{name} is {hparams[name]}, expected at least 0 and below 1"
         for name in ("adam_beta1", "adam_beta2")
         if not 0 <= hparams[name] < 1
+    ]
+    mistakes += [
+        f"model.{name} is {value}, expected a finite number"
+        for name, value in hparams.items()
+        if isinstance(value, float) and not math.isfinite(value)
     ]
     if mistakes:
         raise UserError("; ".join(mistakes))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from flannel_pl.errors import RunError, UserError
+from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, RecordingSchema
-from flannel_pl.recording.writer import RecordingWriter, Slot
+from flannel_pl.recording.writer import RecordingWriter, RowBuffer
+from flannel_pl.training.checkpoint import NUM_KEPT, checkpoint_bytes, checkpoint_digest, remove_checkpoints
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
@@ -36,10 +37,15 @@ class RunLabel:
     """Which run a recording is of, and what its file says about that."""
 
     run: int = 0
-    seed: int = 0
+    seed: int | None = None
+    """None if whoever trains does not say."""
+
     swept: dict[str, Any] = field(default_factory=dict)
     key_prefix: str = ""
     """Goes before every key of the file."""
+
+    attempt: int = 1
+    """Counted from 1; each start of the run is one."""
 
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further facts for the file, e.g. `config` and `provenance`; anything JSON can hold."""
@@ -69,6 +75,8 @@ class StepRecorder(Callback):
         tokens: Rows of the parameter to record: `all`, `dead`, `live` (as the data module's `token_sets`
             names them), or the path of a text file with one token id per line.
         every_n_steps: Steps from one recorded row to the next.
+        checkpoint_every: Steps from one checkpoint to the next; None = none. Training that goes on from one
+            (`Trainer.fit(ckpt_path=...)`) goes on with the unfinished recording.
         label: Which run this is; for the file's metadata and the journal.
 
     Raises:
@@ -89,23 +97,31 @@ class StepRecorder(Callback):
         dtypes: Mapping[str, str] | None = None,
         tokens: str = "all",
         every_n_steps: int = 1,
+        checkpoint_every: int | None = None,
         label: RunLabel | None = None,
     ) -> None:
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise UserError(f"launch.checkpoint_every is {checkpoint_every}, expected at least 1")
         self.paths = RunPaths(Path(folder))
         self.parameter = parameter
-        self.tensors = tuple(tensors)
+        self.tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
         self.dtypes = dict(dtypes or {})
-        self.tokens = tokens
+        self.tokens = str(tokens)
         self.every_n_steps = every_n_steps
+        self.checkpoint_every = checkpoint_every
         self.label = label or RunLabel()
+        self.stop_signal: int | None = None
+        """A signal that asks for the end: set from outside, obeyed at the end of the step."""
+
         # Sizes are known only once there is a module; everything else a user can get wrong is refused here.
         self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
         self._writer: RecordingWriter | None = None
-        self._slot: Slot | None = None
+        self._row: RowBuffer | None = None
         self._weight_VD = torch.empty(0)
         self._token_ids: Tensor | None = None
         self._recorded_step = 0
         self._loss: Tensor | None = None
+        self._num_batches = 0
         self._logits_V: Tensor | None = None
 
     def _schema(self, *, num_tokens: int, hidden_dim: int, max_steps: int) -> RecordingSchema:
@@ -122,6 +138,11 @@ class StepRecorder(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses, before anything is built, a Trainer whose run cannot be recorded."""
+        if not pl_module.automatic_optimization:
+            raise UserError(
+                f"{type(pl_module).__name__} optimizes by hand, so that Lightning cannot tell one step from "
+                "the next; set automatic_optimization = True to record it"
+            )
         if trainer.max_steps < 1:
             raise UserError(
                 f"trainer.max_steps is {trainer.max_steps}, expected at least 1: the size of a recording is "
@@ -135,7 +156,7 @@ class StepRecorder(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the recording and writes row 0, the state before any step."""
+        """Opens the recording and writes row 0, the state before any step; or goes on with one."""
         if len(trainer.optimizers) != 1:
             raise UserError(
                 f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
@@ -148,12 +169,12 @@ class StepRecorder(Callback):
         self._writer = self._open(trainer, ids)
         self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
-            slot = self._writer.acquire()
-            for tensor in slot.tensors.values():
+            row = self._writer.acquire()
+            for tensor in row.tensors.values():
                 tensor.fill_(float("nan") if tensor.ndim == 0 and tensor.is_floating_point() else 0)
-            if "embeddings" in slot.tensors:
-                self._copy(slot, "embeddings", self._weight_VD)
-            self._writer.submit(slot, 0, self._copied())
+            if "embeddings" in row.tensors:
+                self._copy(row, "embeddings", self._weight_VD)
+            self._writer.submit(row, 0, self._copied())
 
     def _open(self, trainer: Trainer, ids: TokenIds | None) -> RecordingWriter:
         num_tokens, hidden_dim = self._weight_VD.shape
@@ -169,7 +190,7 @@ class StepRecorder(Callback):
             seed=label.seed,
             swept=label.swept,
             state="running",
-            attempt=1,
+            attempt=label.attempt,
             device=str(device),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -190,6 +211,7 @@ class StepRecorder(Callback):
             journal_entry=entry,
             journal=Journal(self.paths.journal),
             pin_memory=device.type == "cuda",
+            first_row=0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps,
         )
 
     @override
@@ -200,18 +222,23 @@ class StepRecorder(Callback):
         step = trainer.global_step + 1
         if self._writer is None or step % self.every_n_steps:
             return
-        slot = self._slot = self._writer.acquire()
-        slot.tensors["recorded_steps"].fill_(step)
-        slot.tensors["learning_rates"].fill_(optimizer.param_groups[0]["lr"])
+        if self._row is not None:
+            raise UserError(
+                f"{type(optimizer).__name__} evaluates the gradient several times per step, so there is no "
+                "one gradient to record; use an optimizer that does not"
+            )
+        row = self._row = self._writer.acquire()
+        row.tensors["recorded_steps"].fill_(step)
+        row.tensors["learning_rates"].fill_(optimizer.param_groups[0]["lr"])
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # The function that clip_grad_norm_ calls, so this is the very number a clipped step is scaled by.
-        slot.tensors["grad_norms"].copy_(torch.nn.utils.get_total_norm(gradients))
-        if "grads" in slot.tensors:
+        row.tensors["grad_norms"].copy_(torch.nn.utils.get_total_norm(gradients))
+        if "grads" in row.tensors:
             gradient_VD = self._weight_VD.grad
-            self._copy(
-                slot, "grads", torch.zeros_like(self._weight_VD) if gradient_VD is None else gradient_VD
-            )
+            if gradient_VD is None:  # the parameter is frozen, or the loss does not depend on it
+                gradient_VD = torch.zeros_like(self._weight_VD)
+            self._copy(row, "grads", gradient_VD)
 
     @override
     def on_train_batch_end(
@@ -225,51 +252,84 @@ class StepRecorder(Callback):
         if trainer.global_step == self._recorded_step:
             return
         self._recorded_step = trainer.global_step
-        if self._slot is not None:
-            self._write_row(trainer, self._writer, self._slot)
-        self._slot = self._loss = self._logits_V = None
+        if self._row is not None:
+            self._write_row(trainer, self._writer, self._row)
+        self._row = self._loss = self._logits_V = None
+        self._num_batches = 0
+        self._end_of_step(trainer, self._writer)
+
+    def _end_of_step(self, trainer: Trainer, writer: RecordingWriter) -> None:
+        """Writes a checkpoint if one is due, and stops if that is asked for."""
+        step, stopping = trainer.global_step, self.stop_signal is not None
+        last = step == trainer.max_steps
+        if self.checkpoint_every is not None and (last or stopping or step % self.checkpoint_every == 0):
+            data = checkpoint_bytes(trainer)
+            path = self.paths.checkpoint(step, checkpoint_digest(data))
+            keep = 1 if last else NUM_KEPT
+            writer.checkpoint(path, data, then=lambda: remove_checkpoints(self.paths, keep=keep))
+        if self.stop_signal is not None and not last:
+            raise Interrupted(self.stop_signal)
 
     def _gather_outputs(self, outputs: Any) -> None:
-        if not isinstance(outputs, dict) or ("logits" in self.tensors and "logits" not in outputs):
+        if not isinstance(outputs, dict) or "loss" not in outputs:
+            raise UserError(
+                'training_step returned no loss to record; return {"loss": loss, ...} from every batch'
+            )
+        if "logits" in self.tensors and "logits" not in outputs:
             raise UserError(
                 "recorder.tensors has 'logits', but training_step does not return them; return "
                 '{"loss": loss, "logits": logits[0, -1].detach()} or leave them out of recorder.tensors'
             )
-        # Lightning has divided each loss by the number of batches of the step, so the sum is their mean.
         loss = outputs["loss"].detach()
         self._loss = loss if self._loss is None else self._loss + loss
+        self._num_batches += 1
         if self._logits_V is None:
             self._logits_V = outputs.get("logits")
+            self._check_logits(self._logits_V)
 
-    def _write_row(self, trainer: Trainer, writer: RecordingWriter, slot: Slot) -> None:
+    def _check_logits(self, logits_V: Tensor | None) -> None:
+        expected = self._weight_VD.shape[:1]
+        if "logits" in self.tensors and (logits_V is None or logits_V.shape != expected):
+            got = None if logits_V is None else tuple(logits_V.shape)
+            raise UserError(
+                f"training_step returned logits of shape {got}, expected {tuple(expected)}: one for every "
+                f"row of {self.parameter}; return those of one position, or leave them out of "
+                "recorder.tensors"
+            )
+
+    def _write_row(self, trainer: Trainer, writer: RecordingWriter, row: RowBuffer) -> None:
         assert self._loss is not None
-        slot.tensors["losses_f32"].copy_(self._loss, non_blocking=self._on_cuda)
-        if "losses" in slot.tensors:
-            slot.tensors["losses"].copy_(self._loss, non_blocking=self._on_cuda)
-        if "logits" in slot.tensors:
+        # Lightning has divided each loss by the number of batches of a step, so their sum is the mean; but
+        # the last step of an epoch may have had fewer.
+        if self._num_batches != trainer.accumulate_grad_batches:
+            self._loss = self._loss * (trainer.accumulate_grad_batches / self._num_batches)
+        row.tensors["losses_f32"].copy_(self._loss, non_blocking=self._on_cuda)
+        if "losses" in row.tensors:
+            row.tensors["losses"].copy_(self._loss, non_blocking=self._on_cuda)
+        if "logits" in row.tensors:
             assert self._logits_V is not None
-            self._copy(slot, "logits", self._logits_V)
-        if "embeddings" in slot.tensors:
-            self._copy(slot, "embeddings", self._weight_VD)
+            self._copy(row, "logits", self._logits_V)
+        if "embeddings" in row.tensors:
+            self._copy(row, "embeddings", self._weight_VD)
         state = trainer.optimizers[0].state[self._weight_VD]
         for name, key in OPTIMIZER_STATE.items():
-            if name in slot.tensors:
+            if name in row.tensors:
                 if key not in state:
                     raise UserError(
                         f"recorder.tensors has {name!r}, but {type(trainer.optimizers[0]).__name__} keeps no "
                         f"{key!r} for {self.parameter}; leave it out of recorder.tensors"
                     )
-                self._copy(slot, name, state[key])
-        writer.submit(slot, trainer.global_step // self.every_n_steps, self._copied())
+                self._copy(row, name, state[key])
+        writer.submit(row, trainer.global_step // self.every_n_steps, self._copied())
 
     @property
     def _on_cuda(self) -> bool:
         return self._weight_VD.device.type == "cuda"
 
-    def _copy(self, slot: Slot, name: str, source: Tensor) -> None:
-        """Copies `source`, (V, D) or (V), or the recorded tokens' part of it, into the slot."""
+    def _copy(self, row: RowBuffer, name: str, source: Tensor) -> None:
+        """Copies `source`, (V, D) or (V), or the recorded tokens' part of it, into the row."""
         chosen = source.detach() if self._token_ids is None else source.detach()[self._token_ids]
-        slot.tensors[name].copy_(chosen, non_blocking=self._on_cuda)
+        row.tensors[name].copy_(chosen, non_blocking=self._on_cuda)
 
     def _copied(self) -> Callable[[], object] | None:
         """Returns a function that waits until the copies queued so far are done; None if they already are."""
@@ -295,16 +355,17 @@ class StepRecorder(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Brings the rows recorded so far to the disk, unfinished."""
-        self._abort(f"{type(exception).__name__}: {exception}")
+        stopped = isinstance(exception, Interrupted)
+        self._abort(f"{type(exception).__name__}: {exception}", state="stopped" if stopped else "failed")
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Closes a recording that nothing else closed."""
         self._abort("training was torn down before its last step")
 
-    def _abort(self, message: str) -> None:
+    def _abort(self, message: str, *, state: Literal["failed", "stopped"] = "failed") -> None:
         if self._writer is not None:
-            self._writer.abort(message)
+            self._writer.abort(message, state=state)
             self._writer = None
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.schema import RECORDABLE, RecordingSchema
-from flannel_pl.recording.writer import RecordingWriter, Slot
+from flannel_pl.recording.writer import RecordingWriter, RowBuffer
 
 NUM_TOKENS, HIDDEN_DIM, MAX_STEPS = 30, 4, 6
 
@@ -30,7 +30,7 @@ def make_schema(**changes: Any) -> RecordingSchema:
     return RecordingSchema.build(**(arguments | changes))
 
 
-def make_entry(run: int = 0, seed: int = 42, **changes: Any) -> JournalEntry:
+def make_entry(run: int = 0, seed: int | None = 42, **changes: Any) -> JournalEntry:
     fields: dict[str, Any] = {
         **{"run": run, "seed": seed, "swept": {}, "state": "waiting", "attempt": 1, "device": "cpu"},
         **{"host": "here", "pid": 1, "num_rows": 0, "rows_written": 0, "rows_committed": 0, "loss": None},
@@ -52,23 +52,23 @@ def make_writer(folder: Path, *, schema: RecordingSchema | None = None, **change
     return RecordingWriter(paths.recording, **(arguments | changes))
 
 
-def fill(slot: Slot, row: int, *, seed: int = 0) -> None:
-    """Puts random bits, NaN payloads among them, into every tensor of the slot."""
+def fill(buffer: RowBuffer, row: int, *, seed: int = 0) -> None:
+    """Puts random bits, NaN payloads among them, into every tensor of the buffer."""
     generator = np.random.default_rng([seed, row])
-    for data in slot.row_bytes.values():
+    for data in buffer.row_bytes.values():
         data[:] = generator.bytes(data.nbytes)
-    slot.tensors["recorded_steps"].fill_(row)
-    slot.tensors["losses_f32"].fill_(1.0 / (row + 1))
+    buffer.tensors["recorded_steps"].fill_(row)
+    buffer.tensors["losses_f32"].fill_(1.0 / (row + 1))
 
 
 def write_rows(writer: RecordingWriter, rows: Sequence[int], *, seed: int = 0) -> list[dict[str, bytes]]:
     """Submits filled rows and returns their bytes by column."""
     written = []
     for row in rows:
-        slot = writer.acquire()
-        fill(slot, row, seed=seed)
-        written.append({name: bytes(data) for name, data in slot.row_bytes.items()})
-        writer.submit(slot, row)
+        buffer = writer.acquire()
+        fill(buffer, row, seed=seed)
+        written.append({name: bytes(data) for name, data in buffer.row_bytes.items()})
+        writer.submit(buffer, row)
     return written
 
 
@@ -88,7 +88,7 @@ def make_experiment(
     **schema_changes: Any,
 ) -> ExperimentPaths:
     """Records a whole experiment with seeds 42, 43, ..."""
-    paths = ExperimentPaths(folder)
+    paths = ExperimentPaths(folder, folder.name)
     folder.mkdir(parents=True)
     config = {
         "experiment": {"gather": gather},
@@ -103,7 +103,7 @@ def make_experiment(
     runs: list[dict[str, Any]] = [
         {"index": i, "seed": 42 + i, "swept": dict(swept(i))} for i in range(num_runs)
     ]
-    provenance = {"git": {"commit": "abc", "dirty": False}, "torch": "2.13"}
+    provenance = {"git": {"commit": "abc", "dirty": False}, "torch": "2.13", "data": {"corpus": "abc" * 20}}
     record = {"schema": 1, "name": folder.name, "config": config, "runs": runs, "provenance": provenance}
     paths.record.write_text(json.dumps(record))
     live = np.arange(NUM_TOKENS) % 3 > 0
@@ -128,3 +128,9 @@ def run_metadata(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
         **{"run": run["index"], "seed": run["seed"], "swept": run["swept"]},
         **{"config": config, "provenance": record["provenance"]},
     }
+
+
+def journal_of(folder: Path) -> JournalEntry:
+    entry = Journal(RunPaths(folder).journal).read()
+    assert entry is not None
+    return entry

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import safetensors.torch
+import xxhash
 from safetensors import safe_open
 
 from flannel_pl.errors import RunError, UserError
@@ -209,6 +210,10 @@ def change_record(paths: ExperimentPaths, change: Callable[[Any], None]) -> None
         (lambda r: r["config"]["trainer"].update(max_steps=9), "its trainer.max_steps is 6, expected 9"),
         (lambda r: r["config"]["data"].pop("batch_size"), "its data.batch_size is 32, expected None"),
         (lambda r: r["runs"][0].update(seed=7), "its seed is 42, expected 7"),
+        (
+            lambda r: r["provenance"]["data"].update(corpus="f" * 64),
+            "it was trained with another corpus (abcabcabcabc, expected ffffffffffff)",
+        ),
         (lambda r: r["runs"][0].update(swept={"a": 1}), "its swept is {}, expected {'a': 1}"),
     ],
 )
@@ -229,6 +234,23 @@ def test_a_swept_key_may_differ_from_the_experiments(tmp_path: Path) -> None:
     paths = make_experiment(tmp_path / "flannel3", num_runs=1, swept=lambda run: swept)
     change_record(paths, lambda record: record["config"]["model"].update(learning_rate=5))
     gather(paths.folder)
+
+
+def test_a_scalar_that_was_swept_is_not_a_number(tmp_path: Path) -> None:
+    paths = make_experiment(
+        tmp_path / "flannel3",
+        num_runs=2,
+        swept=lambda run: {
+            **{"model.init_scale": 0.01 + run, "trainer.max_steps": 6 + run},
+            **{"model.weight_decay": 0.5, "data.batch_size": 2},
+        },
+    )
+    with open_recording(gather(paths.folder)) as recording:
+        scalars = recording.scalars
+    assert np.isnan(scalars["init_scale"])
+    assert scalars["n_steps"] == -1
+    assert scalars["weight_decay"] == 0.5  # swept, but every run has this value
+    assert scalars["learning_rate"] == pytest.approx(1e-3)
 
 
 def test_runs_in_each_others_folders_are_refused(tmp_path: Path) -> None:
@@ -273,7 +295,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     paths = make_experiment(tmp_path / "flannel3", num_runs=1)
     paths.gathered.write_bytes(b"old")
     monkeypatch.setattr(os, name, refused(errno.EIO))
-    with pytest.raises(RunError, match=r"Cannot write .*flannel3.safetensors: Input/output error"):
+    with pytest.raises(RunError, match=r"Cannot write .*/flannel3.safetensors.*: Input/output error"):
         gather(paths.folder)
     assert paths.gathered.read_bytes() == b"old"
     assert list(paths.folder.glob("*.partial")) == []
@@ -330,14 +352,21 @@ print(peak_kib)
 @pytest.mark.slow
 @pytest.mark.parametrize("in_kernel", [True, False])
 def test_memory_of_gathering_two_gib(tmp_path: Path, in_kernel: bool) -> None:
-    # Two runs of 1 GiB each. The shards are sparse files with the right header: quick to make.
+    # Two runs of 1 GiB each: sparse files full of zeros, with the right header, steps and checksums.
     paths = make_experiment(tmp_path / "big", num_runs=2)
     schema = make_schema(num_tokens=10_000, hidden_dim=64, max_steps=209)
     for run in range(2):
         old = read_layout(paths.run(run).recording)
-        big = plan_layout(schema.specs(), metadata=old.metadata["flannel"])
+        big = plan_layout(schema.specs(), metadata=schema.metadata(old.flannel, static={}))
+        steps = np.arange(schema.num_rows)
+        sums = [xxhash.xxh3_64_intdigest(bytes(column.row_bytes)) for column in schema.columns]
+        table = np.tile(np.array(sums, np.uint64), (schema.num_rows, 1))
+        table[:, 0] = [xxhash.xxh3_64_intdigest(step.tobytes()) for step in steps]
         with paths.run(run).recording.open("wb") as file:
             file.write(big.header)
+            for key, array in (("recorded_steps", steps), ("checksums", table)):
+                file.seek(big.offsets[key])
+                file.write(array.tobytes())
             file.truncate(big.total_bytes)
     fallback = "" if in_kernel else "import os; del os.copy_file_range\n"
     command = [sys.executable, "-c", fallback + _PEAK_CODE, str(paths.folder)]

@@ -45,6 +45,23 @@ def test_a_gathered_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert sum(line.startswith("embeddings") for line in lines) == 1
 
 
+def test_what_was_swept_is_said_to_be(tmp_path: Path) -> None:
+    paths = make_experiment(tmp_path / "flannel3", swept=lambda run: {"model.init_scale": 0.01 * (run + 1)})
+    lines = facts(describe(gather(paths.folder)))
+    assert "init_scale float32 () 4 bytes = swept" in lines
+    assert "model.init_scale swept" in lines
+    assert "learning_rate float32 () 4 bytes = 0.001" in lines
+    assert "model.learning_rate 0.001" in lines
+
+
+def test_what_is_not_utf8_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = make_writer(tmp_path, metadata={"run": 0, "seed": None, "provenance": {"command": "a\udcff"}})
+    write_rows(writer, range(7))
+    writer.finish()
+    info_verb(tmp_path)
+    assert "command a\\udcff" in facts(capsys.readouterr().out)
+
+
 def test_a_shard_with_a_subset_of_tokens(tmp_path: Path) -> None:
     writer = make_writer(
         tmp_path, schema=make_schema(num_tokens=3), static={"recorded_tokens": np.array([3, 5, 9])}

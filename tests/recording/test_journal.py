@@ -4,9 +4,12 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xxhash
 
 from flannel_pl.errors import RunError
 from flannel_pl.recording.journal import SLOT_BYTES, Journal
@@ -86,6 +89,56 @@ def test_a_torn_write_loses_only_itself(
     assert dataclasses.replace(journal.read() or make_entry(), updated_s=0, started_s=0) == make_entry(
         rows_written=9, updated_s=0, started_s=0
     )
+
+
+def test_a_journal_from_before_a_field_was_added_is_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.write(make_entry(rows_written=5))
+    slot = journal.path.read_bytes()[SLOT_BYTES:]
+    body = (
+        slot[: SLOT_BYTES - 18]
+        .replace(b', "first_bad_step": null, "first_row": 0', b"")
+        .ljust(SLOT_BYTES - 18)
+    )
+    assert body != slot[: SLOT_BYTES - 18]
+    old = body + b" " + xxhash.xxh3_64_hexdigest(body).encode() + b"\n"
+    journal.path.write_bytes(bytes(SLOT_BYTES) + old)
+    entry = journal.read()
+    assert entry is not None
+    assert (entry.rows_written, entry.first_bad_step, entry.first_row) == (5, None, 0)
+
+
+def test_a_flipped_bit_never_gives_a_wrong_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    journal = Journal(tmp_path / "journal")
+    entries = [make_entry(rows_written=row, loss=row / 3) for row in (1, 2)]
+    for entry in entries:
+        journal.write(entry)
+    content = bytearray(journal.path.read_bytes())
+    draw, outcomes = np.random.default_rng(0), [0, 0]
+    with journal.path.open("r+b", buffering=0) as file:
+        for position in range(len(content)):
+            for bit in draw.choice(8, size=2, replace=False):
+                file.seek(position)
+                file.write(bytes([content[position] ^ (1 << int(bit))]))
+                outcomes[entries.index(journal.read() or make_entry())] += 1
+            file.seek(position)
+            file.write(content[position : position + 1])
+    assert journal.read() == entries[1]
+    assert min(outcomes) > 4000
+
+
+def test_a_flipped_bit_in_the_only_entry_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    journal = Journal(tmp_path / "journal")
+    journal.write(make_entry())
+    content = journal.path.read_bytes()
+    for position in range(SLOT_BYTES, 2 * SLOT_BYTES - 1, 37):
+        journal.path.write_bytes(
+            content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
+        )
+        with pytest.raises(RunError, match="journal is damaged"):
+            journal.read()
 
 
 def test_both_slots_damaged(tmp_path: Path) -> None:

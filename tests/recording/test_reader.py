@@ -14,7 +14,7 @@ from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording import tensors
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.reader import open_recording
-from tests.recording.recording_samples import bits, make_experiment, make_writer
+from tests.recording.recording_samples import bits, make_experiment, make_writer, write_rows
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -184,6 +184,51 @@ def test_chunks_stream_the_whole_tensor(plain: Path) -> None:
         assert np.asarray(embeddings).tobytes() == CONTENT.tobytes()
 
 
+def test_another_framework_is_refused(plain: Path) -> None:
+    with pytest.raises(UserError, match=r"framework is 'tf', expected 'np' \(numpy arrays\) or 'pt'"):
+        open_recording(plain, framework="tf")  # type: ignore[arg-type]
+
+
+def test_a_run_takes_its_masks_from_the_experiments_folder(
+    shards_only: ExperimentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shards_only.run(1)
+    monkeypatch.chdir(run.folder)
+    for path in (run.folder, run.recording, Path(), Path(run.recording.name), Path("../run_2")):
+        with open_recording(path) as recording:
+            assert recording.masks["dead_indices"].tolist() == list(range(0, 30, 3))
+
+
+def test_where_masks_are_is_said_if_they_are_not_here(plain: Path, tmp_path: Path) -> None:
+    writer = make_writer(tmp_path)
+    write_rows(writer, range(7))
+    writer.finish()
+    for path in (plain, tmp_path):
+        with (
+            open_recording(path) as recording,
+            pytest.raises(
+                UserError, match=r"has no masks: .* gathered file and in its live_dead_tokens.safetensors"
+            ),
+        ):
+            _ = recording.masks
+
+
+@pytest.mark.parametrize("how", ["renamed", "linked"])
+def test_a_folder_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    paths = make_experiment(tmp_path / "flannel3", num_runs=2)
+    other = tmp_path / "elsewhere"
+    if how == "renamed":
+        paths.folder.rename(other)
+    else:
+        other.symlink_to(paths.folder)
+    assert gather(other) == other / "flannel3.safetensors"
+    (other / "run_0" / "recording.safetensors").unlink()
+    monkeypatch.chdir(other)
+    for folder in (other, Path()):
+        with open_recording(folder) as recording:
+            assert recording.runs == (0, 1)
+
+
 def test_a_missing_run_and_a_missing_tensor_are_named(plain: Path) -> None:
     with open_recording(plain) as recording:
         with pytest.raises(IndexError, match=r"flannel_3.safetensors has no run 2; it has 0, 1"):
@@ -205,7 +250,9 @@ def test_nothing_is_read_after_closing(plain: Path) -> None:
 
 def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
     make_writer(tmp_path / "exp" / "run_0").abort("killed")
-    with pytest.raises(UserError, match=r"recording.partial is not finished: .* Run the same command again"):
+    with pytest.raises(
+        UserError, match=r"recording.partial is not finished: .* goes on from its last checkpoint"
+    ):
         open_recording(tmp_path / "exp/run_0/recording.partial")
     for folder in (tmp_path / "exp", tmp_path / "exp/run_0"):
         with pytest.raises(UserError, match=r"no finished recording; .*partial is begun but not finished"):

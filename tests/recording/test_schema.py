@@ -63,6 +63,12 @@ def test_prefix_goes_before_every_key() -> None:
     assert all(key.startswith("run_3_") for key in specs)
 
 
+def test_a_bare_string_is_one_name() -> None:
+    assert make_schema(tensors="embeddings") == make_schema(tensors=["embeddings"])
+    with pytest.raises(UserError, match=r"recorder\.tensors has 'logit', .* did you mean logits\?"):
+        make_schema(tensors="logit")
+
+
 def test_equal_wishes_give_equal_schemas_whatever_their_order() -> None:
     assert make_schema(tensors=["grads", "losses"]) == make_schema(tensors=["losses", "grads"])
     assert isinstance(make_schema(), RecordingSchema)

@@ -1,0 +1,207 @@
+"""How far an experiment is, read from its folder alone: the same from every terminal and host."""
+
+import contextlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
+from flannel_pl.launch.standing import ExperimentStatus, RunStatus
+from flannel_pl.recording.journal import Journal, JournalEntry
+
+SILENT_S = 60.0
+"""A run that says it is running, or a launcher, is not believed after so long without a sign of life."""
+
+
+def read_status(folder: Path) -> ExperimentStatus:
+    """Reads how far the experiment in `folder` is; changes nothing there.
+
+    Raises:
+        UserError: If the folder holds no experiment.
+        RunError: If its `experiment.json` cannot be read.
+    """
+    folder = folder.absolute()
+    name, config, runs = _read_record(ExperimentPaths(folder, folder.name))
+    return collect_status(ExperimentPaths(folder, name), config, runs)
+
+
+def collect_status(
+    paths: ExperimentPaths, config: Mapping[str, Any], runs: Sequence[Run]
+) -> ExperimentStatus:
+    """Reads how far some runs of an experiment are.
+
+    Args:
+        paths: Of the experiment.
+        config: Its config, as `Experiment.config`.
+        runs: Which runs.
+    """
+    gathered_runs = _gathered_runs(paths, runs)
+    return ExperimentStatus(
+        name=paths.name,
+        folder=paths.folder,
+        runs=tuple(
+            _run_status(paths.run(run.index), config, run, gathered=run.index in gathered_runs)
+            for run in runs
+        ),
+        gather=config["experiment"]["gather"],
+        gathered=paths.gathered.exists() or paths.index.exists(),
+        launching=_is_beating(paths.lock),
+    )
+
+
+def _read_record(paths: ExperimentPaths) -> tuple[str, dict[str, Any], list[Run]]:
+    """Returns name, config and runs of an `experiment.json`.
+
+    `recording.contents.read_record` would do, but imports numpy, which takes longer than all of this.
+    """
+    try:
+        record = json.loads(paths.record.read_text(encoding="utf-8"))
+        config = record["config"]
+        _ = (
+            config["experiment"]["gather"],
+            config["trainer"]["max_steps"],
+            config["recorder"]["every_n_steps"],
+        )
+        runs = [Run(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
+        return str(record["name"]), config, runs
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{paths.folder} is no experiment's folder: it has no {paths.record.name}. "
+            "Give the folder that holds run_0, run_1, ..."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"Cannot read {paths.record}: {type(error).__name__}: {error}. "
+            "Bring back the file as flannel-pl fit wrote it."
+        ) from error
+
+
+def waiting_run(config: Mapping[str, Any], run: Run) -> RunStatus:
+    """Returns the status of a run that was never started."""
+    max_steps = run.swept.get("trainer.max_steps", config["trainer"]["max_steps"])
+    num_rows = 1 + max_steps // config["recorder"]["every_n_steps"]
+    return RunStatus(run.index, run.seed, run.swept, max_steps, num_rows)
+
+
+def _run_status(paths: RunPaths, config: Mapping[str, Any], run: Run, *, gathered: bool) -> RunStatus:
+    status = waiting_run(config, run)
+    try:
+        if entry := Journal(paths.journal).read():
+            status = _with_entry(status, entry, every_n_steps=config["recorder"]["every_n_steps"])
+    except (RunError, OSError, ValueError, TypeError, KeyError) as error:
+        status = replace(status, state="unknown", message=f"its journal cannot be read: {error}")
+    # After the journal: a run that ends between the two looks is done, not gone.
+    shard_bytes = _size(paths.recording)
+    if status.state == "done" and not config["experiment"].get("keep_shards", True):
+        gathered = True  # or on its way into the gathered file
+    if shard_bytes is not None or gathered:
+        return replace(
+            status,
+            state="done",  # the file is the truth, whatever the journal says
+            step=status.max_steps,
+            rows_written=status.num_rows,
+            bytes_written=status.bytes_written if shard_bytes is None else shard_bytes,
+            message="",
+        )
+    if status.state == "done":
+        return replace(waiting_run(config, run), message="it was done, but its recording is gone")
+    return status
+
+
+def _size(path: Path) -> int | None:
+    """Returns the size of a file in bytes; None if there is no such file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _with_entry(status: RunStatus, entry: JournalEntry, *, every_n_steps: int) -> RunStatus:
+    silent = entry.state == "running" and time.time() - entry.updated_s > SILENT_S
+    return replace(
+        status,
+        state="silent" if silent else entry.state,
+        attempt=entry.attempt,
+        step=max(0, entry.rows_written - 1) * every_n_steps,
+        rows_written=entry.rows_written,
+        device=entry.device,
+        host=entry.host,
+        steps_per_s=_steps_per_s(entry, every_n_steps),
+        loss=entry.loss,
+        first_bad_step=entry.first_bad_step,
+        bytes_written=entry.bytes_written,
+        updated_s=entry.updated_s,
+        message=entry.message,
+    )
+
+
+def _steps_per_s(entry: JournalEntry, every_n_steps: int) -> float | None:
+    # Row 0 takes no step. Rows before `first_row` were kept from an earlier attempt.
+    num_rows = entry.rows_written - max(1, getattr(entry, "first_row", 0))
+    elapsed_s = entry.updated_s - entry.started_s
+    return num_rows * every_n_steps / elapsed_s if num_rows > 0 and elapsed_s > 0 else None
+
+
+def _gathered_runs(paths: ExperimentPaths, runs: Sequence[Run]) -> set[int]:
+    """Returns the numbers of the runs in the gathered file; does not look if every run has its shard."""
+    if not paths.gathered.exists() or all(paths.run(run.index).recording.exists() for run in runs):
+        return set()
+    # Here, not at the top: it is seldom needed, and imports numpy.
+    from flannel_pl.recording.layout import read_layout
+
+    try:
+        keys = read_layout(paths.gathered).tensors
+    except RunError:
+        return set()
+    return {int(match[1]) for key in keys if (match := re.match(r"run_(\d+)_", key))}
+
+
+def _is_beating(lock: Path) -> bool:
+    """Whether the holder of a lock file has touched it lately."""
+    try:
+        return time.time() - lock.stat().st_mtime < SILENT_S
+    except OSError:
+        return False
+
+
+def status_verb(folder: Path, watch: bool = False, interval_s: float = 2.0) -> None:
+    """Shows how far an experiment is, from any terminal or host that sees its folder.
+
+    Args:
+        folder: The experiment's folder, e.g. runs/flannel3.
+        watch: Goes on showing it until every run is done or failed, or until Ctrl-C.
+        interval_s: Seconds between two looks at the folder while watching.
+    """
+    # Here, not at the top: who only reads a status draws nothing.
+    from rich.console import Console
+    from rich.live import Live
+
+    from flannel_pl.launch.display import PlainLines, live_table, status_table
+
+    if not (math.isfinite(interval_s) and interval_s > 0):
+        raise UserError(f"interval_s is {interval_s}, expected seconds, more than 0; leave it out for 2")
+    console = Console()
+    if not watch:
+        console.print(status_table(read_status(folder), width=console.width))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        if not console.is_interactive:
+            _watch(folder, interval_s, PlainLines(console).show)
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            _watch(folder, interval_s, lambda status: live.update(live_table(status, console), refresh=True))
+
+
+def _watch(folder: Path, interval_s: float, show: Callable[[ExperimentStatus], object]) -> None:
+    status = read_status(folder)
+    show(status)
+    while not status.ended:
+        time.sleep(interval_s)
+        status = read_status(folder)
+        show(status)

@@ -1,0 +1,257 @@
+"""What must hold of one run's tensors in one file: the right keys, and every row as its checksum says.
+
+Rows are read in large sequential pieces by a few threads; reading and hashing both let go of the
+interpreter, so the disk or the memory is the limit.
+"""
+
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from flannel_pl.recording.layout import FileLayout, TensorSpec
+from flannel_pl.recording.schema import (
+    DTYPE_CODES,
+    RECORDABLE,
+    RECORDED_TOKENS,
+    SCHEMA_VERSION,
+    RecordingSchema,
+    static_checksum,
+)
+from flannel_pl.recording.tensors import TensorFile
+
+PIECE_BYTES = 8 * 2**20
+"""Read at once by each thread."""
+
+MAX_THREADS = 4
+
+REQUIRED = ("num_rows", "every_n_steps", "checksum_columns", "static_checksums")
+"""What the metadata must say of a run before it can be checked."""
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """One run's tensors in one file."""
+
+    run: int | None
+    prefix: str
+    """What their keys begin with: nothing, or run_3_."""
+
+    metadata: Mapping[str, Any]
+    """What the file says of this run: at least `REQUIRED`, once `problems` has found none."""
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return int(self.metadata["num_rows"])
+
+    def key(self, name: str) -> str:
+        """Returns the key of the tensor `name` in the file."""
+        return self.prefix + name
+
+    def step(self, row: int) -> int:
+        """Returns the step that `row` belongs to."""
+        return row * int(self.metadata["every_n_steps"])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive rows of one column."""
+
+    name: str
+    first: int
+    last: int
+    row_bytes: int
+
+
+def parts_of(layout: FileLayout) -> list[RunPart]:
+    """Returns the runs that a file's metadata list: one for a shard, several for a gathered file."""
+    metadata = layout.flannel
+    if "runs" in metadata:
+        return [RunPart(run["index"], f"run_{run['index']}_", run) for run in metadata["runs"]]
+    prefix = f"run_{metadata.get('run')}_"
+    return [RunPart(metadata.get("run"), prefix if f"{prefix}checksums" in layout.tensors else "", metadata)]
+
+
+def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
+    """Yields what of a run's keys, shapes and dtypes is not as the metadata imply."""
+    absent = [name for name in REQUIRED if name not in part.metadata]
+    if absent:
+        yield f"the metadata do not say {', '.join(absent)}"
+        return
+    schema = _implied_schema(layout, part)
+    if schema.names != tuple(part.metadata["checksum_columns"]):
+        yield f"the columns are {part.metadata['checksum_columns']}, expected {list(schema.names)}"
+    num_tokens, _ = _row_sizes(layout, part)
+    static = dict.fromkeys(part.metadata["static_checksums"], TensorSpec("I64", (num_tokens,)))
+    expected = schema.specs(static)
+    got = {key: spec for key, spec in layout.tensors.items() if key.startswith(part.prefix)}
+    for key in sorted(expected.keys() | got.keys()):
+        if got.get(key) != expected.get(key):
+            yield f"{key} is {_describe(got.get(key))}, expected {_describe(expected.get(key))}"
+
+
+def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
+    """Returns the schema of a recording with this part's columns and sizes."""
+    names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
+    specs = {name: layout.tensors.get(part.key(name)) for name in names}
+    codes = {code: dtype for dtype, code in DTYPE_CODES.items()}
+    num_tokens, hidden_dim = _row_sizes(layout, part)
+    return RecordingSchema.build(
+        tensors=names,
+        dtypes={name: codes.get(spec.dtype, "bfloat16") for name, spec in specs.items() if spec is not None},
+        num_tokens=num_tokens,
+        hidden_dim=hidden_dim,
+        max_steps=max(part.step(part.num_rows - 1), 1),
+        every_n_steps=int(part.metadata["every_n_steps"]),
+        key_prefix=part.prefix,
+    )
+
+
+def _row_sizes(layout: FileLayout, part: RunPart) -> tuple[int, int]:
+    """Returns V and D as the file has them, 1 for what it does not have."""
+    specs = [layout.tensors.get(part.key(name)) for name in RECORDABLE]
+    shapes = [spec.shape[1:] for spec in specs if spec is not None]
+    tokens = layout.tensors.get(part.key(RECORDED_TOKENS))
+    if tokens is not None:
+        shapes.append(tokens.shape)
+    sizes = (*max(shapes, key=len, default=()), 1, 1)
+    return max(sizes[0], 1), max(sizes[1], 1)
+
+
+def _describe(spec: TensorSpec | None) -> str:
+    return "not there" if spec is None else f"{spec.dtype} of shape {spec.shape}"
+
+
+def bad_static(file: TensorFile, checksums: Mapping[str, str], *, prefix: str = "") -> list[str]:
+    """Returns the names of the tensors without rows that are not as their checksums say.
+
+    Args:
+        file: Where they are.
+        checksums: Name -> xxh3-64 in hex.
+        prefix: Goes before each name in the file.
+    """
+    return [name for name, digits in checksums.items() if static_checksum(file.read(prefix + name)) != digits]
+
+
+def num_leading_rows(file: TensorFile, part: RunPart) -> int:
+    """Returns how many rows of an unfinished recording have been written, by its small columns alone.
+
+    So of a file that is mostly empty, only the part with rows has to be read.
+    """
+    steps, checksums = file.read(part.key("recorded_steps")), file.read(part.key("checksums"))
+    written = (steps == np.arange(part.num_rows) * part.step(1)) & checksums.any(axis=1)
+    return part.num_rows if written.all() else int(np.argmin(written))
+
+
+def bad_cells(
+    file: TensorFile,
+    part: RunPart,
+    *,
+    first: int,
+    last: int,
+    advance: Callable[[int], object] | None = None,
+) -> list[tuple[int, str]]:
+    """Checks rows `first` to `last` - 1 of a run.
+
+    Args:
+        file: Where they are; `problems` has found none.
+        part: Which run.
+        first: First row to check.
+        last: First row not to check.
+        advance: Called with the number of bytes of each piece that is done.
+
+    Returns:
+        Row and column of every cell that is not as its checksum says, or not the step that is expected there.
+
+    Raises:
+        RunError: If the file cannot be read.
+    """
+    if last <= first:
+        return []
+    columns = list(part.metadata["checksum_columns"])
+    table = np.empty((last - first, len(columns)), np.uint64)
+    file.read_into(part.key("checksums"), table, start_row=first)
+    steps = np.empty(last - first, np.int64)
+    file.read_into(part.key("recorded_steps"), steps, start_row=first)
+    expected_steps = np.arange(first, last) * part.step(1)
+    bad = {(first + int(i), "recorded_steps") for i in np.flatnonzero(steps != expected_steps)}
+    for piece, digests in _digests(file, part, columns, first=first, last=last):
+        rows = slice(piece.first - first, piece.last - first)
+        wrong = np.flatnonzero(digests != table[rows, columns.index(piece.name)])
+        bad |= {(piece.first + int(i), piece.name) for i in wrong}
+        if advance is not None:
+            advance((piece.last - piece.first) * piece.row_bytes)
+    return sorted(bad, key=lambda cell: (cell[0], columns.index(cell[1])))
+
+
+def _digests(
+    file: TensorFile, part: RunPart, columns: list[str], *, first: int, last: int
+) -> "Iterator[tuple[_Piece, np.ndarray[Any, Any]]]":
+    """Yields the checksums that the rows of each piece really have."""
+    pieces: list[_Piece] = []
+    for name in columns:
+        spec = file.layout.tensors[part.key(name)]
+        row_bytes = spec.num_bytes // spec.shape[0]
+        num_rows = max(1, PIECE_BYTES // row_bytes)
+        for start in range(first, last, num_rows):
+            pieces.append(_Piece(name, start, min(start + num_rows, last), row_bytes))
+    num_threads = min(MAX_THREADS, os.cpu_count() or 1, len(pieces))
+    buffers: queue.SimpleQueue[np.ndarray[Any, Any]] = queue.SimpleQueue()
+    for _ in range(num_threads):
+        buffers.put(np.empty(PIECE_BYTES, np.uint8))
+
+    def work(piece: _Piece) -> "tuple[_Piece, np.ndarray[Any, Any]]":
+        buffer = buffers.get()
+        try:
+            return piece, _hash_rows(file, part.key(piece.name), piece, buffer.data)
+        finally:
+            buffers.put(buffer)
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="flannel-check") as pool:
+        yield from pool.map(work, pieces)
+
+
+def _hash_rows(file: TensorFile, key: str, piece: _Piece, memory: memoryview) -> "np.ndarray[Any, Any]":
+    """Returns the xxh3-64 of each row of a piece, uint64."""
+    row_bytes, num_rows = piece.row_bytes, piece.last - piece.first
+    if row_bytes > len(memory):  # then the piece is this one row
+        return np.array([_hash_long_row(file, key, piece, memory)], np.uint64)
+    view = memory[: num_rows * row_bytes]
+    file.read_bytes_into(key, view, start_byte=piece.first * row_bytes)
+    starts = range(0, len(view), row_bytes)
+    hashes = (xxhash.xxh3_64_intdigest(view[start : start + row_bytes]) for start in starts)
+    return np.fromiter(hashes, np.uint64, count=num_rows)
+
+
+def _hash_long_row(file: TensorFile, key: str, piece: _Piece, memory: memoryview) -> int:
+    hasher, start = xxhash.xxh3_64(), piece.first * piece.row_bytes
+    for done in range(0, piece.row_bytes, len(memory)):
+        view = memory[: min(len(memory), piece.row_bytes - done)]
+        file.read_bytes_into(key, view, start_byte=start + done)
+        hasher.update(view)
+    return hasher.intdigest()
+
+
+def shared_problems(layout: FileLayout, parts: list[RunPart]) -> Iterator[str]:
+    """Yields what of the keys and metadata that belong to no run is not as it should be."""
+    metadata = layout.flannel
+    if metadata.get("schema") != SCHEMA_VERSION:
+        yield f"its schema is {metadata.get('schema')!r}, this flannel-pl knows {SCHEMA_VERSION}"
+    if "runs" in metadata:
+        of_runs = tuple(part.prefix for part in parts)
+        got = {key for key in layout.tensors if not key.startswith(of_runs)}
+        expected = set(metadata.get("static_checksums", {}))
+        for key in sorted(got ^ expected):
+            yield f"{key} is not there" if key in expected else f"{key} is there and belongs to no run"
+
+
+def num_bytes_of(layout: FileLayout, part: RunPart) -> int:
+    """Returns the size of a run's tensors."""
+    names = (*part.metadata["checksum_columns"], "checksums")
+    return sum(layout.tensors[part.key(name)].num_bytes for name in names)

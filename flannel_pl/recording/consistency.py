@@ -1,0 +1,156 @@
+"""Whether the files of an experiment agree: its record, its runs' recordings, what was gathered, masks."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flannel_pl.errors import RunError
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.contents import (
+    Shard,
+    contradictions,
+    experiment_tensors,
+    read_record,
+    run_metadata,
+)
+from flannel_pl.recording.gather_file import copy_damage, notes_path, partial_path
+from flannel_pl.recording.gather_notes import GatherNotes
+from flannel_pl.recording.index import index_content
+from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.reader import read_masks
+from flannel_pl.recording.report import CheckedPart
+
+
+def check_folder(paths: ExperimentPaths) -> Iterator[CheckedPart]:
+    """Yields, for an experiment's folder, every run that is not there, and whatever does not agree.
+
+    A file that cannot be read at all is not mentioned: checking it says so.
+    """
+    try:
+        record = read_record(paths)
+    except RunError as error:
+        yield _problem(paths.record, str(error))
+        return
+    growing = list(_check_growing_file(paths, record))
+    yield from growing
+    if not paths.gathered.exists():
+        gathered = {part.run for part in growing}
+        for index in (run["index"] for run in record["runs"] if run["index"] not in gathered):
+            files = paths.run(index)
+            if not files.recording.exists() and not files.partial.exists():
+                yield CheckedPart(files.recording, index, 0, 0, 0.0, unfinished=True)
+    for path, sentence in _folder_problems(paths, record):
+        yield _problem(path, sentence)
+
+
+def check_index(index: Path) -> Iterator[CheckedPart]:
+    """Yields what is wrong with an index: it can be made anew from the files it names."""
+    for path, sentence in _index_problems(index):
+        yield _problem(path, sentence)
+
+
+def index_paths(index: Path) -> ExperimentPaths:
+    """Returns the paths of the experiment that an index is of."""
+    return ExperimentPaths(index.parent, index.name.removesuffix(".safetensors.index.json"))
+
+
+def _check_growing_file(paths: ExperimentPaths, record: Mapping[str, Any]) -> Iterator[CheckedPart]:
+    """Checks the runs in a gathered file that still waits for others."""
+    path, start_s = partial_path(paths), time.monotonic()
+    try:
+        notes = GatherNotes.read(notes_path(paths)) if path.exists() else None
+        if notes is None:
+            return
+        layout = notes.layout(experiment_tensors(paths, record))
+        for index, metadata in notes.runs.items():
+            damage = tuple(copy_damage(path, layout, index, metadata))
+            num_rows, num_bytes = metadata["num_rows"], sum(s.num_bytes for s in notes.specs[index].values())
+            elapsed_s, start_s = time.monotonic() - start_s, time.monotonic()
+            yield CheckedPart(path, index, num_rows, num_bytes, elapsed_s, damage, unfinished=True)
+    except RunError as error:
+        yield _problem(path, str(error))
+
+
+def _problem(path: Path, sentence: str) -> CheckedPart:
+    return CheckedPart(path, None, 0, 0, 0.0, (sentence,))
+
+
+def _folder_problems(paths: ExperimentPaths, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    gathered = _metadata(paths.gathered)
+    for run in record["runs"]:
+        shard = paths.run(run["index"]).recording
+        metadata = _metadata(shard)
+        if metadata is not None:
+            for sentence in contradictions(metadata, record, run["index"]):
+                yield shard, f"it does not belong to this experiment: {sentence}"
+    if gathered is not None:
+        for sentence in _other_record(gathered, record):
+            yield paths.gathered, sentence
+    if paths.index.exists():
+        yield from _index_problems(paths.index)
+        for sentence in _other_record(_metadata(paths.index_extras) or {}, record):
+            yield paths.index_extras, sentence
+    if paths.masks.exists():
+        for sentence in _mask_problems(paths.masks, record):
+            yield paths.masks, sentence
+
+
+def _metadata(path: Path) -> dict[str, Any] | None:
+    """Returns what a file says of itself; None if it is not there or cannot be read."""
+    try:
+        return read_layout(path).flannel if path.exists() else None
+    except RunError:
+        return None
+
+
+def _other_record(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
+    """Yields in what a gathered recording and `experiment.json` differ."""
+    for name in ("name", "config", "provenance"):
+        if metadata.get(name) != record.get(name):
+            yield f"its {name} is not the one of experiment.json; bring that file back, or gather again"
+    got = [(run["index"], run.get("seed"), run.get("swept")) for run in metadata.get("runs", [])]
+    if got != [(run["index"], run["seed"], run["swept"]) for run in record["runs"]]:
+        yield "its runs are not those of experiment.json; bring that file back, or gather again"
+
+
+def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:
+    paths = index_paths(index)
+    try:
+        extras = read_layout(paths.index_extras)
+        layouts = {paths.index_extras: extras}
+        for run in extras.flannel.get("runs", []):
+            shard = paths.run(run["index"]).recording
+            layouts[shard] = read_layout(shard)
+            if run_metadata(Shard(run["index"], shard, layouts[shard])) != run:
+                yield shard, "it is not the recording that the index was made for; gather again"
+        if index.read_bytes() != index_content(index.parent, layouts):
+            yield index, "it is not as it was written; gather again with --mode index"
+    except OSError as error:
+        yield index, f"it cannot be read: {error.strerror}"
+    except RunError as error:
+        yield index, str(error)
+
+
+def _mask_problems(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with a masks file; all of it follows from the counts, whose hash is recorded."""
+    try:
+        masks = read_masks(path)
+    except RunError as error:
+        yield str(error)
+        return
+    live = masks["token_occurrence_counts"] > 0
+    expected = {
+        **{"live_mask": live, "dead_mask": ~live},
+        **{"live_indices": np.flatnonzero(live), "dead_indices": np.flatnonzero(~live)},
+    }
+    wrong = [name for name, array in expected.items() if not np.array_equal(masks[name], array)]
+    if wrong:
+        yield f"{', '.join(wrong)} do not follow from token_occurrence_counts"
+    digest = ((record.get("provenance") or {}).get("data") or {}).get("masks")
+    counts = masks["token_occurrence_counts"].astype("<i8").tobytes()
+    if digest is not None and hashlib.sha256(counts).hexdigest() != digest:
+        yield "token_occurrence_counts are not those the experiment was trained with"

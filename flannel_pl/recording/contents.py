@@ -1,0 +1,208 @@
+"""What belongs in a gathered recording: the experiment's record, its finished shards, scalars and masks."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.metadata import dump_metadata
+from flannel_pl.recording.reader import read_masks
+from flannel_pl.recording.schema import CONFIG_SCALARS, SCHEMA_VERSION, static_checksum
+from flannel_pl.recording.tensors import Array
+
+Extras = dict[str, Array]
+"""The experiment-wide tensors of a gathered recording, by key."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One run's finished recording."""
+
+    index: int
+    """Number of the run."""
+
+    path: Path
+    layout: FileLayout
+
+    @property
+    def prefix(self) -> str:
+        """What the run's keys begin with in the gathered recording."""
+        return f"run_{self.index}_"
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Key in the gathered recording -> key in the shard."""
+        return {key if key.startswith(self.prefix) else self.prefix + key: key for key in self.layout.tensors}
+
+
+def read_record(paths: ExperimentPaths) -> dict[str, Any]:
+    """Returns the content of `experiment.json`.
+
+    Raises:
+        UserError: If there is none: not an experiment's folder.
+        RunError: If it cannot be read.
+    """
+    try:
+        record: dict[str, Any] = json.loads(paths.record.read_text(encoding="utf-8"))
+        numbers = [run["index"] for run in record["runs"]]
+        if numbers != list(range(len(numbers))) or not numbers:
+            raise ValueError(f"its runs are numbered {numbers}")
+        _ = record["name"], record["config"]["experiment"], record["config"]["trainer"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{paths.folder} is no experiment's folder: it has no {paths.record.name}. "
+            "Give the folder that holds run_0, run_1, ..."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"Cannot read {paths.record}: {type(error).__name__}: {error}. "
+            "Bring back the file as flannel-pl fit wrote it."
+        ) from error
+    return record
+
+
+def read_shard(paths: ExperimentPaths, record: Mapping[str, Any], index: int) -> Shard:
+    """Returns the finished recording of run `index`.
+
+    Raises:
+        RunError: If it is not there, is damaged, or belongs to another experiment.
+    """
+    path = paths.run(index).recording
+    shard = Shard(index, path, read_layout(path))
+    wrong = list(contradictions(shard.layout.flannel, record, index))
+    if wrong:
+        raise RunError(
+            f"{path} does not belong to this experiment: {'; '.join(wrong)}. "
+            "Move it away and record that run again."
+        )
+    return shard
+
+
+def contradictions(metadata: Mapping[str, Any], record: Mapping[str, Any], index: int) -> Iterator[str]:
+    """Yields in what a shard's metadata contradict the experiment that it is to be part of.
+
+    Args:
+        metadata: What the shard says of itself.
+        record: Content of `experiment.json`.
+        index: Number of the run that the shard should be of.
+    """
+    run, config = record["runs"][index], record["config"]
+    for name, expected in (
+        ("schema", SCHEMA_VERSION),
+        ("run", run["index"]),
+        ("seed", run["seed"]),
+        ("swept", run["swept"]),
+    ):
+        if metadata.get(name) != expected:
+            yield f"its {name} is {metadata.get(name)!r}, expected {expected!r}"
+    theirs = metadata.get("config", {})
+    for group in ("model", "data", "recorder"):
+        yield from _differences(theirs.get(group, {}), config.get(group, {}), f"{group}.", run["swept"])
+    steps = {"max_steps": config["trainer"]["max_steps"]}
+    yield from _differences(
+        {"max_steps": theirs.get("trainer", {}).get("max_steps")}, steps, "trainer.", run["swept"]
+    )
+    if not any(key.startswith("data.") and key.endswith("_path") for key in run["swept"]):
+        yield from _other_data(metadata.get("provenance", {}), record.get("provenance", {}))
+
+
+def _other_data(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+    """Yields each data file of which both provenances know the hash, and not the same one."""
+    got, expected = theirs.get("data") or {}, ours.get("data") or {}
+    for name in sorted(got.keys() & expected.keys()):
+        if got[name] != expected[name]:
+            yield f"it was trained with another {name} ({got[name]!s:.12}, expected {expected[name]!s:.12})"
+
+
+def _differences(
+    got: Mapping[str, Any], expected: Mapping[str, Any], prefix: str, swept: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields each differing key; not swept ones, and not paths, which differ from machine to machine."""
+    for key in sorted(got.keys() | expected.keys()):
+        name = prefix + key
+        if got.get(key) != expected.get(key) and name not in swept and not name.endswith("_path"):
+            yield f"its {name} is {got.get(key)!r}, expected {expected.get(key)!r}"
+
+
+def experiment_tensors(paths: ExperimentPaths, record: Mapping[str, Any]) -> Extras:
+    """Returns the notebook's ten scalars, the seeds and the masks.
+
+    A scalar whose config key was swept is NaN (`n_steps`: -1), since no one number is true of all runs.
+
+    Raises:
+        RunError: If the masks are missing or damaged.
+    """
+    if not paths.masks.exists():
+        raise RunError(
+            f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
+        )
+    masks = read_masks(paths.masks)
+    seeds = [run["seed"] for run in record["runs"]]
+    integers = {
+        "n_runs": len(seeds),
+        "base_seed": seeds[0],
+        "n_live": int(masks["live_mask"].sum()),
+        "n_dead": int(masks["dead_mask"].sum()),
+    }
+    numbers = {name: _common(record, key) for name, key in CONFIG_SCALARS.items()}
+    integers["n_steps"] = -1 if (steps := numbers.pop("n_steps")) is None else steps
+    return {
+        **{name: np.array(value, np.int64) for name, value in integers.items()},
+        **{name: np.array(np.nan if x is None else x, np.float32) for name, x in numbers.items()},
+        "seeds": np.array(seeds, np.int64),
+        **masks,
+    }
+
+
+def _common(record: Mapping[str, Any], key: str) -> Any:
+    """Returns the value of a config key that all runs share; None if they do not."""
+    group, name = key.split(".")
+    configured = record["config"][group][name]
+    values = [run["swept"].get(key, configured) for run in record["runs"]]
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def run_metadata(shard: Shard) -> dict[str, Any]:
+    """Returns what a gathered recording says of one run: the shard's own metadata, but for what is shared."""
+    shared = ("config", "header_checksum", "run", "schema")
+    own = {key: value for key, value in shard.layout.flannel.items() if key not in shared}
+    return {**own, "index": shard.index}
+
+
+def gathered_metadata(
+    record: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], extras: Mapping[str, Array]
+) -> str:
+    """Returns the metadata string of a gathered recording.
+
+    Args:
+        record: The experiment's record.
+        runs: Of each run in turn its `run_metadata`.
+        extras: The experiment's tensors.
+    """
+    return dump_metadata(
+        {
+            "schema": SCHEMA_VERSION,
+            "name": record["name"],
+            "config": record["config"],
+            "provenance": record["provenance"],
+            "runs": list(runs),
+            "static_checksums": {name: static_checksum(array) for name, array in extras.items()},
+        }
+    )
+
+
+def is_complete(paths: ExperimentPaths, record: Mapping[str, Any]) -> bool:
+    """Tells whether the gathered file is there, with a header that is right and names every run."""
+    try:
+        layout = read_layout(paths.gathered)
+    except RunError:
+        return False
+    there = [(run["index"], run.get("seed"), run.get("swept")) for run in layout.flannel.get("runs", [])]
+    wanted = [(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
+    return layout.header_is_right and there == wanted

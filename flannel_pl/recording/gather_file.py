@@ -1,0 +1,122 @@
+"""The bytes of a gathered file while it grows: copying a run into it, checking that, and completing it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.checks import RunPart
+from flannel_pl.recording.contents import Extras
+from flannel_pl.recording.disk import copy_range, create, explained, partial_of, publish, reserve, write_at
+from flannel_pl.recording.layout import FileLayout
+from flannel_pl.recording.report import part_damage
+from flannel_pl.recording.tensors import TensorFile
+
+Advance = Callable[[int], object]
+"""Called with the number of bytes that were just copied."""
+
+
+def partial_path(paths: ExperimentPaths) -> Path:
+    """Returns the gathered file while it grows."""
+    return partial_of(paths.gathered)
+
+
+def notes_path(paths: ExperimentPaths) -> Path:
+    """Returns the notes beside the growing file."""
+    return paths.gathered.with_name(f"{paths.gathered.name}.gathered.json")
+
+
+def make_growing_file(path: Path, layout: FileLayout) -> None:
+    """Makes a file of the full size that takes no space yet: that grows run by run.
+
+    Raises:
+        RunError: If the disk fails.
+    """
+    with explained(path, need_bytes=len(layout.header)):
+        fd = create(path)
+        try:
+            os.ftruncate(fd, layout.total_bytes)
+        finally:
+            os.close(fd)
+
+
+def copy_tensors(
+    source: Path,
+    source_layout: FileLayout,
+    target: Path,
+    target_layout: FileLayout,
+    *,
+    keys: Mapping[str, str],
+    advance: Advance,
+) -> None:
+    """Copies tensors from file to file and makes them durable.
+
+    Args:
+        source: Copied from.
+        source_layout: Its layout.
+        target: Copied to; it has its full size.
+        target_layout: Its layout.
+        keys: Key in the target -> key in the source.
+        advance: Called with the size of each piece that is done.
+
+    Raises:
+        RunError: If the disk fails.
+    """
+    sizes = {key: source_layout.tensors[inner].num_bytes for key, inner in keys.items()}
+    with explained(target, need_bytes=sum(sizes.values())), contextlib.ExitStack() as stack:
+        source_fd, target_fd = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR)
+        for fd in (source_fd, target_fd):
+            stack.callback(os.close, fd)
+        for key, inner in keys.items():
+            reserve(target_fd, target_layout.offsets[key], sizes[key])
+            copy_range(
+                source_fd,
+                target_fd,
+                source_offset=source_layout.offsets[inner],
+                target_offset=target_layout.offsets[key],
+                num_bytes=sizes[key],
+                advance=advance,
+            )
+        os.fsync(target_fd)
+
+
+def copy_damage(path: Path, layout: FileLayout, index: int, metadata: Mapping[str, Any]) -> list[str]:
+    """Returns what of a run's tensors in a growing file is not as their checksums say, a sentence each.
+
+    Args:
+        path: The file.
+        layout: Its layout; the header is not there yet.
+        index: Number of the run.
+        metadata: What its own recording says of it.
+    """
+    with TensorFile(path, layout=layout) as file:
+        return part_damage(file, RunPart(index, f"run_{index}_", metadata))
+
+
+def complete(path: Path, layout: FileLayout, *, extras: Extras, final: Path, advance: Advance) -> None:
+    """Writes what a file that has every run still lacks, and gives it its final name.
+
+    Args:
+        path: The file.
+        layout: Its layout, with the true header.
+        extras: The tensors that belong to no run.
+        final: Its name.
+        advance: Called with the size of each piece that is done.
+
+    Raises:
+        RunError: If the disk fails.
+    """
+    with explained(final, need_bytes=len(layout.header)):
+        fd = os.open(path, os.O_RDWR)
+        try:
+            write_at(fd, layout.header, 0)
+            advance(len(layout.header))
+            for name, array in extras.items():
+                write_at(fd, array.tobytes(), layout.offsets[name])
+                advance(array.nbytes)
+            os.fsync(fd)
+            publish(path, final, fd=fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,159 @@
+"""What is known of a gathered file while it grows: its plan, and which runs are safe in it.
+
+It is kept in a small file beside the growing one, replaced after every run. A run's own recording may be
+deleted once it stands here, so this says everything that the header will need.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.recording.contents import Extras, Shard, gathered_metadata, run_metadata
+from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.layout import (
+    PAGE_BYTES,
+    FileLayout,
+    TensorSpec,
+    is_readable,
+    plan_layout,
+)
+
+Specs = dict[str, TensorSpec]
+"""Tensors of one run: name without prefix -> dtype and shape."""
+
+SPARE_BYTES_PER_RUN = PAGE_BYTES
+"""Room in the header for what an unfinished run may say of itself beyond what a finished one says."""
+
+
+@dataclass
+class GatherNotes:
+    """Where everything lies in the growing file, and which runs are safe in it."""
+
+    header_bytes: int
+    """Room for the header, which cannot be written before the last run is there."""
+
+    specs: list[Specs]
+    """Of each run, in their order; for a run not finished at the time, what was expected of it."""
+
+    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Number of each run that is copied, synced and checked -> what the header will say of it."""
+
+    def write(self, path: Path) -> None:
+        """Replaces the notes in `path`, durably.
+
+        Raises:
+            RunError: If the disk fails.
+        """
+        # Most runs have the same tensors, so those are written once.
+        kinds: list[Specs] = []
+        for specs in self.specs:
+            if specs not in kinds:
+                kinds.append(specs)
+        body = {
+            "header_bytes": self.header_bytes,
+            "kinds": [{name: [s.dtype, list(s.shape)] for name, s in kind.items()} for kind in kinds],
+            "kind_of_run": [kinds.index(specs) for specs in self.specs],
+            "runs": {str(index): metadata for index, metadata in self.runs.items()},
+        }
+        text = json.dumps(body, sort_keys=True).encode()
+        write_file(path, xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "GatherNotes | None":
+        """Returns the notes in `path`; None if there are none.
+
+        Raises:
+            RunError: If they cannot be read or are damaged.
+        """
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"Cannot read {path}: {error.strerror}") from error
+        checksum, text = content[:16], content[17:-1]
+        whole = checksum + b" " + text + b"\n" == content
+        if not whole or xxhash.xxh3_64_hexdigest(text).encode() != checksum:
+            raise RunError(f"{path} is damaged: it is not as its checksum says")
+        body = json.loads(text)
+        kinds = [
+            {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, shape) in kind.items()}
+            for kind in body["kinds"]
+        ]
+        runs = {int(index): metadata for index, metadata in body["runs"].items()}
+        return cls(body["header_bytes"], [kinds[kind] for kind in body["kind_of_run"]], runs)
+
+    def layout(self, extras: Extras) -> FileLayout:
+        """Returns where everything lies in the growing file; the header is not the true one yet."""
+        return plan_layout(_keys(self.specs, extras), metadata="", min_header_bytes=self.header_bytes)
+
+
+def plan_notes(record: Mapping[str, Any], extras: Extras, shards: Sequence[Shard]) -> GatherNotes:
+    """Plans the gathered file by the runs that are finished.
+
+    Args:
+        record: The experiment's record.
+        extras: Its tensors.
+        shards: At least one finished run. All others are expected to be like the first.
+
+    Raises:
+        UserError: If there are more runs than one file can have.
+    """
+    known = {shard.index: shard for shard in shards}
+    indices = [run["index"] for run in record["runs"]]
+    likely = [known.get(index, shards[0]) for index in indices]
+    specs = [specs_of(shard) for shard in likely]
+    metadata = gathered_metadata(record, [run_metadata(shard) for shard in likely], extras)
+    exact = plan_layout(_keys(specs, extras), metadata=metadata)
+    header_bytes = len(exact.header) + SPARE_BYTES_PER_RUN * (len(indices) - len(known))
+    _refuse_long_header(exact, record)
+    return GatherNotes(header_bytes, specs)
+
+
+def final_layout(
+    notes: GatherNotes, record: Mapping[str, Any], extras: Extras, *, apart: Mapping[int, Shard]
+) -> FileLayout:
+    """Returns the layout with its true header, once every run is there.
+
+    Args:
+        notes: The plan, and every run but those `apart`.
+        record: The experiment's record.
+        extras: Its tensors.
+        apart: Runs that do not fit the plan. If there are any, the layout is another than the planned one.
+    """
+    specs, sayings = [], []
+    for run, planned in zip(record["runs"], notes.specs, strict=True):
+        shard = apart.get(run["index"])
+        specs.append(planned if shard is None else specs_of(shard))
+        sayings.append(notes.runs[run["index"]] if shard is None else run_metadata(shard))
+    metadata = gathered_metadata(record, sayings, extras)
+    room = 0 if apart else notes.header_bytes
+    layout = plan_layout(_keys(specs, extras), metadata=metadata, min_header_bytes=room)
+    _refuse_long_header(layout, record)
+    return layout
+
+
+def _refuse_long_header(layout: FileLayout, record: Mapping[str, Any]) -> None:
+    if not is_readable(layout):
+        raise UserError(
+            f"{len(record['runs'])} runs are too many for one file, whose header no reader would accept. "
+            "Gather with --mode index, or split the experiment."
+        )
+
+
+def specs_of(shard: Shard) -> Specs:
+    """Returns the specs of a shard's tensors, by name without prefix."""
+    return {key.removeprefix(shard.prefix): shard.layout.tensors[inner] for key, inner in shard.keys.items()}
+
+
+def _keys(specs: Sequence[Specs], extras: Extras) -> Specs:
+    """Returns key -> dtype and shape of everything in the gathered file."""
+    keys = {name: TensorSpec.of(array) for name, array in extras.items()}
+    for index, tensors in enumerate(specs):
+        keys |= {f"run_{index}_{name}": spec for name, spec in tensors.items()}
+    return keys

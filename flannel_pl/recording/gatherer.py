@@ -1,0 +1,349 @@
+"""Gathers runs into one file as they finish, while others still train.
+
+The file grows under a `.partial` name. Its layout is planned when the first run is there: all runs have the
+same tensors as a rule, and for the header, which needs what every run says of itself, room is left. A run
+that is copied, synced and checked against its checksums goes into the notes (`gather_notes.py`); from then on
+its own recording may be deleted. A crash at any moment loses nothing: what the notes do not name is copied
+again, and the final name is given only to the complete file.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.checks import parts_of, problems
+from flannel_pl.recording.contents import (
+    Shard,
+    experiment_tensors,
+    is_complete,
+    read_record,
+    read_shard,
+    run_metadata,
+)
+from flannel_pl.recording.disk import explained, readable_bytes, sync_folder
+from flannel_pl.recording.gather_file import (
+    Advance,
+    complete,
+    copy_damage,
+    copy_tensors,
+    make_growing_file,
+    notes_path,
+    partial_path,
+)
+from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, specs_of
+from flannel_pl.recording.layout import FileLayout
+from flannel_pl.recording.report import header_damage, part_damage
+from flannel_pl.recording.tensors import TensorFile
+
+
+def gathered_runs(folder: str | Path) -> frozenset[int]:
+    """Returns the runs that are safe in the gathered file, finished or growing: they need no shard any more.
+
+    Changes nothing and reads no row.
+
+    Args:
+        folder: The experiment's folder.
+
+    Raises:
+        UserError: If it is no experiment's folder.
+        RunError: If its record or the notes are damaged.
+    """
+    paths = ExperimentPaths.find(Path(folder).absolute())
+    record = read_record(paths)
+    if is_complete(paths, record):
+        return frozenset(run["index"] for run in record["runs"])
+    notes = GatherNotes.read(notes_path(paths)) if partial_path(paths).exists() else None
+    return frozenset(() if notes is None else notes.runs)
+
+
+class Gatherer:
+    """Copies finished runs into an experiment's gathered file, one by one, in any order.
+
+    Only one process at a time may gather an experiment. With `experiment.keep_shards` false a run's own
+    recording is deleted as soon as it is safe in the gathered file, so that at most one run takes its place
+    twice. After a crash a new Gatherer goes on where the last one was.
+
+    Args:
+        folder: The experiment's folder, with `experiment.json` and the masks.
+        record: Content of `experiment.json`, if it is at hand.
+
+    Raises:
+        UserError: If it is no experiment's folder.
+        RunError: If the masks are missing, or what an earlier Gatherer left is damaged.
+
+    Example:
+        >>> gatherer = Gatherer("runs/flannel3")        # doctest: +SKIP
+        >>> for index in finished_runs:                 # doctest: +SKIP
+        ...     gatherer.add(index)
+        >>> gatherer.finish()                           # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> None:
+        self.paths = ExperimentPaths.find(Path(folder).absolute())
+        self.record = read_record(self.paths) if record is None else record
+        self.keep_shards = bool(self.record["config"]["experiment"].get("keep_shards", True))
+        self._indices = [run["index"] for run in self.record["runs"]]
+        self._extras = experiment_tensors(self.paths, self.record)
+        self._partial, self._notes_path = partial_path(self.paths), notes_path(self.paths)
+        self._moved = self._partial.with_suffix(".moved")
+        self._checked: set[int] = set()  # runs that this object has found right in the growing file
+        self._apart: dict[int, Shard] = {}  # runs that do not fit the plan and wait for `finish`
+        self._planned: FileLayout | None = None
+        self._notes = self._take_over()
+
+    @property
+    def gathered(self) -> frozenset[int]:
+        """Runs that are safe in the gathered file, finished or growing."""
+        if self._notes is not None:
+            return frozenset(self._notes.runs)
+        return frozenset(self._indices if self.is_finished else ())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the gathered file is there with every run, and nothing is under way to replace it."""
+        return self._notes is None and is_complete(self.paths, self.record)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the growing file; 0 before the first run was added."""
+        return 0 if self._notes is None else self._layout(self._notes).total_bytes
+
+    def check_missing(self) -> None:
+        """Refuses to go on without a run.
+
+        Raises:
+            RunError: Names the runs that are neither finished nor gathered.
+        """
+        gathered = self.gathered
+        missing = [i for i in self._indices if i not in gathered and not self._has_shard(i)]
+        if missing:
+            raise RunError(
+                f"{self.paths.folder} has no finished recording of run {', '.join(map(str, missing))} "
+                f"({len(missing)} of {len(self._indices)} runs). "
+                "Run flannel-pl fit again to finish them, then gather."
+            )
+
+    def check_space(self) -> None:
+        """Refuses a disk that cannot hold the finished runs a second time; only the largest, if shards go.
+
+        Raises:
+            UserError: Says what is needed and what is there.
+        """
+        copied = {} if self._notes is None else self._notes.runs
+        waiting = [i for i in self._indices if i not in copied and self._has_shard(i)]
+        sizes = [self.paths.run(i).recording.stat().st_size for i in waiting]
+        self._refuse_small_disk(sum(sizes) if self.keep_shards else max(sizes, default=0))
+
+    def add(self, run_index: int, *, advance: Advance | None = None) -> None:
+        """Copies a finished run, makes the copy durable and checks it; then drops its shard, if configured.
+
+        Args:
+            run_index: Number of the run. The copy of one that is gathered already is checked once more.
+            advance: Called with the size of each piece that is copied.
+
+        Raises:
+            UserError: If the disk is too small.
+            RunError: If the run is not finished, is damaged or belongs to another experiment, or the disk
+                fails; if its copy is damaged and its shard is gone, it has to be recorded again.
+        """
+        if self.is_finished and not self._has_shard(run_index):
+            return
+        advance = advance or (lambda num_bytes: None)
+        if self._is_right(run_index):
+            assert self._notes is not None
+            advance(sum(spec.num_bytes for spec in self._notes.specs[run_index].values()))
+        else:
+            self._copy(run_index, advance)
+        if run_index not in self._apart:
+            self._drop_shard(run_index)
+
+    def finish(self, *, advance: Advance | None = None) -> Path:
+        """Writes the header and gives the file its name; does nothing if that is done.
+
+        Args:
+            advance: Called with the size of each piece that is written.
+
+        Returns:
+            The gathered file.
+
+        Raises:
+            UserError: If the disk is too small.
+            RunError: If runs are missing or damaged, or the disk fails.
+        """
+        if self.is_finished:
+            self._drop_what_is_in_the_finished_file()
+            return self.paths.gathered
+        advance = advance or (lambda num_bytes: None)
+        self.check_missing()
+        for index in self._indices:
+            if index not in self._checked and index not in self._apart:
+                self.add(index, advance=advance)
+        assert self._notes is not None
+        layout = final_layout(self._notes, self.record, self._extras, apart=self._apart)
+        path = self._partial
+        if self._apart or len(layout.header) != self._notes.header_bytes:
+            path = self._rearrange(self._notes, layout, advance)
+        complete(path, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
+        for index in self._apart:
+            self._drop_shard(index)
+        self._remove_leftovers()
+        return self.paths.gathered
+
+    def abandon(self) -> None:
+        """Deletes the growing file, unless it has the only copy of a run."""
+        if self._notes is None or all(self._has_shard(index) for index in self._notes.runs):
+            self._remove_leftovers()
+
+    def _take_over(self) -> GatherNotes | None:
+        """Returns an earlier Gatherer's notes to go on with; None to begin anew, or if all is finished."""
+        finished = is_complete(self.paths, self.record)
+        notes = self._read_notes(finished=finished)
+        if notes is not None and finished:
+            # The last act was cut off, or a finished file is being replaced. Either way the finished file
+            # counts, if it is right where nothing else is left.
+            lost = [index for index in notes.runs if not self._has_shard(index)]
+            if not any(self._damage_in_finished_file(index) for index in lost):
+                notes = None
+        if notes is None:
+            self._remove_leftovers()
+        return notes
+
+    def _read_notes(self, *, finished: bool) -> GatherNotes | None:
+        """Returns the notes that belong to the growing file; None if there are none to go by."""
+        suspects = self._indices
+        try:
+            notes = GatherNotes.read(self._notes_path) if self._partial.exists() else None
+            if notes is None:
+                return None
+            suspects = list(notes.runs)
+            if len(notes.specs) == len(self._indices):
+                size = self._partial.stat().st_size
+                if size == self._layout(notes).total_bytes:
+                    return notes
+            raise RunError(f"{self._partial} has not the size that {self._notes_path.name} asks for")
+        except RunError as error:
+            lost = [index for index in suspects if not self._has_shard(index)]
+            if lost and not self.keep_shards and not finished:
+                raise RunError(
+                    f"{error}. Run {', '.join(map(str, lost))} may be in there and nowhere else: bring both "
+                    f"files back from a copy, or delete {self._notes_path} to record anew what is missing."
+                ) from error
+            return None
+
+    def _layout(self, notes: GatherNotes) -> FileLayout:
+        """Returns the layout of the growing file, which never changes."""
+        if self._planned is None:
+            self._planned = notes.layout(self._extras)
+        return self._planned
+
+    def _has_shard(self, index: int) -> bool:
+        return self.paths.run(index).recording.exists()
+
+    def _is_right(self, index: int) -> bool:
+        """Tells whether a run's copy is there and right; forgets it if it is not."""
+        if self._notes is None or index not in self._notes.runs:
+            return False
+        if index in self._checked:
+            return True
+        layout = self._layout(self._notes)
+        damage = copy_damage(self._partial, layout, index, self._notes.runs[index])
+        if not damage:
+            self._checked.add(index)
+            return True
+        del self._notes.runs[index]
+        self._notes.write(self._notes_path)
+        if not self._has_shard(index):
+            raise RunError(
+                f"{self._partial} is damaged where run {index} is ({damage[0]}), and there is no other copy. "
+                f"Run flannel-pl fit again: it records run {index} again."
+            )
+        return False
+
+    def _damage_in_finished_file(self, index: int) -> list[str]:
+        with TensorFile(self.paths.gathered) as file:
+            part = next(part for part in parts_of(file.layout) if part.run == index)
+            return [*problems(file.layout, part)] or part_damage(file, part)
+
+    def _copy(self, index: int, advance: Advance) -> None:
+        """Copies a shard into the growing file and notes that it is safe there; or sets it apart."""
+        shard = read_shard(self.paths, self.record, index)
+        if damage := header_damage(shard.path, shard.layout):
+            raise RunError(
+                f"{shard.path} is damaged: {damage[0]}. Delete it and run flannel-pl fit again: it records "
+                f"run {index} again."
+            )
+        notes = self._notes = self._notes or self._begin()
+        if specs_of(shard) != notes.specs[index]:
+            self._apart[index] = shard
+            return
+        layout = self._layout(notes)
+        self._refuse_small_disk(shard.layout.total_bytes)
+        copy_tensors(shard.path, shard.layout, self._partial, layout, keys=shard.keys, advance=advance)
+        if damage := copy_damage(self._partial, layout, index, shard.layout.flannel):
+            raise _bad_copy(index, damage, shard.path)
+        notes.runs[index] = run_metadata(shard)
+        notes.write(self._notes_path)
+        self._checked.add(index)
+
+    def _begin(self) -> GatherNotes:
+        """Plans the file by the runs that are finished, and makes it."""
+        shards = [read_shard(self.paths, self.record, i) for i in self._indices if self._has_shard(i)]
+        notes = plan_notes(self.record, self._extras, shards)
+        make_growing_file(self._partial, self._layout(notes))
+        notes.write(self._notes_path)
+        return notes
+
+    def _rearrange(self, notes: GatherNotes, layout: FileLayout, advance: Advance) -> Path:
+        """Makes the file anew with another layout, from the growing one and the runs set apart."""
+        self._refuse_small_disk(layout.total_bytes)
+        make_growing_file(self._moved, layout)
+        planned = self._layout(notes)
+        for index, metadata in enumerate(layout.flannel["runs"]):
+            if shard := self._apart.get(index):
+                source, source_layout, keys = shard.path, shard.layout, shard.keys
+            else:
+                source, source_layout = self._partial, planned
+                keys = {key: key for key in (f"run_{index}_{name}" for name in notes.specs[index])}
+            copy_tensors(source, source_layout, self._moved, layout, keys=keys, advance=advance)
+            if damage := copy_damage(self._moved, layout, index, metadata):
+                raise _bad_copy(index, damage, source)
+        return self._moved
+
+    def _refuse_small_disk(self, need_bytes: int) -> None:
+        have_bytes = shutil.disk_usage(self.paths.folder).free
+        if need_bytes > have_bytes:
+            raise UserError(
+                f"Cannot gather into {self.paths.gathered}: need {readable_bytes(need_bytes)}, "
+                f"have {readable_bytes(have_bytes)} free. Free some space, move the experiment to another "
+                "disk, or train with experiment.gather index, which copies nothing."
+            )
+
+    def _drop_shard(self, index: int) -> None:
+        path = self.paths.run(index).recording
+        if not self.keep_shards and path.exists():
+            with explained(path, need_bytes=0):
+                path.unlink()
+                sync_folder(path.parent)
+
+    def _drop_what_is_in_the_finished_file(self) -> None:
+        """Drops shards that a crash at the very end left."""
+        for index in [] if self.keep_shards else self._indices:
+            if self._has_shard(index) and not self._damage_in_finished_file(index):
+                self._drop_shard(index)
+
+    def _remove_leftovers(self) -> None:
+        # The notes last: without them nobody would know what the growing file holds.
+        for path in (self._moved, self._partial, self._notes_path):
+            with explained(path, need_bytes=0):
+                path.unlink(missing_ok=True)
+        self._notes = self._planned = None
+
+
+def _bad_copy(index: int, damage: list[str], source: Path) -> RunError:
+    return RunError(
+        f"the copy of run {index} is wrong: {damage[0]}. If flannel-pl verify finds the same in {source}, "
+        "delete that and run flannel-pl fit again; if not, check the disk and gather again."
+    )

@@ -1,0 +1,113 @@
+"""The metadata string in a header: how it is written, and read without trusting it.
+
+It is JSON, and one of its keys is a checksum of the whole header, itself included but for its own digits.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+METADATA_KEY = "flannel"
+"""The only key of a header's `__metadata__`: with several, their order differs from process to process."""
+
+MAX_DEPTH = 50
+"""How deep the metadata may be nested: far more than a config is, far less than what ends a recursion."""
+
+CHECKSUM_KEY = "header_checksum"
+NO_CHECKSUM = "0" * 16  # stands for the digits while they are computed
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Returns `metadata` as sorted JSON, with room for the header's checksum: equal content, equal bytes.
+
+    Raises:
+        ValueError: If it holds NaN or an infinity, which JSON has no word for.
+    """
+    return json.dumps({**metadata, CHECKSUM_KEY: NO_CHECKSUM}, sort_keys=True, allow_nan=False)
+
+
+def header_checksum(header: bytes, digits: str) -> str:
+    """Returns the xxh3-64 of a header with zeros in place of the checksum that it holds itself."""
+    return xxhash.xxh3_64_hexdigest(header.replace(checksum_field(digits), checksum_field(NO_CHECKSUM)))
+
+
+def checksum_field(digits: str) -> bytes:
+    """Returns the checksum's bytes in the header: JSON in a string of JSON."""
+    return json.dumps(json.dumps({CHECKSUM_KEY: digits})[1:-1])[1:-1].encode()
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Checks that what is there has the types of docs/format.md, so that no reader has to.
+
+    Raises:
+        ValueError: Names what has not.
+    """
+    for name, kinds in _METADATA_TYPES.items():
+        if name in metadata and type(metadata[name]) not in kinds:
+            raise ValueError(f"its metadata have {name} {short(metadata[name])}")
+    for name in ("num_rows", "every_n_steps"):
+        if metadata.get(name, 1) < 1:
+            raise ValueError(f"its metadata have {name} {metadata[name]}, expected at least 1")
+    columns, static = metadata.get("checksum_columns", []), metadata.get("static_checksums", {})
+    if not all(isinstance(text, str) for text in (*columns, *static.values())):
+        raise ValueError("its metadata have checksum_columns or static_checksums that are no text")
+    groups = {name: metadata.get("config", {}).get(name, {}) for name in _CONFIG_GROUPS}
+    groups["data hashes"] = metadata.get("provenance", {}).get("data") or {}
+    for name, group in groups.items():
+        if not isinstance(group, dict):
+            raise ValueError(f"its metadata have {name} {short(group)}, expected an object")
+    for run in metadata.get("runs", []):
+        if not isinstance(run, dict) or type(run.get("index")) is not int:
+            raise ValueError(f"its metadata have the run {short(run)}, expected one with an index")
+        check_metadata({key: value for key, value in run.items() if key != "runs"})
+
+
+_CONFIG_GROUPS = ("experiment", "trainer", "model", "data", "recorder")
+
+_METADATA_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("schema", "run", "index", "num_rows", "every_n_steps"), (int,)),
+    **dict.fromkeys(("swept", "config", "provenance", "static_checksums"), (dict,)),
+    **dict.fromkeys(("checksum_columns", "runs"), (list,)),
+    **dict.fromkeys(("name", CHECKSUM_KEY), (str,)),
+    "seed": (int, type(None)),
+}
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Returns the object that `text` holds.
+
+    Raises:
+        ValueError: If it holds none, or one that JSON does not allow: repeated keys, NaN, too deep nesting.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {short(value)}, expected an object")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return value
+        inner = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    raise ValueError("its JSON is nested too deeply")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key is there twice among {short([key for key, _ in pairs])}")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it has the number {constant}")
+
+
+def short(value: object) -> str:
+    """Returns a value as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

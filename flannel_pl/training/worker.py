@@ -1,0 +1,75 @@
+"""One run in a process of its own, as the launcher's fork server starts it."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from flannel_pl.errors import Interrupted, RunError, UserError
+from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
+from flannel_pl.training.fit import train
+
+ORPHAN_S = 10.0
+"""How long an orphaned run has to stop by itself."""
+
+
+def work(experiment: Experiment, run: Run, slot: Slot, attempt: int, visible_device: str | None) -> None:
+    """Trains one run and ends the process with the exit code of `flannel-pl fit`.
+
+    Args:
+        experiment: What the run belongs to.
+        run: Which run.
+        slot: Where. Its device is counted among those visible here, which is one.
+        attempt: Counted from 1.
+        visible_device: What CUDA_VISIBLE_DEVICES is to be; None = left as it is.
+    """
+    # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops its runs in order.
+    os.setsid()
+    _log_to(experiment.paths.run(run.index))
+    if visible_device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device
+    threading.Thread(target=_stop_with_parent, name="flannel-parent", daemon=True).start()
+    sys.exit(_train(experiment, run, slot, attempt))
+
+
+def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> int:
+    try:
+        train(experiment, run, slot, attempt=attempt, progress_bar=False)
+    except Interrupted as interruption:
+        print(f"stopped by {interruption}", file=sys.stderr)
+        return 128 + interruption.signal_number
+    except (UserError, RunError) as error:
+        traceback.print_exc()
+        print(f"flannel-pl: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"flannel-pl: error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _log_to(paths: RunPaths) -> None:
+    """Sends everything that this process prints, also from C++, to the run's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
+def _stop_with_parent() -> None:
+    """Ends this process when the launcher is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_S)
+    os._exit(1)

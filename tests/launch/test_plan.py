@@ -1,0 +1,118 @@
+"""Which run goes where, with how many threads, and what is refused; on devices that are only claimed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_pl.errors import UserError
+from flannel_pl.experiment import Experiment
+from flannel_pl.launch import devices, plan
+from flannel_pl.launch.devices import visible_name
+from flannel_pl.launch.plan import describe, make_plan
+from flannel_pl.training.cli import resolve
+
+GB = 10**9
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> "Machine":
+    return Machine(monkeypatch)
+
+
+class Machine:
+    """A host with devices, cores and memory of our choice."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self(cores=8)
+
+    def __call__(self, *, cores: int, memory: int | None = 256 * GB, **found: int) -> None:
+        self.monkeypatch.setattr(devices, "available_devices", lambda: {**found, "cpu": 1})
+        self.monkeypatch.setattr(plan, "num_cores", lambda: cores)
+        self.monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator, device: memory)
+
+
+def slots_of(tmp_path: Path, *arguments: str, record: dict[str, Any] | None = None) -> list[tuple[str, int]]:
+    return [(slot.name, slot.threads) for slot in planned(tmp_path, *arguments, record=record)[1].slots]
+
+
+def planned(
+    tmp_path: Path, *arguments: str, record: dict[str, Any] | None = None
+) -> tuple[Experiment, plan.Plan]:
+    words = ["--trainer.max_steps", "10", "--experiment.seeds", "1..10", *arguments]
+    experiment = Experiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
+    bytes_of = {run.index: 10**6 * (1 + run.index) for run in experiment.selected}
+    return experiment, make_plan(experiment, experiment.selected, bytes_of=bytes_of, record=record)
+
+
+def test_on_the_cpu_every_core_trains_a_run(tmp_path: Path, machine: Machine) -> None:
+    assert slots_of(tmp_path) == [("cpu", 1)] * 8
+    assert slots_of(tmp_path, "--experiment.seeds", "1..3") == [("cpu", 2)] * 3
+    assert slots_of(tmp_path, "--experiment.seeds", "1") == [("cpu", 8)]
+    assert slots_of(tmp_path, "--trainer.devices", "2") == [("cpu", 4)] * 2
+    assert slots_of(tmp_path, "--launch.runs_per_device", "4") == [("cpu", 2)] * 4
+    assert slots_of(tmp_path, "--launch.threads_per_run", "3", "--launch.devices", "2") == [("cpu", 3)] * 2
+
+
+def test_memory_bounds_the_runs_side_by_side(tmp_path: Path, machine: Machine) -> None:
+    one_run = planned(tmp_path)[1].worker_bytes
+    machine(cores=8, memory=int(2.5 * one_run))
+    assert slots_of(tmp_path) == [("cpu", 4)] * 2
+    with pytest.raises(UserError, match=r"5 run\(s\) side by side on one cpu device need about .* are free"):
+        slots_of(tmp_path, "--trainer.devices", "5")
+    machine(cores=2, memory=10**6)
+    with pytest.raises(UserError, match="train fewer at a time"):
+        slots_of(tmp_path)
+    machine(cores=2, memory=None)
+    assert slots_of(tmp_path) == [("cpu", 1)] * 2
+
+
+def test_swept_sizes_count_for_memory(tmp_path: Path, machine: Machine) -> None:
+    small = planned(tmp_path)[1].worker_bytes
+    swept = planned(tmp_path, "--experiment.sweep", "{data.batch_size: [1, 256]}")[1].worker_bytes
+    assert swept > 2 * small
+
+
+def test_runs_are_spread_over_all_gpus_first(tmp_path: Path, machine: Machine) -> None:
+    machine(cores=16, cuda=4)
+    assert slots_of(tmp_path) == [(f"cuda:{number}", 4) for number in range(4)]
+    two_each = slots_of(tmp_path, "--launch.runs_per_device", "2")
+    assert two_each == [(f"cuda:{number}", 2) for number in (0, 1, 2, 3, 0, 1, 2, 3)]
+    assert slots_of(tmp_path, "--trainer.devices", "[1, 3]") == [("cuda:1", 8), ("cuda:3", 8)]
+    assert slots_of(tmp_path, "--trainer.devices", "2") == [("cuda:0", 8), ("cuda:1", 8)]
+    assert slots_of(tmp_path, "--experiment.seeds", "1..2") == [("cuda:0", 8), ("cuda:1", 8)]
+    assert slots_of(tmp_path, "--trainer.accelerator", "gpu") == [
+        (f"cuda:{number}", 4) for number in range(4)
+    ]
+    assert slots_of(tmp_path, "--trainer.accelerator", "cpu", "--trainer.devices", "1") == [("cpu", 16)]
+    machine(cores=10, mps=1)
+    assert slots_of(tmp_path) == [("mps:0", 10)]
+
+
+@pytest.mark.parametrize("wanted", ["5", "[4]", "[0, 0]", "0", "[]"])
+def test_gpus_that_are_not_there(tmp_path: Path, machine: Machine, wanted: str) -> None:
+    machine(cores=16, cuda=4)
+    with pytest.raises(UserError, match=r"of cuda there is only \[0, 1, 2, 3\]"):
+        slots_of(tmp_path, "--trainer.devices", wanted)
+
+
+def test_going_on_keeps_the_number_of_threads_of_the_first_time(tmp_path: Path, machine: Machine) -> None:
+    record = {"settled": {"accelerator": "cpu", "threads_per_run": 3}}
+    assert slots_of(tmp_path, record=record) == [("cpu", 3)] * 8
+
+
+@pytest.mark.parametrize(("variable", "name"), [("", "2"), ("5,6,7", "7"), ("GPU-a,GPU-b,GPU-c", "GPU-c")])
+def test_a_child_is_given_the_name_its_device_has_outside(
+    monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert visible_name(2) == name
+
+
+def test_the_plan_in_words(tmp_path: Path, machine: Machine) -> None:
+    text = describe(*planned(tmp_path))
+    assert "10 to train, 0 finished" in text
+    assert "cpu x 8 runs side by side, 1 thread(s) each" in text
+    assert "0.01 GB a run, 0.06 GB still to write" in text
+    assert "gathered    0.06 GB to copy" in text

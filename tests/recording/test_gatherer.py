@@ -1,0 +1,195 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.recording import gather_notes, layout
+from flannel_pl.recording.gather import gather, gather_verb
+from flannel_pl.recording.gather_file import partial_path
+from flannel_pl.recording.gatherer import Gatherer, gathered_runs
+from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.verify import verify
+from tests.recording.gathering_samples import (
+    assert_gathered,
+    bring_back,
+    experiment,
+    hide,
+    make_run,
+    tensors_of,
+)
+from tests.recording.recording_samples import (
+    make_schema,
+    make_writer,
+    run_metadata,
+    write_rows,
+)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("keep_shards", [True, False])
+def test_runs_are_added_as_they_finish(tmp_path: Path, order: tuple[int, ...], keep_shards: bool) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=keep_shards)
+    expected = tensors_of(paths)
+    hide(paths, 0, 1, 2)
+    gatherer = Gatherer(paths.folder)
+    for number, run in enumerate(order):
+        bring_back(paths, run)
+        gatherer.add(run)
+        assert not paths.gathered.exists()
+        assert paths.run(run).recording.exists() == keep_shards
+        assert gatherer.gathered == gathered_runs(paths.folder) == set(order[: number + 1])
+        if number < 2:
+            with pytest.raises(RunError, match=rf"no finished recording of run .*\({2 - number} of 3 runs\)"):
+                gatherer.finish()
+    assert gatherer.finish() == paths.gathered
+    assert_gathered(paths, expected, shards=3 if keep_shards else 0)
+    assert gatherer.gathered == gathered_runs(paths.folder) == {0, 1, 2}
+    before = paths.gathered.stat()
+    assert gatherer.finish() == Gatherer(paths.folder).finish() == paths.gathered
+    assert paths.gathered.stat() == before
+    # The same metadata as from the shards of a finished experiment, but for the room in the header.
+    assert read_layout(paths.gathered).flannel["runs"][1]["seed"] == 43
+
+
+def test_gathering_all_at_once_gives_the_same_content(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=True)
+    gather(paths.folder)
+    at_once = read_layout(paths.gathered)
+    expected = tensors_of(paths)
+    paths.gathered.unlink()
+    hide(paths, 1, 2)
+    gatherer = Gatherer(paths.folder)
+    gatherer.add(0)
+    bring_back(paths, 1)
+    bring_back(paths, 2)
+    gatherer.finish()
+    one_by_one = read_layout(paths.gathered)
+    assert_gathered(paths, expected, shards=3)
+    assert len(one_by_one.header) > len(at_once.header)
+    for one in (at_once, one_by_one):
+        del one.flannel["header_checksum"]
+    assert one_by_one.flannel == at_once.flannel
+    assert one_by_one.tensors == at_once.tensors
+
+
+def test_a_new_gatherer_goes_on(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    expected = tensors_of(paths)
+    hide(paths, 1, 2)
+    Gatherer(paths.folder).add(0)
+    assert gathered_runs(paths.folder) == {0}
+    with pytest.raises(RunError, match=r"no finished recording of run 1, 2 \(2 of 3 runs\)"):
+        gather(paths.folder)
+    assert gathered_runs(paths.folder) == {0}  # a failed gather drops nothing that is nowhere else
+    bring_back(paths, 2)
+    gatherer = Gatherer(paths.folder)
+    gatherer.add(2)
+    gatherer.add(0)
+    bring_back(paths, 1)
+    assert gather(paths.folder) == paths.gathered
+    assert_gathered(paths, expected, shards=0)
+
+
+def test_a_finished_experiment_without_shards_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    gather(paths.folder)
+    before = paths.gathered.stat()
+    gather_verb(paths.folder)
+    assert capsys.readouterr().out.startswith(f"gathered already: {paths.gathered} (")
+    assert paths.gathered.stat() == before
+    with pytest.raises(RunError, match=r"no finished recording of run 0, 1, 2 .* an index refers to"):
+        gather(paths.folder, mode="index")
+
+
+def test_the_disk_never_holds_more_than_one_run_twice(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "flannel3", num_runs=1)
+    record = json.loads(paths.record.read_text())
+    record["runs"] = [{"index": i, "seed": 42 + i, "swept": {}} for i in range(5)]
+    paths.record.write_text(json.dumps(record))
+    schema = make_schema(num_tokens=500, hidden_dim=64)
+    shutil.rmtree(paths.run(0).folder)
+    for run in record["runs"]:
+        writer = make_writer(
+            paths.run(run["index"]).folder, schema=schema, metadata=run_metadata(record, run)
+        )
+        write_rows(writer, range(7), seed=run["seed"])
+        writer.finish()
+    expected = tensors_of(paths)
+    shard_bytes = paths.run(0).recording.stat().st_size
+    peak = 0
+
+    def look(done: int, total: int) -> None:
+        nonlocal peak
+        files = [partial_path(paths), *paths.folder.glob("run_*/recording.safetensors")]
+        peak = max(peak, sum(file.stat().st_blocks * 512 for file in files if file.exists()))
+
+    gather(paths.folder, progress=look)
+    assert_gathered(paths, expected, shards=0)
+    assert 5 * shard_bytes < peak < 6.2 * shard_bytes
+
+
+@pytest.mark.parametrize("odd_run", [0, 1, 2])
+@pytest.mark.parametrize("keep_shards", [True, False])
+def test_runs_of_different_size(tmp_path: Path, odd_run: int, keep_shards: bool) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=keep_shards)
+    make_run(paths, odd_run, num_tokens=50, hidden_dim=8)
+    expected = tensors_of(paths)
+    hide(paths, 0, 1, 2)
+    gatherer = Gatherer(paths.folder)
+    for run in range(3):
+        bring_back(paths, run)
+        gatherer.add(run)
+    assert len(gatherer.gathered) < 3
+    gatherer.finish()
+    assert_gathered(paths, expected, shards=3 if keep_shards else 0)
+
+
+def test_a_gathered_experiment_of_different_sizes_needs_no_second_copy(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    make_run(paths, 1, num_tokens=50)
+    expected = tensors_of(paths)
+    seen: list[tuple[int, int]] = []
+    gather(paths.folder, progress=lambda done, total: seen.append((done, total)))
+    assert_gathered(paths, expected, shards=0)
+    assert seen == sorted(seen)
+    assert seen[-1] == (paths.gathered.stat().st_size,) * 2
+
+
+def test_a_header_that_outgrows_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    expected = tensors_of(paths)
+    hide(paths, 1, 2)
+    monkeypatch.setattr(gather_notes, "SPARE_BYTES_PER_RUN", -4096)
+    gatherer = Gatherer(paths.folder)
+    with pytest.raises(RunError, match="no finished recording"):
+        gatherer.finish()
+    gatherer.add(0)
+    bring_back(paths, 1)
+    bring_back(paths, 2)
+    gatherer.finish()
+    assert_gathered(paths, expected, shards=0)
+
+
+def test_more_runs_than_a_file_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    monkeypatch.setattr(layout, "MAX_TENSORS", 40)
+    with pytest.raises(UserError, match=r"3 runs are too many for one file.* --mode index"):
+        gather(paths.folder)
+    assert not list(paths.folder.glob("flannel3*"))
+
+
+def test_a_full_disk_is_refused_before_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    size = paths.run(0).recording.stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    gatherer = Gatherer(paths.folder)
+    with pytest.raises(UserError, match=r"need .* KiB, have .* KiB free"):
+        gatherer.add(0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
+    gather(paths.folder)  # one run's size is enough for three
+    assert verify(paths.gathered).ok
