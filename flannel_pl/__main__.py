@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_pl import provenance
@@ -236,9 +237,23 @@ def _prepare(words: list[str]) -> int:
 
 
 def _gather(words: list[str]) -> int:
-    from flannel_pl.recording.gather import gather_verb
+    from flannel_pl.experiment import ExperimentPaths
+    from flannel_pl.recording.gather import Mode, gather_verb
+    from flannel_pl.recording.lock import Lock
 
-    return _call(gather_verb, words)
+    def gather(folder: Path, mode: Mode | None = None) -> None:
+        paths = ExperimentPaths.find(folder)
+        if not paths.record.exists():
+            return gather_verb(folder, mode)  # which says that this is no experiment
+        lock = Lock(paths.lock, what=f"the experiment {folder}")
+        lock.acquire()
+        try:
+            return gather_verb(folder, mode)
+        finally:
+            lock.release()
+
+    gather.__doc__ = gather_verb.__doc__
+    return _call(gather, words)
 
 
 def _info(words: list[str]) -> int:

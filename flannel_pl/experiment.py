@@ -210,6 +210,14 @@ class Slot:
     threads: int
     """CPU threads of a run here."""
 
+    visible: str | None = None
+    """What CUDA calls the one device that a run's process is to see; None if it sees all."""
+
+    @property
+    def number(self) -> int | None:
+        """Number of the device as a run's process counts."""
+        return self.device if self.visible is None else 0
+
     @property
     def name(self) -> str:
         """The device as torch writes it, e.g. cuda:1."""

@@ -5,6 +5,8 @@ run does not pay for the imports again. Each sees only its own device, prints to
 the launcher is gone. What runs in them is handed in: this room starts training and knows nothing of it.
 """
 
+import contextlib
+import dataclasses
 import multiprocessing
 import signal
 import time
@@ -16,11 +18,12 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
-from flannel_pl.errors import Interrupted
+from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.progress import Progress
+from flannel_pl.recording.journal import Journal
 
 POLL_S = 0.2
 STOP_S = 9.0
@@ -29,8 +32,8 @@ STOP_S = 9.0
 WRONG_USAGE = 2
 """Exit code of a run that would fail in the same way again."""
 
-Work = Callable[[Experiment, Run, Slot, int, str | None], None]
-"""Trains one run in a process of its own: experiment, run, slot, attempt, value for CUDA_VISIBLE_DEVICES."""
+Work = Callable[[Experiment, Run, Slot, int], None]
+"""Trains one run in a process of its own: experiment, run, slot, attempt."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,10 @@ class _Launch:
             self.workers.append(self._start(task, slot))
 
     def _start(self, task: _Task, slot: Slot) -> _Worker:
-        visible, inside = None, slot
         if slot.accelerator == "cuda":
             assert slot.device is not None
-            # The run sees one device, and counts it as number 0.
-            visible, inside = visible_name(slot.device), Slot(slot.accelerator, 0, slot.threads)
-        arguments = (self.experiment, task.run, inside, task.attempt, visible)
+            slot = dataclasses.replace(slot, visible=visible_name(slot.device))
+        arguments = (self.experiment, task.run, slot, task.attempt)
         process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
         process.start()
         self.events.write(
@@ -172,6 +173,8 @@ class _Launch:
                 self.finished(task.run.index)
             elif self._retry(worker, failure):
                 continue
+            else:
+                self._note_failure(task.run, failure)
             outcome = Outcome(task.run, worker.slot.name, task.attempt, elapsed_s, failure)
             self.outcomes.append(outcome)
             self.progress.ended(task.run, failure)
@@ -205,9 +208,17 @@ class _Launch:
             will_retry=will_retry,
         )
         if will_retry:
-            self.progress.note(f"run {task.run.index}: {failure}; starting it again")
+            self.progress.retry(task.run, failure)
             self.waiting.append(_Task(task.run, task.attempt + 1, worker.slot.name))
         return will_retry
+
+    def _note_failure(self, run: Run, failure: str) -> None:
+        """Tells the journal of a run that is given up, if its process died too quickly to do so."""
+        journal = Journal(self.experiment.paths.run(run.index).journal)
+        with contextlib.suppress(RunError, OSError):
+            entry = journal.read()
+            if entry is not None and entry.state == "running":
+                journal.write(dataclasses.replace(entry, state="failed", message=failure))
 
     def _stop(self, signals: list[int]) -> None:
         """Asks the runs to stop; kills those that do not, or all of them at a second signal."""

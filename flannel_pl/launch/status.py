@@ -143,7 +143,7 @@ def _with_entry(status: RunStatus, entry: JournalEntry, *, every_n_steps: int) -
 
 def _steps_per_s(entry: JournalEntry, every_n_steps: int) -> float | None:
     # Row 0 takes no step. Rows before `first_row` were kept from an earlier attempt.
-    num_rows = entry.rows_written - max(1, getattr(entry, "first_row", 0))
+    num_rows = entry.rows_written - max(1, entry.first_row)
     elapsed_s = entry.updated_s - entry.started_s
     return num_rows * every_n_steps / elapsed_s if num_rows > 0 and elapsed_s > 0 else None
 

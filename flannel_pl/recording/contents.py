@@ -197,6 +197,11 @@ def gathered_metadata(
     )
 
 
+def keeps_shards(record: Mapping[str, Any]) -> bool:
+    """Tells whether runs keep their own recordings once they are gathered."""
+    return bool(record["config"]["experiment"].get("keep_shards", True))
+
+
 def is_complete(paths: ExperimentPaths, record: Mapping[str, Any]) -> bool:
     """Tells whether the gathered file is there, with a header that is right and names every run."""
     try:

@@ -13,8 +13,17 @@ from typing import Any
 import xxhash
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.contents import Extras, Shard, gathered_metadata, run_metadata
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.contents import (
+    Extras,
+    Shard,
+    gathered_metadata,
+    is_complete,
+    keeps_shards,
+    run_metadata,
+)
 from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.gather_file import notes_path, partial_path
 from flannel_pl.recording.layout import (
     PAGE_BYTES,
     FileLayout,
@@ -91,6 +100,28 @@ class GatherNotes:
     def layout(self, extras: Extras) -> FileLayout:
         """Returns where everything lies in the growing file; the header is not the true one yet."""
         return plan_layout(_keys(self.specs, extras), metadata="", min_header_bytes=self.header_bytes)
+
+
+def refuse_loss(
+    error: RunError, paths: ExperimentPaths, record: Mapping[str, Any], suspects: Sequence[int]
+) -> None:
+    """Raises if damaged notes may be all that tells of a run whose own recording was dropped.
+
+    Args:
+        error: What is wrong with the notes or the growing file.
+        paths: The experiment's files.
+        record: Its record.
+        suspects: Runs that may be in the growing file.
+
+    Raises:
+        RunError: Names them, and the ways out.
+    """
+    lost = [index for index in suspects if not paths.run(index).recording.exists()]
+    if lost and not keeps_shards(record) and not is_complete(paths, record):
+        raise RunError(
+            f"{error}. Run {', '.join(map(str, lost))} may be in {partial_path(paths).name} and nowhere "
+            f"else: bring both files back from a copy, or delete {notes_path(paths)} to record them anew."
+        ) from error
 
 
 def plan_notes(record: Mapping[str, Any], extras: Extras, shards: Sequence[Shard]) -> GatherNotes:

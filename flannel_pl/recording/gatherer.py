@@ -19,6 +19,7 @@ from flannel_pl.recording.contents import (
     Shard,
     experiment_tensors,
     is_complete,
+    keeps_shards,
     read_record,
     read_shard,
     run_metadata,
@@ -33,7 +34,7 @@ from flannel_pl.recording.gather_file import (
     notes_path,
     partial_path,
 )
-from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, specs_of
+from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.report import header_damage, part_damage
 from flannel_pl.recording.tensors import TensorFile
@@ -49,13 +50,18 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
 
     Raises:
         UserError: If it is no experiment's folder.
-        RunError: If its record or the notes are damaged.
+        RunError: If its record is damaged, or the notes are and runs may be lost by that.
     """
     paths = ExperimentPaths.find(Path(folder).absolute())
     record = read_record(paths)
+    indices = [run["index"] for run in record["runs"]]
     if is_complete(paths, record):
-        return frozenset(run["index"] for run in record["runs"])
-    notes = GatherNotes.read(notes_path(paths)) if partial_path(paths).exists() else None
+        return frozenset(indices)
+    try:
+        notes = GatherNotes.read(notes_path(paths)) if partial_path(paths).exists() else None
+    except RunError as error:
+        refuse_loss(error, paths, record, indices)
+        notes = None
     return frozenset(() if notes is None else notes.runs)
 
 
@@ -84,7 +90,7 @@ class Gatherer:
     def __init__(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> None:
         self.paths = ExperimentPaths.find(Path(folder).absolute())
         self.record = read_record(self.paths) if record is None else record
-        self.keep_shards = bool(self.record["config"]["experiment"].get("keep_shards", True))
+        self.keep_shards = keeps_shards(self.record)
         self._indices = [run["index"] for run in self.record["runs"]]
         self._extras = experiment_tensors(self.paths, self.record)
         self._partial, self._notes_path = partial_path(self.paths), notes_path(self.paths)
@@ -199,9 +205,8 @@ class Gatherer:
 
     def _take_over(self) -> GatherNotes | None:
         """Returns an earlier Gatherer's notes to go on with; None to begin anew, or if all is finished."""
-        finished = is_complete(self.paths, self.record)
-        notes = self._read_notes(finished=finished)
-        if notes is not None and finished:
+        notes = self._read_notes()
+        if notes is not None and is_complete(self.paths, self.record):
             # The last act was cut off, or a finished file is being replaced. Either way the finished file
             # counts, if it is right where nothing else is left.
             lost = [index for index in notes.runs if not self._has_shard(index)]
@@ -211,7 +216,7 @@ class Gatherer:
             self._remove_leftovers()
         return notes
 
-    def _read_notes(self, *, finished: bool) -> GatherNotes | None:
+    def _read_notes(self) -> GatherNotes | None:
         """Returns the notes that belong to the growing file; None if there are none to go by."""
         suspects = self._indices
         try:
@@ -225,12 +230,7 @@ class Gatherer:
                     return notes
             raise RunError(f"{self._partial} has not the size that {self._notes_path.name} asks for")
         except RunError as error:
-            lost = [index for index in suspects if not self._has_shard(index)]
-            if lost and not self.keep_shards and not finished:
-                raise RunError(
-                    f"{error}. Run {', '.join(map(str, lost))} may be in there and nowhere else: bring both "
-                    f"files back from a copy, or delete {self._notes_path} to record anew what is missing."
-                ) from error
+            refuse_loss(error, self.paths, self.record, suspects)
             return None
 
     def _layout(self, notes: GatherNotes) -> FileLayout:

@@ -5,6 +5,7 @@ has them.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,8 +260,8 @@ def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         keys_of: dict[str, list[str]] = {}
         for key, name in weight_map.items():
-            keys_of.setdefault(name, []).append(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            keys_of.setdefault(os.fspath(name), []).append(key)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is no readable index: {error!r}. Gather again with --mode index.") from error
     return [(path.parent / name, keys) for name, keys in keys_of.items()]
 

@@ -207,7 +207,7 @@ def _advice(part: CheckedPart) -> Iterator[str]:
     elif part.damage and part.path.exists() and part.path.suffix == ".safetensors":
         folder = ExperimentPaths.find(part.path.parent.absolute())
         if part.path.name == RunPaths(folder.folder).recording.name:
-            yield "delete that file and run flannel-pl fit again: it records this run again"
+            yield "delete it and run flannel-pl fit again: it records this run again, unless that is gathered"
         elif part.path.name == folder.masks.name:
             yield "bring it back from where the experiment's masks came from"
         elif part.run is None or folder.run(part.run).recording.exists():

@@ -191,13 +191,13 @@ def _label(
         "config": config,
         "provenance": {**provenance.collect(), "data": data_digests, **where},
     }
-    return RunLabel(run.index, run.seed, run.swept, prefix, attempt, metadata)
+    return RunLabel(run.index, run.seed, run.swept, prefix, attempt, slot.name, metadata)
 
 
 def _device_name(slot: Slot) -> str:
     """Returns the model of the device, e.g. NVIDIA H200."""
     if slot.accelerator == "cuda":
-        return torch.cuda.get_device_name(slot.device)
+        return torch.cuda.get_device_name(slot.number)
     return platform.processor() or platform.machine()
 
 
@@ -215,7 +215,7 @@ def _run_trainer(trainer: dict[str, Any], folder: Path, slot: Slot) -> dict[str,
     return {
         **trainer,
         "accelerator": slot.accelerator,
-        "devices": 1 if slot.device is None else [slot.device],
+        "devices": 1 if slot.number is None else [slot.number],
         "callbacks": callbacks,
         "default_root_dir": str(folder),
         # Lightning's default would write a checkpoint nobody asked for.

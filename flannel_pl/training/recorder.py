@@ -47,6 +47,9 @@ class RunLabel:
     attempt: int = 1
     """Counted from 1; each start of the run is one."""
 
+    device: str | None = None
+    """What to call the device; None = what torch calls it in this process."""
+
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further facts for the file, e.g. `config` and `provenance`; anything JSON can hold."""
 
@@ -185,18 +188,19 @@ class StepRecorder(Callback):
             hidden_dim=hidden_dim,
             max_steps=trainer.max_steps,
         )
+        first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         entry = JournalEntry(
             run=label.run,
             seed=label.seed,
             swept=label.swept,
             state="running",
             attempt=label.attempt,
-            device=str(device),
+            device=label.device or str(device),
             host=socket.gethostname(),
             pid=os.getpid(),
             num_rows=schema.num_rows,
-            rows_written=0,
-            rows_committed=0,
+            rows_written=first_row,
+            rows_committed=first_row,
             loss=None,
             bytes_written=0,
             started_s=now_s,
@@ -211,7 +215,7 @@ class StepRecorder(Callback):
             journal_entry=entry,
             journal=Journal(self.paths.journal),
             pin_memory=device.type == "cuda",
-            first_row=0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps,
+            first_row=first_row,
         )
 
     @override

@@ -16,21 +16,20 @@ ORPHAN_S = 10.0
 """How long an orphaned run has to stop by itself."""
 
 
-def work(experiment: Experiment, run: Run, slot: Slot, attempt: int, visible_device: str | None) -> None:
+def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
     """Trains one run and ends the process with the exit code of `flannel-pl fit`.
 
     Args:
         experiment: What the run belongs to.
         run: Which run.
-        slot: Where. Its device is counted among those visible here, which is one.
+        slot: Where.
         attempt: Counted from 1.
-        visible_device: What CUDA_VISIBLE_DEVICES is to be; None = left as it is.
     """
     # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops its runs in order.
     os.setsid()
     _log_to(experiment.paths.run(run.index))
-    if visible_device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device
+    if slot.visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible
     threading.Thread(target=_stop_with_parent, name="flannel-parent", daemon=True).start()
     sys.exit(_train(experiment, run, slot, attempt))
 

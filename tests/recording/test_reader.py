@@ -268,7 +268,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"x.safetensors is not a complete safetensors file"):
         open_recording(tmp_path / "x.safetensors")
     index = tmp_path / "x.safetensors.index.json"
-    for text in ("{", "[]", '{"weight_map": 3}', "{}"):
+    for text in ("{", "[]", '{"weight_map": 3}', "{}", '{"weight_map": {"a": 3}}', "[" * 100_000):
         index.write_text(text)
         with pytest.raises(RunError, match=r"index.json is no readable index: .* Gather again"):
             open_recording(index)

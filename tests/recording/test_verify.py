@@ -319,7 +319,7 @@ def test_damage_in_a_folder_is_placed(
     ]
     assert lines[bad[0] + 1].strip() == "grads is not as its checksum says in row 3 (step 3)"
     assert lines[bad[0] + 2].strip() == (
-        "delete that file and run flannel-pl fit again: it records this run again"
+        "delete it and run flannel-pl fit again: it records this run again, unless that is gathered"
     )
     assert lines[
         bad[1] + 1
