@@ -1,7 +1,6 @@
 """How far an experiment is, read from its folder alone: the same from every terminal and host."""
 
 import contextlib
-import json
 import math
 import re
 import time
@@ -14,6 +13,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
 from flannel_pl.recording.journal import Journal, JournalEntry
+from flannel_pl.recording.record import read_record
 
 SILENT_S = 60.0
 """A run that says it is running, or a launcher, is not believed after so long without a sign of life."""
@@ -27,7 +27,9 @@ def read_status(folder: Path) -> ExperimentStatus:
         RunError: If its `experiment.json` cannot be read.
     """
     folder = folder.absolute()
-    name, config, runs = _read_record(ExperimentPaths(folder, folder.name))
+    record = read_record(ExperimentPaths(folder, folder.name))
+    name, config = str(record["name"]), record["config"]
+    runs = [Run(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
     return collect_status(ExperimentPaths(folder, name), config, runs)
 
 
@@ -53,33 +55,6 @@ def collect_status(
         gathered=paths.gathered.exists() or paths.index.exists(),
         launching=_is_beating(paths.lock),
     )
-
-
-def _read_record(paths: ExperimentPaths) -> tuple[str, dict[str, Any], list[Run]]:
-    """Returns name, config and runs of an `experiment.json`.
-
-    `recording.contents.read_record` would do, but imports numpy, which takes longer than all of this.
-    """
-    try:
-        record = json.loads(paths.record.read_text(encoding="utf-8"))
-        config = record["config"]
-        _ = (
-            config["experiment"]["gather"],
-            config["trainer"]["max_steps"],
-            config["recorder"]["every_n_steps"],
-        )
-        runs = [Run(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
-        return str(record["name"]), config, runs
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{paths.folder} is no experiment's folder: it has no {paths.record.name}. "
-            "Give the folder that holds run_0, run_1, ..."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"Cannot read {paths.record}: {type(error).__name__}: {error}. "
-            "Bring back the file as flannel-pl fit wrote it."
-        ) from error
 
 
 def waiting_run(config: Mapping[str, Any], run: Run) -> RunStatus:

@@ -14,7 +14,6 @@ from flannel_pl.recording.contents import (
     Shard,
     contradictions,
     experiment_tensors,
-    read_record,
     run_metadata,
 )
 from flannel_pl.recording.gather_file import copy_damage, notes_path, partial_path
@@ -22,6 +21,7 @@ from flannel_pl.recording.gather_notes import GatherNotes
 from flannel_pl.recording.index import index_content
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.reader import read_masks
+from flannel_pl.recording.record import read_record
 from flannel_pl.recording.report import CheckedPart
 
 

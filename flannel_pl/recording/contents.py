@@ -1,6 +1,5 @@
 """What belongs in a gathered recording: the experiment's record, its finished shards, scalars and masks."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flannel_pl.errors import RunError, UserError
+from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.metadata import dump_metadata
@@ -39,32 +38,6 @@ class Shard:
     def keys(self) -> dict[str, str]:
         """Key in the gathered recording -> key in the shard."""
         return {key if key.startswith(self.prefix) else self.prefix + key: key for key in self.layout.tensors}
-
-
-def read_record(paths: ExperimentPaths) -> dict[str, Any]:
-    """Returns the content of `experiment.json`.
-
-    Raises:
-        UserError: If there is none: not an experiment's folder.
-        RunError: If it cannot be read.
-    """
-    try:
-        record: dict[str, Any] = json.loads(paths.record.read_text(encoding="utf-8"))
-        numbers = [run["index"] for run in record["runs"]]
-        if numbers != list(range(len(numbers))) or not numbers:
-            raise ValueError(f"its runs are numbered {numbers}")
-        _ = record["name"], record["config"]["experiment"], record["config"]["trainer"]
-    except FileNotFoundError:
-        raise UserError(
-            f"{paths.folder} is no experiment's folder: it has no {paths.record.name}. "
-            "Give the folder that holds run_0, run_1, ..."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"Cannot read {paths.record}: {type(error).__name__}: {error}. "
-            "Bring back the file as flannel-pl fit wrote it."
-        ) from error
-    return record
 
 
 def read_shard(paths: ExperimentPaths, record: Mapping[str, Any], index: int) -> Shard:

@@ -9,13 +9,13 @@ from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.contents import (
     experiment_tensors,
     gathered_metadata,
-    read_record,
     read_shard,
     run_metadata,
 )
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.index import write_index
+from flannel_pl.recording.record import read_record
 
 Mode = Literal["single", "index"]
 

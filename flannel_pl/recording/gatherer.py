@@ -20,7 +20,6 @@ from flannel_pl.recording.contents import (
     experiment_tensors,
     is_complete,
     keeps_shards,
-    read_record,
     read_shard,
     run_metadata,
 )
@@ -36,6 +35,7 @@ from flannel_pl.recording.gather_file import (
 )
 from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
 from flannel_pl.recording.layout import FileLayout
+from flannel_pl.recording.record import read_record
 from flannel_pl.recording.report import header_damage, part_damage
 from flannel_pl.recording.tensors import TensorFile
 

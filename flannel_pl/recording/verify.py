@@ -9,9 +9,9 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
 from flannel_pl.recording.consistency import check_folder, check_index, index_paths
-from flannel_pl.recording.contents import read_record
 from flannel_pl.recording.gather_file import partial_path
 from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.record import read_record
 from flannel_pl.recording.report import (
     Advance,
     CheckedPart,
