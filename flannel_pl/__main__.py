@@ -5,20 +5,11 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
-from flannel_pl import provenance
 from flannel_pl.errors import Interrupted, RunError, UserError
-
-if TYPE_CHECKING:
-    from flannel_pl.corpus.store import Corpus
-    from flannel_pl.experiment import Experiment
-    from flannel_pl.launch.events import EventLog
-    from flannel_pl.launch.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,147 +78,16 @@ usage: flannel-pl VERB [arguments] [--debug]
 `flannel-pl VERB --help` explains a verb. `--debug` shows the traceback of an error."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What `fit` or `plan` was asked for, checked."""
-
-    experiment: "Experiment"
-    record: dict[str, Any] | None
-    """Content of the folder's experiment.json; None if the experiment is new."""
-
-    plan: "Plan | None"
-    """None if there is nothing to train."""
-
-    corpus: "Corpus"
-    """What the first run is trained on."""
-
-
-def _understand(words: list[str]) -> "_Request":
-    from flannel_pl.experiment import Experiment
-    from flannel_pl.launch.changes import data_changes, settled_changes
-    from flannel_pl.launch.folder import check_writable, read_record, refuse_changes, unfinished_runs
-    from flannel_pl.launch.plan import make_plan
-    from flannel_pl.training.cli import resolve
-    from flannel_pl.training.fit import check
-
-    experiment = Experiment.from_config(resolve(words))
-    record = read_record(experiment)
-    checked = {run.index: check(experiment, run) for run in experiment.selected}
-    corpus = checked[experiment.selected[0].index].corpus
-    runs = unfinished_runs(experiment)
-    if record is not None:
-        refuse_changes(experiment, data_changes(experiment, record, corpus.digests))
-        if not runs:
-            return _Request(experiment, record, None, corpus)
-    check_writable(experiment.paths.folder.parent)
-    bytes_of = {index: run.recording_bytes for index, run in checked.items()}
-    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
-    if record is not None:
-        refuse_changes(experiment, settled_changes(record, plan.settled))
-    return _Request(experiment, record, plan, corpus)
-
-
 def _fit(words: list[str]) -> int:
-    request = _understand(words)
-    experiment = request.experiment
-    if request.plan is None:
-        return _finish(experiment)
-    if len(experiment.selected) == 1:
-        return _fit_one(request, request.plan)
-    return _fit_all(request, request.plan)
+    from flannel_pl.fit import fit
 
-
-def _fit_one(request: _Request, plan: "Plan") -> int:
-    """Trains a single run in this process."""
-    from flannel_pl.training.fit import train
-
-    _write_folder(request, plan)
-    train(request.experiment, plan.runs[0], plan.slots[0])
-    return _finish(request.experiment)
-
-
-def _fit_all(request: _Request, plan: "Plan") -> int:
-    """Trains several runs in processes of their own."""
-    from flannel_pl.launch.events import EventLog
-    from flannel_pl.launch.local import train_all
-    from flannel_pl.launch.summary import summarize
-    from flannel_pl.recording.lock import Lock
-    from flannel_pl.training.worker import work
-
-    experiment = request.experiment
-    experiment.paths.folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
-    if note := lock.acquire():
-        print(f"flannel-pl: {note}; going on", file=sys.stderr)
-    try:
-        _write_folder(request, plan)
-        events = EventLog(experiment.paths.events)
-        with _gathering(experiment, events) as finished:
-            outcomes = train_all(
-                experiment, plan.runs, plan.slots, work=work, events=events, finished=finished
-            )
-        summarize(experiment, outcomes)
-        if any(outcome.failure for outcome in outcomes):
-            return 1
-        return _finish(experiment)
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _gathering(experiment: "Experiment", events: "EventLog") -> "Iterator[Callable[[int], object]]":
-    """Yields what to call with each finished run: it is gathered at once if one file is wanted."""
-    from flannel_pl.launch.gathering import BackgroundGather
-
-    if experiment.config["experiment"]["gather"] != "single":
-        yield lambda index: None
-        return
-    gathering = BackgroundGather(experiment.paths, events=events)
-    try:
-        yield gathering.add
-    finally:
-        gathering.close()
-
-
-def _write_folder(request: _Request, plan: "Plan") -> None:
-    from flannel_pl.launch.folder import write_folder, write_run_config
-    from flannel_pl.training.cli import to_yaml
-
-    if request.record is None:
-        origin = {**provenance.collect(), "data": request.corpus.digests}
-        record = request.experiment.record(origin, settled=plan.settled)
-        write_folder(request.experiment, record, masks=request.corpus.masks.to_bytes())
-    for run in plan.runs:
-        write_run_config(request.experiment, run, plan.slots[0], to_yaml=to_yaml)
-
-
-def _finish(experiment: "Experiment") -> int:
-    """Gathers the recordings if that is wanted and not done yet, and says where everything is."""
-    from flannel_pl.recording.gather import gather_verb
-
-    mode, paths = experiment.config["experiment"]["gather"], experiment.paths
-    if experiment.config["experiment"]["run"] is not None or mode == "none":
-        for run in experiment.selected:
-            print(f"finished: {paths.run(run.index).recording}")
-        return 0
-    target = paths.gathered if mode == "single" else paths.index
-    if target.exists():
-        print(f"finished already: {target}")
-    else:
-        gather_verb(paths.folder, mode=mode)
-        print(f"what is in it: flannel-pl info {shlex.quote(str(target))}")
-    return 0
+    return fit(words)
 
 
 def _plan(words: list[str]) -> int:
-    from flannel_pl.launch.plan import describe
+    from flannel_pl.fit import plan
 
-    request = _understand(words)
-    if request.plan is None:
-        print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
-    else:
-        print(describe(request.experiment, request.plan))
-    return 0
+    return plan(words)
 
 
 def _prepare(words: list[str]) -> int:

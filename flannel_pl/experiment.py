@@ -8,6 +8,7 @@ import copy
 import difflib
 import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ from flannel_pl.errors import UserError
 
 MAX_RUNS = 100_000
 """More seeds than this are a slip of the finger."""
+
+MAX_NAME_BYTES = 200
+"""File systems allow 255, and the files of an experiment have an ending behind its name."""
 
 
 @dataclass
@@ -51,8 +55,32 @@ class ExperimentConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What to ask Slurm for; a run is one task of an array job."""
+
+    partition: str | None = None
+    """Partition; null = the cluster's default."""
+
+    time: str | None = None
+    """Time limit of one task as sbatch writes it, e.g. "04:00:00", in quotes; null = the partition's. A run
+    that needs longer checkpoints before the limit, is queued again and goes on."""
+
+    gpus_per_run: Literal[0, 1] = 1
+    """GPUs of one run; 0 = train on the CPU."""
+
+    array_limit: int | None = None
+    """Runs trained at the same time at most; null = as many as the cluster has room for."""
+
+    extra: list[str] = field(default_factory=list)
+    """Further options of sbatch, e.g. [--account=physics, --mem=8G]."""
+
+
+@dataclass
 class LaunchConfig:
     """Which devices the runs use, and how they share them."""
+
+    launcher: Literal["local", "slurm"] = "local"
+    """Where the runs are trained: on this host, or as jobs of a Slurm cluster."""
 
     devices: int | list[int] | Literal["auto"] = "auto"
     """Devices to use: auto = all there are, a number of them, or a list of their ids. `trainer.devices` means
@@ -73,6 +101,12 @@ class LaunchConfig:
     checkpoint_every: int = 100
     """Steps between the checkpoints that an interrupted run goes on from; another is made when it is asked to
     stop."""
+
+    detach: bool = False
+    """Whether fit returns once the jobs are with Slurm, instead of showing their progress to the end."""
+
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """What to ask Slurm for, with launcher slurm."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +170,16 @@ class ExperimentPaths:
 
     @classmethod
     def find(cls, folder: Path) -> "ExperimentPaths":
-        """Returns the paths of the experiment in `folder`; its name is in its record, if it has one."""
+        """Returns the paths of the experiment in `folder`.
+
+        Its name is in its record; without a record, or with one that gives no plain name, it is the folder's.
+        """
         record = cls(folder, folder.name).record
         try:
-            return cls(folder, str(json.loads(record.read_text(encoding="utf-8"))["name"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            name = json.loads(record.read_text(encoding="utf-8"))["name"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls(folder, folder.name)
+        return cls(folder, name if is_plain_name(name) else folder.name)
 
     @property
     def record(self) -> Path:
@@ -157,6 +195,21 @@ class ExperimentPaths:
     def gathered(self) -> Path:
         """The experiment's one recording."""
         return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def growing(self) -> Path:
+        """The gathered file until every run is in it."""
+        return self.folder / f"{self.name}.safetensors.partial"
+
+    @property
+    def growing_notes(self) -> Path:
+        """What is known of the growing file: where everything lies, and which runs are safe in it."""
+        return self.folder / f"{self.name}.safetensors.gathered.json"
+
+    @property
+    def growing_moved(self) -> Path:
+        """The growing file while it is made anew because a run did not fit into its plan."""
+        return self.folder / f"{self.name}.safetensors.moved"
 
     @property
     def index(self) -> Path:
@@ -177,6 +230,16 @@ class ExperimentPaths:
     def events(self) -> Path:
         """What happened to which run when: one JSON object per line."""
         return self.folder / "events.jsonl"
+
+    @property
+    def slurm(self) -> Path:
+        """The jobs that the experiment was last handed to Slurm as."""
+        return self.folder / "slurm.json"
+
+    @property
+    def gather_log(self) -> Path:
+        """What the Slurm job that gathers printed."""
+        return self.folder / "gather.log"
 
     def run(self, index: int) -> RunPaths:
         """Returns the paths of run `index`, counted from 0."""
@@ -244,7 +307,7 @@ class Experiment:
         """Expands `config` into its runs."""
         settings = config["experiment"]
         name = settings["name"]
-        if not name or name in (".", "..", "live_dead_tokens") or "/" in name or "\0" in name:
+        if not is_plain_name(name):
             raise UserError(f"experiment.name is {name!r}, expected a plain folder name, e.g. flannel3")
         seeds = parse_seeds(settings["seeds"])
         combinations = list(_combinations(config, settings["sweep"]))
@@ -289,6 +352,17 @@ class Experiment:
             "provenance": provenance,
             "settled": settled,
         }
+
+
+def is_plain_name(name: object) -> bool:
+    """Tells whether an experiment can be called so: whether its folder and its files can."""
+    if not isinstance(name, str) or name in ("", ".", "..", "live_dead_tokens"):
+        return False
+    try:
+        num_bytes = len(os.fsencode(name))
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return num_bytes <= MAX_NAME_BYTES and "/" not in name and "\0" not in name
 
 
 def parse_seeds(seeds: int | list[int] | str) -> list[int]:

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
 ROOMS = {
     "__init__": {"training", "recording"},  # the public names, resolved when first used
-    "__main__": {"corpus", "training", "recording", "launch"},
+    "__main__": {"fit", "corpus", "recording", "launch"},
+    "fit": {"corpus", "training", "recording", "launch"},
     "errors": set[str](),
     "experiment": set[str](),
     "provenance": set[str](),

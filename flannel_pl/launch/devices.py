@@ -63,10 +63,10 @@ def visible_name(device: int) -> str:
 
 
 def num_cores() -> int:
-    """Returns the cores this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Returns the cores this process may use; in a Slurm job no more than that has."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(cores, int(allotted)) if allotted.isdigit() else cores
 
 
 def free_memory_bytes(accelerator: str, device: int | None) -> int | None:

@@ -1,19 +1,21 @@
 """What happened to which run when: `events.jsonl` of an experiment, one JSON object per line.
 
 Every event has `time` (UTC, ISO 8601, milliseconds), `monotonic_s` (a clock that nobody sets, for durations
-within one launch) and `event`. The launcher writes, with these further fields:
+within one launch) and `event`. Whoever launches runs writes, with these further fields:
 
 | event | fields |
 |---|---|
-| `launch_started` | whatever describes the launch: runs, slots, command |
+| `launch_started` | runs (their numbers), slots (their names), command |
+| `submitted` | array_job, gather_job, runs: what Slurm was given |
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `run_finished` | run, device, attempt, seconds |
-| `run_failed` | run, device, attempt, cause, will_retry |
-| `run_gathered` | run: copied into the gathered file while others train |
-| `gather_failed` | cause: nothing is copied any more until all runs are done |
-| `gather_started`, `gather_finished` | - |
+| `run_failed` | run, seed, device, attempt, cause, log (null if the run had none of its own), will_retry |
+| `gather_started` | -: the first run is about to be copied, while others train or after all of them |
+| `run_gathered` | run: it is safe in the gathered file, while others train |
+| `gather_failed` | cause: nothing is copied any more until all runs are done, when it is tried again |
+| `gather_finished` | -: the experiment's recording is there |
 | `stopping` | signal, e.g. SIGTERM |
-| `launch_ended` | code: the exit code |
+| `launch_ended` | error: null, or what ended it before its end |
 
 A launch that was killed has no `launch_ended`; the next one appends to the same file.
 """

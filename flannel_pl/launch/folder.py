@@ -116,7 +116,8 @@ def write_run_config(
     """
     config = experiment.run_config(run)
     config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1}
-    config["launch"] |= {"devices": "auto", "runs_per_device": 1, "threads_per_run": slot.threads}
+    config["launch"] |= {"launcher": "local", "devices": "auto", "runs_per_device": 1}
+    config["launch"]["threads_per_run"] = slot.threads
     path = experiment.paths.run(run.index).config
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, to_yaml(config).encode())

@@ -43,8 +43,8 @@ class Outcome:
     run: Run
     device: str
     attempts: int
-    elapsed_s: float
-    """Of the last attempt."""
+    elapsed_s: float | None
+    """Of the last attempt; None if nobody knows."""
 
     failure: str | None
     """None if the run finished, else what went wrong, in one line."""
@@ -193,7 +193,7 @@ class _Launch:
             log = paths.log.read_text(encoding="utf-8", errors="replace") if paths.log.exists() else ""
             said = [line.strip() for line in log.splitlines() if line.strip()]
             cause = f"exit code {code}: {said[-1] if said else 'it printed nothing'}"
-        return f"{cause}; the whole story is in {paths.log}"
+        return cause
 
     def _retry(self, worker: _Worker, failure: str) -> bool:
         """Puts a failed run back in the queue, if it may be tried again."""
@@ -202,13 +202,15 @@ class _Launch:
         self.events.write(
             "run_failed",
             run=task.run.index,
+            seed=task.run.seed,
             device=worker.slot.name,
             attempt=task.attempt,
             cause=failure,
+            log=self.experiment.paths.run(task.run.index).log,
             will_retry=will_retry,
         )
         if will_retry:
-            self.progress.retry(task.run, failure)
+            self.progress.retry(task.run, failure, device=worker.slot.name)
             self.waiting.append(_Task(task.run, task.attempt + 1, worker.slot.name))
         return will_retry
 
@@ -246,7 +248,9 @@ def _caught_signals() -> Iterator[list[int]]:
         caught.append(number)
 
     previous = {
-        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        number: signal.signal(number, handle)
+        # The last one is how a scheduler warns of a time limit.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     }
     try:
         yield caught

@@ -9,6 +9,7 @@ from typing import Any
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.devices import chosen_devices, free_memory_bytes, num_cores
+from flannel_pl.launch.slurm import slurm_slots
 
 LIBRARY_BYTES = 600 * 2**20
 """Resident memory of a process that has imported torch, lightning and transformers and trains nothing."""
@@ -69,9 +70,14 @@ def make_plan(
     config = experiment.config
     copies = config["experiment"]["gather"] == "single" and config["experiment"]["run"] is None
     worker_bytes = max(estimate_worker_bytes(experiment.run_config(run)) for run in experiment.selected)
+    num_runs = max(1, len(runs))
+    if config["launch"]["launcher"] == "slurm":
+        slots = slurm_slots(config, num_runs=num_runs, record=record)
+    else:
+        slots = _slots(config, num_runs=num_runs, worker_bytes=worker_bytes, record=record)
     plan = Plan(
         runs=tuple(runs),
-        slots=_slots(config, num_runs=max(1, len(runs)), worker_bytes=worker_bytes, record=record),
+        slots=slots,
         largest_bytes=max(bytes_of.values()),
         recording_bytes=sum(bytes_of[run.index] for run in runs),
         gathered_bytes=sum(bytes_of.values()) if copies else 0,
@@ -88,6 +94,8 @@ def describe(experiment: Experiment, plan: Plan) -> str:
     done = len(experiment.selected) - len(plan.runs)
     names = Counter(slot.name for slot in plan.slots)
     slots = ", ".join(f"{name} x {count}" for name, count in names.items())
+    if experiment.config["launch"]["launcher"] == "slurm":
+        slots = f"Slurm tasks with {slots}"
     return "\n".join(
         (
             f"experiment  {experiment.paths.folder}",
@@ -168,7 +176,9 @@ def _check_disk(plan: Plan, experiment: Experiment) -> None:
     need = plan.recording_bytes
     if plan.gathered_bytes and not experiment.paths.gathered.exists():
         # Without the shards there is one run at a time that takes its place twice, and those still training.
-        need += plan.gathered_bytes if plan.keeps_shards else len(plan.slots) * plan.largest_bytes
+        # A cluster gathers when all are done.
+        at_once = 1 if experiment.config["launch"]["launcher"] == "slurm" else len(plan.slots)
+        need += plan.gathered_bytes if plan.keeps_shards else at_once * plan.largest_bytes
     if need <= plan.free_bytes:
         return
     parts, cheaper = f"{_gb(plan.recording_bytes)} of recordings", ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -29,18 +30,20 @@ class Progress:
 
     Args:
         experiment: What the runs belong to.
-        runs: The runs that the launcher trains. Their journals may be of an earlier launch: one says nothing
-            about this launch until it changes.
+        runs: The runs that the launcher trains.
+        under_way: Whether they were started before, so that their journals are about this launch. Else a
+            journal may be of an earlier launch, and says nothing about this one until it changes.
 
     Example:
         >>> with Progress(experiment, runs) as progress:  # doctest: +SKIP
         ...     progress.update()                         # often
     """
 
-    def __init__(self, experiment: Experiment, runs: Sequence[Run]) -> None:
+    def __init__(self, experiment: Experiment, runs: Sequence[Run], *, under_way: bool = False) -> None:
         self._experiment = experiment
         self._runs = {run.index: run for run in runs}
-        self._earlier = {status.run: _sign_of_life(status) for status in self._collect(runs).runs}
+        earlier = () if under_way else self._collect(runs).runs
+        self._earlier = {status.run: _sign_of_life(status) for status in earlier}
         self._failures: dict[int, str] = {}
         self._console = Console()
         self._lines = PlainLines(self._console)
@@ -77,14 +80,18 @@ class Progress:
         if failure is not None:
             self._failures[run.index] = failure
 
-    def retry(self, run: Run, failure: str) -> None:
+    def retry(self, run: Run, failure: str, *, device: str) -> None:
         """Tells that a run has failed and waits for its next attempt; its journal is of the past from now on.
 
         Args:
             run: Which.
             failure: Why it failed.
+            device: Where.
         """
-        self.note(f"run {run.index}: {failure}; starting it again")
+        log = shlex.quote(str(self._experiment.paths.run(run.index).log))
+        self.note(
+            f"run {run.index} (seed {run.seed}) on {device}: {failure}; starting it again. Its log: {log}"
+        )
         self._earlier |= {status.run: _sign_of_life(status) for status in self._collect([run]).runs}
 
     def note(self, text: str) -> None:
@@ -108,7 +115,7 @@ class Progress:
             return dataclasses.replace(status, state="failed", message=self._failures[status.run])
         if status.state == "done" or status.run not in self._runs:
             return status
-        if _sign_of_life(status) == self._earlier[status.run]:
+        if _sign_of_life(status) == self._earlier.get(status.run):
             return waiting_run(self._experiment.config, self._runs[status.run])
         if status.state == "failed":  # the launcher has not heard of it yet, and may start it again
             return dataclasses.replace(status, state="waiting", message="")

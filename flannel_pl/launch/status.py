@@ -2,10 +2,9 @@
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ def read_status(folder: Path) -> ExperimentStatus:
         UserError: If the folder holds no experiment.
         RunError: If its `experiment.json` cannot be read.
     """
-    folder = folder.absolute()
-    record = read_record(ExperimentPaths(folder, folder.name))
-    name, config = str(record["name"]), record["config"]
+    paths = ExperimentPaths.find(folder.absolute())
+    record = read_record(paths)
     runs = [Run(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
-    return collect_status(ExperimentPaths(folder, name), config, runs)
+    return collect_status(paths, record["config"], runs)
 
 
 def collect_status(
@@ -43,13 +41,16 @@ def collect_status(
         config: Its config, as `Experiment.config`.
         runs: Which runs.
     """
-    gathered_runs = _gathered_runs(paths, runs)
+    # In this order: a run that ends, or is gathered, between two looks is done, not gone.
+    told = [_told(paths.run(run.index), config, run) for run in runs]
+    shard_bytes = [_size(paths.run(run.index).recording) for run in runs]
+    gathered = _Gathered.read(paths) if None in shard_bytes else _Gathered()
     return ExperimentStatus(
         name=paths.name,
         folder=paths.folder,
         runs=tuple(
-            _run_status(paths.run(run.index), config, run, gathered=run.index in gathered_runs)
-            for run in runs
+            _settled(status, waiting_run(config, run), num_bytes, gathered)
+            for status, run, num_bytes in zip(told, runs, shard_bytes, strict=True)
         ),
         gather=config["experiment"]["gather"],
         gathered=paths.gathered.exists() or paths.index.exists(),
@@ -64,29 +65,63 @@ def waiting_run(config: Mapping[str, Any], run: Run) -> RunStatus:
     return RunStatus(run.index, run.seed, run.swept, max_steps, num_rows)
 
 
-def _run_status(paths: RunPaths, config: Mapping[str, Any], run: Run, *, gathered: bool) -> RunStatus:
+@dataclass(frozen=True)
+class _Gathered:
+    """What is in the gathered file, finished or growing."""
+
+    runs: frozenset[int] = frozenset()
+    trouble: str = ""
+    """Why that is not known."""
+
+    @classmethod
+    def read(cls, paths: ExperimentPaths) -> "_Gathered":
+        if not (paths.growing.exists() or paths.gathered.exists()):
+            return cls()
+        # Here, not at the top: it is seldom needed, and imports numpy.
+        from flannel_pl.recording.gatherer import gathered_runs
+
+        try:
+            return cls(gathered_runs(paths.folder))
+        except (UserError, RunError) as error:
+            return cls(trouble=str(error))
+
+
+def _told(paths: RunPaths, config: Mapping[str, Any], run: Run) -> RunStatus:
+    """Returns what a run's journal says of it."""
     status = waiting_run(config, run)
     try:
-        if entry := Journal(paths.journal).read():
-            status = _with_entry(status, entry, every_n_steps=config["recorder"]["every_n_steps"])
+        entry = Journal(paths.journal).read()
+        every_n_steps = config["recorder"]["every_n_steps"]
+        return status if entry is None else _with_entry(status, entry, every_n_steps=every_n_steps)
     except (RunError, OSError, ValueError, TypeError, KeyError) as error:
-        status = replace(status, state="unknown", message=f"its journal cannot be read: {error}")
-    # After the journal: a run that ends between the two looks is done, not gone.
-    shard_bytes = _size(paths.recording)
-    if status.state == "done" and not config["experiment"].get("keep_shards", True):
-        gathered = True  # or on its way into the gathered file
-    if shard_bytes is not None or gathered:
+        return replace(status, state="unknown", message=f"its journal cannot be read: {error}")
+
+
+def _settled(
+    status: RunStatus, waiting: RunStatus, shard_bytes: int | None, gathered: _Gathered
+) -> RunStatus:
+    """Returns a run's status by its files: they are the truth, whatever the journal says.
+
+    Args:
+        status: What the journal says.
+        waiting: The status of that run if it were never started.
+        shard_bytes: Size of the run's finished recording; None if it has none.
+        gathered: What is in the gathered file.
+    """
+    if shard_bytes is not None or status.run in gathered.runs:
         return replace(
             status,
-            state="done",  # the file is the truth, whatever the journal says
+            state="done",
             step=status.max_steps,
             rows_written=status.num_rows,
             bytes_written=status.bytes_written if shard_bytes is None else shard_bytes,
             message="",
         )
-    if status.state == "done":
-        return replace(waiting_run(config, run), message="it was done, but its recording is gone")
-    return status
+    if status.state != "done":
+        return status
+    if gathered.trouble:
+        return replace(status, state="unknown", message=f"it was done; where it is now: {gathered.trouble}")
+    return replace(waiting, message="it was done, but its recording is gone")
 
 
 def _size(path: Path) -> int | None:
@@ -121,20 +156,6 @@ def _steps_per_s(entry: JournalEntry, every_n_steps: int) -> float | None:
     num_rows = entry.rows_written - max(1, entry.first_row)
     elapsed_s = entry.updated_s - entry.started_s
     return num_rows * every_n_steps / elapsed_s if num_rows > 0 and elapsed_s > 0 else None
-
-
-def _gathered_runs(paths: ExperimentPaths, runs: Sequence[Run]) -> set[int]:
-    """Returns the numbers of the runs in the gathered file; does not look if every run has its shard."""
-    if not paths.gathered.exists() or all(paths.run(run.index).recording.exists() for run in runs):
-        return set()
-    # Here, not at the top: it is seldom needed, and imports numpy.
-    from flannel_pl.recording.layout import read_layout
-
-    try:
-        keys = read_layout(paths.gathered).tensors
-    except RunError:
-        return set()
-    return {int(match[1]) for key in keys if (match := re.match(r"run_(\d+)_", key))}
 
 
 def _is_beating(lock: Path) -> bool:

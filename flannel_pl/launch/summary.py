@@ -1,7 +1,6 @@
 """What ends an experiment: how each run went, what failed and where to look, and how to go on."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -24,15 +23,13 @@ from flannel_pl.launch.standing import RunStatus
 from flannel_pl.launch.status import collect_status
 
 
-def summarize(
-    experiment: Experiment, outcomes: Sequence[Outcome], *, command: Sequence[str] | None = None
-) -> None:
+def summarize(experiment: Experiment, outcomes: Sequence[Outcome], *, command: Sequence[str]) -> None:
     """Prints a row per run; if any failed, also a table of those, their logs, and the command to go on with.
 
     Args:
         experiment: What the runs belong to.
         outcomes: How each of them ended.
-        command: The command line without the program's name; None = `sys.argv`.
+        command: The command line without the program's name.
     """
     console = Console()
     runs = collect_status(experiment.paths, experiment.config, [outcome.run for outcome in outcomes]).runs
@@ -44,12 +41,12 @@ def summarize(
     if not failed:
         return
     console.print(f"\nfailed: {len(failed)} of {len(outcomes)} runs\n", highlight=False)
-    console.print(_failures(experiment, failed))
+    console.print(_failures(failed))
     console.print()
     for outcome in failed:
         log = shlex.quote(str(experiment.paths.run(outcome.run.index).log))
         _print_whole(console, f"log of run {outcome.run.index}: {log}")
-    again = shlex.join(["flannel-pl", *(sys.argv[1:] if command is None else command)])
+    again = shlex.join(["flannel-pl", *command])
     _print_whole(console, f"go on with: {again}")
 
 
@@ -62,7 +59,7 @@ def _results(outcomes: Sequence[Outcome], runs: Sequence[RunStatus], *, width: i
             Column("device", [outcome.device for outcome in outcomes], importance=3, justify="left"),
             Column("rows", [f"{run.rows_written}/{run.num_rows}" for run in runs], importance=7),
             loss_column("last loss", runs, importance=8),
-            Column("seconds", [f"{outcome.elapsed_s:.1f}" for outcome in outcomes], importance=4),
+            Column("seconds", [_seconds(outcome) for outcome in outcomes], importance=4),
             state_column(["failed" if outcome.failure else "done" for outcome in outcomes]),
             Column("retries", [str(outcome.attempts - 1) for outcome in outcomes], importance=2),
         ],
@@ -70,17 +67,19 @@ def _results(outcomes: Sequence[Outcome], runs: Sequence[RunStatus], *, width: i
     )
 
 
-def _failures(experiment: Experiment, failed: Sequence[Outcome]) -> Table:
+def _seconds(outcome: Outcome) -> str:
+    return "" if outcome.elapsed_s is None else f"{outcome.elapsed_s:.1f}"
+
+
+def _failures(failed: Sequence[Outcome]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", justify="right", no_wrap=True)
     table.add_column("seed", justify="right", no_wrap=True)
     table.add_column("device", no_wrap=True)
     table.add_column("cause", overflow="fold")
     for outcome in failed:
-        run, log = outcome.run, experiment.paths.run(outcome.run.index).log
-        # The log has a line of its own below, where its name can be copied.
-        cause = (outcome.failure or "").removesuffix(f"; the whole story is in {log}")
-        table.add_row(str(run.index), str(run.seed), outcome.device, Text(printable(cause)))
+        run, cause = outcome.run, Text(printable(outcome.failure or ""))
+        table.add_row(str(run.index), str(run.seed), outcome.device, cause)
     return table
 
 

@@ -16,7 +16,7 @@ from flannel_pl.recording.contents import (
     experiment_tensors,
     run_metadata,
 )
-from flannel_pl.recording.gather_file import copy_damage, notes_path, partial_path
+from flannel_pl.recording.gather_file import copy_damage
 from flannel_pl.recording.gather_notes import GatherNotes
 from flannel_pl.recording.index import index_content
 from flannel_pl.recording.layout import read_layout
@@ -60,9 +60,9 @@ def index_paths(index: Path) -> ExperimentPaths:
 
 def _check_growing_file(paths: ExperimentPaths, record: Mapping[str, Any]) -> Iterator[CheckedPart]:
     """Checks the runs in a gathered file that still waits for others."""
-    path, start_s = partial_path(paths), time.monotonic()
+    path, start_s = paths.growing, time.monotonic()
     try:
-        notes = GatherNotes.read(notes_path(paths)) if path.exists() else None
+        notes = GatherNotes.read(paths.growing_notes) if path.exists() else None
         if notes is None:
             return
         layout = notes.layout(experiment_tensors(paths, record))

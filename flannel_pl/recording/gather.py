@@ -42,11 +42,13 @@ def gather(folder: str | Path, *, mode: Mode | None = None, progress: Progress |
         UserError: If the folder is no experiment, its config says not to gather, or the disk is too small.
         RunError: If runs are missing, a shard belongs to another experiment or is damaged, or the disk fails.
     """
-    path, _ = _gather(folder, mode, progress or (lambda done, total: None))
+    path, _ = _gather(folder, mode, progress or (lambda done, total: None), gatherer=None)
     return path
 
 
-def _gather(folder: str | Path, mode: Mode | None, progress: Progress) -> tuple[Path, bool]:
+def _gather(
+    folder: str | Path, mode: Mode | None, progress: Progress, *, gatherer: Gatherer | None
+) -> tuple[Path, bool]:
     """Returns the gathered file, and whether it was there already."""
     paths = ExperimentPaths.find(Path(folder).absolute())
     record = read_record(paths)
@@ -57,7 +59,7 @@ def _gather(folder: str | Path, mode: Mode | None, progress: Progress) -> tuple[
         )
     if chosen == "index":
         return _gather_index(paths, record), False
-    gatherer = Gatherer(paths.folder, record)
+    gatherer = gatherer or Gatherer(paths.folder, record)
     indices = [run["index"] for run in record["runs"]]
     if gatherer.is_finished and not all(paths.run(index).recording.exists() for index in indices):
         return paths.gathered, True
@@ -106,6 +108,21 @@ def gather_verb(folder: Path, mode: Mode | None = None) -> None:
         mode: single = one file with everything; index = a small file that says which run's file has what.
             Default: experiment.gather of the experiment.
     """
+    gather_aloud(folder, mode=mode)
+
+
+def gather_aloud(folder: str | Path, *, mode: Mode | None = None, gatherer: Gatherer | None = None) -> None:
+    """Does what `gather` does, with a progress bar on a terminal, and says where the file is.
+
+    Args:
+        folder: As of `gather`.
+        mode: As of `gather`.
+        gatherer: One that has copied some of the runs already, to end with: it checks no copy twice.
+
+    Raises:
+        UserError: As `gather` does.
+        RunError: As `gather` does.
+    """
     # Here, not at the top: training gathers too, without a progress bar of its own.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -115,7 +132,10 @@ def gather_verb(folder: Path, mode: Mode | None = None) -> None:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Gathering", total=None)
         path, was_there = _gather(
-            folder, mode, lambda done, total: bar.update(task, completed=done, total=total)
+            folder,
+            mode,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            gatherer=gatherer,
         )
     already = "gathered already: " if was_there else ""
     print(f"{already}{path} ({readable_bytes(path.stat().st_size)})")

@@ -6,26 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checks import RunPart
 from flannel_pl.recording.contents import Extras
-from flannel_pl.recording.disk import copy_range, create, explained, partial_of, publish, reserve, write_at
+from flannel_pl.recording.disk import copy_range, create, explained, publish, reserve, write_at
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.report import part_damage
 from flannel_pl.recording.tensors import TensorFile
 
 Advance = Callable[[int], object]
 """Called with the number of bytes that were just copied."""
-
-
-def partial_path(paths: ExperimentPaths) -> Path:
-    """Returns the gathered file while it grows."""
-    return partial_of(paths.gathered)
-
-
-def notes_path(paths: ExperimentPaths) -> Path:
-    """Returns the notes beside the growing file."""
-    return paths.gathered.with_name(f"{paths.gathered.name}.gathered.json")
 
 
 def make_growing_file(path: Path, layout: FileLayout) -> None:
@@ -82,7 +71,14 @@ def copy_tensors(
         os.fsync(target_fd)
 
 
-def copy_damage(path: Path, layout: FileLayout, index: int, metadata: Mapping[str, Any]) -> list[str]:
+def copy_damage(
+    path: Path,
+    layout: FileLayout,
+    index: int,
+    metadata: Mapping[str, Any],
+    *,
+    advance: Advance | None = None,
+) -> list[str]:
     """Returns what of a run's tensors in a growing file is not as their checksums say, a sentence each.
 
     Args:
@@ -90,9 +86,10 @@ def copy_damage(path: Path, layout: FileLayout, index: int, metadata: Mapping[st
         layout: Its layout; the header is not there yet.
         index: Number of the run.
         metadata: What its own recording says of it.
+        advance: Called with the size of each piece that is read.
     """
     with TensorFile(path, layout=layout) as file:
-        return part_damage(file, RunPart(index, f"run_{index}_", metadata))
+        return part_damage(file, RunPart(index, f"run_{index}_", metadata), advance=advance)
 
 
 def complete(path: Path, layout: FileLayout, *, extras: Extras, final: Path, advance: Advance) -> None:

@@ -23,7 +23,6 @@ from flannel_pl.recording.contents import (
     run_metadata,
 )
 from flannel_pl.recording.disk import write_file
-from flannel_pl.recording.gather_file import notes_path, partial_path
 from flannel_pl.recording.layout import (
     PAGE_BYTES,
     FileLayout,
@@ -77,7 +76,7 @@ class GatherNotes:
         """Returns the notes in `path`; None if there are none.
 
         Raises:
-            RunError: If they cannot be read or are damaged.
+            RunError: If they cannot be read, are damaged, or of another version.
         """
         try:
             content = path.read_bytes()
@@ -89,13 +88,16 @@ class GatherNotes:
         whole = checksum + b" " + text + b"\n" == content
         if not whole or xxhash.xxh3_64_hexdigest(text).encode() != checksum:
             raise RunError(f"{path} is damaged: it is not as its checksum says")
-        body = json.loads(text)
-        kinds = [
-            {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, shape) in kind.items()}
-            for kind in body["kinds"]
-        ]
-        runs = {int(index): metadata for index, metadata in body["runs"].items()}
-        return cls(body["header_bytes"], [kinds[kind] for kind in body["kind_of_run"]], runs)
+        try:
+            body = json.loads(text)
+            kinds = [
+                {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, shape) in kind.items()}
+                for kind in body["kinds"]
+            ]
+            runs = {int(index): metadata for index, metadata in body["runs"].items()}
+            return cls(body["header_bytes"], [kinds[kind] for kind in body["kind_of_run"]], runs)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"{path} is not as this version of flannel-pl writes it ({error!r})") from error
 
     def layout(self, extras: Extras) -> FileLayout:
         """Returns where everything lies in the growing file; the header is not the true one yet."""
@@ -119,8 +121,8 @@ def refuse_loss(
     lost = [index for index in suspects if not paths.run(index).recording.exists()]
     if lost and not keeps_shards(record) and not is_complete(paths, record):
         raise RunError(
-            f"{error}. Run {', '.join(map(str, lost))} may be in {partial_path(paths).name} and nowhere "
-            f"else: bring both files back from a copy, or delete {notes_path(paths)} to record them anew."
+            f"{error}. Run {', '.join(map(str, lost))} may be in {paths.growing.name} and nowhere "
+            f"else: bring both files back from a copy, or delete {paths.growing_notes} to record them anew."
         ) from error
 
 

@@ -7,6 +7,7 @@ its own recording may be deleted. A crash at any moment loses nothing: what the 
 again, and the final name is given only to the complete file.
 """
 
+import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checks import parts_of, problems
 from flannel_pl.recording.contents import (
+    Extras,
     Shard,
     experiment_tensors,
     is_complete,
@@ -23,15 +25,13 @@ from flannel_pl.recording.contents import (
     read_shard,
     run_metadata,
 )
-from flannel_pl.recording.disk import explained, readable_bytes, sync_folder
+from flannel_pl.recording.disk import explained, partial_of, readable_bytes, sync_folder
 from flannel_pl.recording.gather_file import (
     Advance,
     complete,
     copy_damage,
     copy_tensors,
     make_growing_file,
-    notes_path,
-    partial_path,
 )
 from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
 from flannel_pl.recording.layout import FileLayout
@@ -43,7 +43,8 @@ from flannel_pl.recording.tensors import TensorFile
 def gathered_runs(folder: str | Path) -> frozenset[int]:
     """Returns the runs that are safe in the gathered file, finished or growing: they need no shard any more.
 
-    Changes nothing and reads no row.
+    Changes nothing and reads no row. Another process may gather meanwhile: a run that it has made safe is
+    never missing.
 
     Args:
         folder: The experiment's folder.
@@ -55,13 +56,16 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
     paths = ExperimentPaths.find(Path(folder).absolute())
     record = read_record(paths)
     indices = [run["index"] for run in record["runs"]]
+    notes, damage = None, None
+    # The growing file first: once it is the finished one, it is found there.
+    try:
+        notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
+    except RunError as error:
+        damage = error
     if is_complete(paths, record):
         return frozenset(indices)
-    try:
-        notes = GatherNotes.read(notes_path(paths)) if partial_path(paths).exists() else None
-    except RunError as error:
-        refuse_loss(error, paths, record, indices)
-        notes = None
+    if damage is not None:
+        refuse_loss(damage, paths, record, indices)
     return frozenset(() if notes is None else notes.runs)
 
 
@@ -70,7 +74,7 @@ class Gatherer:
 
     Only one process at a time may gather an experiment. With `experiment.keep_shards` false a run's own
     recording is deleted as soon as it is safe in the gathered file, so that at most one run takes its place
-    twice. After a crash a new Gatherer goes on where the last one was.
+    twice. After a crash, or an exception, a new Gatherer goes on where the last one was.
 
     Args:
         folder: The experiment's folder, with `experiment.json` and the masks.
@@ -78,7 +82,7 @@ class Gatherer:
 
     Raises:
         UserError: If it is no experiment's folder.
-        RunError: If the masks are missing, or what an earlier Gatherer left is damaged.
+        RunError: If what an earlier Gatherer left is damaged.
 
     Example:
         >>> gatherer = Gatherer("runs/flannel3")        # doctest: +SKIP
@@ -92,9 +96,6 @@ class Gatherer:
         self.record = read_record(self.paths) if record is None else record
         self.keep_shards = keeps_shards(self.record)
         self._indices = [run["index"] for run in self.record["runs"]]
-        self._extras = experiment_tensors(self.paths, self.record)
-        self._partial, self._notes_path = partial_path(self.paths), notes_path(self.paths)
-        self._moved = self._partial.with_suffix(".moved")
         self._checked: set[int] = set()  # runs that this object has found right in the growing file
         self._apart: dict[int, Shard] = {}  # runs that do not fit the plan and wait for `finish`
         self._planned: FileLayout | None = None
@@ -111,6 +112,12 @@ class Gatherer:
     def is_finished(self) -> bool:
         """Whether the gathered file is there with every run, and nothing is under way to replace it."""
         return self._notes is None and is_complete(self.paths, self.record)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Runs that are finished but not in the gathered file yet."""
+        gathered = self.gathered
+        return [index for index in self._indices if index not in gathered and self._has_shard(index)]
 
     @property
     def total_bytes(self) -> int:
@@ -148,17 +155,19 @@ class Gatherer:
 
         Args:
             run_index: Number of the run. The copy of one that is gathered already is checked once more.
-            advance: Called with the size of each piece that is copied.
+            advance: Called with the size of each piece that is copied, and with 0 while the copy is checked.
+                What it raises ends the copying; nothing is lost by that.
 
         Raises:
             UserError: If the disk is too small.
-            RunError: If the run is not finished, is damaged or belongs to another experiment, or the disk
-                fails; if its copy is damaged and its shard is gone, it has to be recorded again.
+            RunError: If the run is not finished, is damaged or belongs to another experiment, the masks are
+                missing, or the disk fails; if its copy is damaged and its shard is gone, it has to be
+                recorded again.
         """
         if self.is_finished and not self._has_shard(run_index):
             return
         advance = advance or (lambda num_bytes: None)
-        if self._is_right(run_index):
+        if self._is_right(run_index, advance):
             assert self._notes is not None
             advance(sum(spec.num_bytes for spec in self._notes.specs[run_index].values()))
         else:
@@ -177,7 +186,7 @@ class Gatherer:
 
         Raises:
             UserError: If the disk is too small.
-            RunError: If runs are missing or damaged, or the disk fails.
+            RunError: If runs or the masks are missing or damaged, or the disk fails.
         """
         if self.is_finished:
             self._drop_what_is_in_the_finished_file()
@@ -189,7 +198,7 @@ class Gatherer:
                 self.add(index, advance=advance)
         assert self._notes is not None
         layout = final_layout(self._notes, self.record, self._extras, apart=self._apart)
-        path = self._partial
+        path = self.paths.growing
         if self._apart or len(layout.header) != self._notes.header_bytes:
             path = self._rearrange(self._notes, layout, advance)
         complete(path, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
@@ -218,20 +227,25 @@ class Gatherer:
 
     def _read_notes(self) -> GatherNotes | None:
         """Returns the notes that belong to the growing file; None if there are none to go by."""
-        suspects = self._indices
         try:
-            notes = GatherNotes.read(self._notes_path) if self._partial.exists() else None
-            if notes is None:
-                return None
-            suspects = list(notes.runs)
-            if len(notes.specs) == len(self._indices):
-                size = self._partial.stat().st_size
-                if size == self._layout(notes).total_bytes:
-                    return notes
-            raise RunError(f"{self._partial} has not the size that {self._notes_path.name} asks for")
-        except RunError as error:
-            refuse_loss(error, self.paths, self.record, suspects)
+            notes = GatherNotes.read(self.paths.growing_notes) if self.paths.growing.exists() else None
+        except RunError as damage:
+            refuse_loss(damage, self.paths, self.record, self._indices)
             return None
+        if notes is None:
+            return None
+        size = self.paths.growing.stat().st_size
+        if len(notes.specs) == len(self._indices) and size == self._layout(notes).total_bytes:
+            return notes
+        name = self.paths.growing_notes.name
+        error = RunError(f"{self.paths.growing} has not the size that {name} asks for")
+        refuse_loss(error, self.paths, self.record, list(notes.runs))
+        return None
+
+    @functools.cached_property
+    def _extras(self) -> Extras:
+        """The tensors that belong to no run. Read when they are needed: a finished file needs no masks."""
+        return experiment_tensors(self.paths, self.record)
 
     def _layout(self, notes: GatherNotes) -> FileLayout:
         """Returns the layout of the growing file, which never changes."""
@@ -242,25 +256,31 @@ class Gatherer:
     def _has_shard(self, index: int) -> bool:
         return self.paths.run(index).recording.exists()
 
-    def _is_right(self, index: int) -> bool:
+    def _is_right(self, index: int, advance: Advance) -> bool:
         """Tells whether a run's copy is there and right; forgets it if it is not."""
         if self._notes is None or index not in self._notes.runs:
             return False
         if index in self._checked:
             return True
         layout = self._layout(self._notes)
-        damage = copy_damage(self._partial, layout, index, self._notes.runs[index])
+        damage = self._copy_damage(layout, index, self._notes.runs[index], advance)
         if not damage:
             self._checked.add(index)
             return True
         del self._notes.runs[index]
-        self._notes.write(self._notes_path)
+        self._notes.write(self.paths.growing_notes)
         if not self._has_shard(index):
             raise RunError(
-                f"{self._partial} is damaged where run {index} is ({damage[0]}), and there is no other copy. "
-                f"Run flannel-pl fit again: it records run {index} again."
+                f"{self.paths.growing} is damaged where run {index} is ({damage[0]}), and there is no other "
+                f"copy. Run flannel-pl fit again: it records run {index} again."
             )
         return False
+
+    def _copy_damage(
+        self, layout: FileLayout, index: int, metadata: Mapping[str, Any], advance: Advance
+    ) -> list[str]:
+        """Checks a copy in the growing file; `advance` may end that, and counts nothing twice."""
+        return copy_damage(self.paths.growing, layout, index, metadata, advance=lambda num_bytes: advance(0))
 
     def _damage_in_finished_file(self, index: int) -> list[str]:
         with TensorFile(self.paths.gathered) as file:
@@ -281,36 +301,36 @@ class Gatherer:
             return
         layout = self._layout(notes)
         self._refuse_small_disk(shard.layout.total_bytes)
-        copy_tensors(shard.path, shard.layout, self._partial, layout, keys=shard.keys, advance=advance)
-        if damage := copy_damage(self._partial, layout, index, shard.layout.flannel):
+        copy_tensors(shard.path, shard.layout, self.paths.growing, layout, keys=shard.keys, advance=advance)
+        if damage := self._copy_damage(layout, index, shard.layout.flannel, advance):
             raise _bad_copy(index, damage, shard.path)
         notes.runs[index] = run_metadata(shard)
-        notes.write(self._notes_path)
+        notes.write(self.paths.growing_notes)
         self._checked.add(index)
 
     def _begin(self) -> GatherNotes:
         """Plans the file by the runs that are finished, and makes it."""
         shards = [read_shard(self.paths, self.record, i) for i in self._indices if self._has_shard(i)]
         notes = plan_notes(self.record, self._extras, shards)
-        make_growing_file(self._partial, self._layout(notes))
-        notes.write(self._notes_path)
+        make_growing_file(self.paths.growing, self._layout(notes))
+        notes.write(self.paths.growing_notes)
         return notes
 
     def _rearrange(self, notes: GatherNotes, layout: FileLayout, advance: Advance) -> Path:
         """Makes the file anew with another layout, from the growing one and the runs set apart."""
         self._refuse_small_disk(layout.total_bytes)
-        make_growing_file(self._moved, layout)
+        make_growing_file(self.paths.growing_moved, layout)
         planned = self._layout(notes)
         for index, metadata in enumerate(layout.flannel["runs"]):
             if shard := self._apart.get(index):
                 source, source_layout, keys = shard.path, shard.layout, shard.keys
             else:
-                source, source_layout = self._partial, planned
+                source, source_layout = self.paths.growing, planned
                 keys = {key: key for key in (f"run_{index}_{name}" for name in notes.specs[index])}
-            copy_tensors(source, source_layout, self._moved, layout, keys=keys, advance=advance)
-            if damage := copy_damage(self._moved, layout, index, metadata):
+            copy_tensors(source, source_layout, self.paths.growing_moved, layout, keys=keys, advance=advance)
+            if damage := copy_damage(self.paths.growing_moved, layout, index, metadata):
                 raise _bad_copy(index, damage, source)
-        return self._moved
+        return self.paths.growing_moved
 
     def _refuse_small_disk(self, need_bytes: int) -> None:
         have_bytes = shutil.disk_usage(self.paths.folder).free
@@ -336,7 +356,8 @@ class Gatherer:
 
     def _remove_leftovers(self) -> None:
         # The notes last: without them nobody would know what the growing file holds.
-        for path in (self._moved, self._partial, self._notes_path):
+        notes = self.paths.growing_notes
+        for path in (self.paths.growing_moved, self.paths.growing, partial_of(notes), notes):
             with explained(path, need_bytes=0):
                 path.unlink(missing_ok=True)
         self._notes = self._planned = None

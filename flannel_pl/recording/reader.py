@@ -14,7 +14,6 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.disk import partial_of
 from flannel_pl.recording.schema import ALL_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 
@@ -247,8 +246,7 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
             return _files(candidate)
     shards = sorted(folder.glob(f"run_*/{run.recording.name}"))
     if not shards:
-        growing = partial_of(experiment.gathered)
-        begun = [path for path in (run.partial, growing) if path.exists()]
+        begun = [path for path in (run.partial, experiment.growing) if path.exists()]
         begun += sorted(folder.glob(f"run_*/{run.partial.name}"))
         hint = f"; {begun[0]} is begun but not finished" if begun else ""
         raise UserError(f"{folder} holds no finished recording{hint}. flannel-pl fit makes or finishes one.")

@@ -9,7 +9,6 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
 from flannel_pl.recording.consistency import check_folder, check_index, index_paths
-from flannel_pl.recording.gather_file import partial_path
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.record import read_record
 from flannel_pl.recording.report import (
@@ -168,7 +167,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
     if experiment.index.exists():
         files.append(experiment.index_extras)
     there = [file for file in files if file.exists()]
-    if not there and not partial_path(experiment).exists():
+    if not there and not experiment.growing.exists():
         raise UserError(f"{folder} holds no recording to verify. flannel-pl fit makes one.")
     return there
 

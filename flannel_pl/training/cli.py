@@ -42,6 +42,8 @@ class FlannelParser(LightningArgumentParser):
     def _hint(self, message: str) -> str:
         if "Logger" in message and "save_dir" in message:
             return "; give the logger a folder, e.g. init_args: {save_dir: .}, which is that of the run"
+        if "launch.slurm.time" in message:  # YAML reads 12:00:00 as the number 43200
+            return '; write it in quotes, e.g. time: "12:00:00"'
         for pattern in (
             r"unrecognized arguments: --?([\w.]+)",
             r"ambiguous option: --?([\w.]+)",

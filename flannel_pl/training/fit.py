@@ -25,6 +25,7 @@ from flannel_pl.recording.schema import RecordingSchema
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import FlannelCLI, parse_config
 from flannel_pl.training.data import FlannelData
+from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import RunLabel, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
@@ -159,6 +160,9 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     )
     trainer: Any = cli.trainer
     trainer.callbacks[:0] = [StopOnSignal(recorder), recorder]
+    if isinstance(trainer.logger, MetricsLog):
+        trainer.logger.prepare(going_on=resume is not None)
+        trainer.callbacks.append(MetricsKeeper(trainer.logger))
     if all(settings[key] in (None, 0.0) for key in ("max_epochs", "limit_train_batches", "overfit_batches")):
         # As many as max_steps can need. Without a number Lightning's progress bar counts up to epoch -2.
         num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
@@ -205,8 +209,8 @@ def _run_trainer(trainer: dict[str, Any], folder: Path, slot: Slot) -> dict[str,
     """Returns the Trainer settings of one run: one device, and every file in the run's own folder."""
     trainer = copy.deepcopy(trainer)
     if trainer["logger"] is None or trainer["logger"] is True:
-        metrics = {"save_dir": ".", "name": "", "version": ""}  # metrics.csv in the run's folder
-        trainer["logger"] = {"class_path": "CSVLogger", "init_args": metrics}
+        metrics_log = f"{MetricsLog.__module__}.{MetricsLog.__qualname__}"
+        trainer["logger"] = {"class_path": metrics_log, "init_args": {"save_dir": "."}}
     for key in ("logger", "callbacks", "profiler"):
         for settings in _as_list(trainer[key]):
             for name in FOLDER_ARGUMENTS & settings.get("init_args", {}).keys():
@@ -217,11 +221,23 @@ def _run_trainer(trainer: dict[str, Any], folder: Path, slot: Slot) -> dict[str,
         "accelerator": slot.accelerator,
         "devices": 1 if slot.number is None else [slot.number],
         "callbacks": callbacks,
+        "plugins": _plugins(trainer["plugins"]),
         "default_root_dir": str(folder),
         # Lightning's default would write a checkpoint nobody asked for.
         "enable_checkpointing": bool(trainer["enable_checkpointing"])
         or any("ModelCheckpoint" in callback["class_path"] for callback in callbacks),
     }
+
+
+def _plugins(asked_for: Any) -> list[Any]:
+    """Returns the plugins that are asked for, and one that says that no training is distributed.
+
+    Inside a Slurm job Lightning would take the number of the job's tasks for the number of devices of a run.
+    """
+    plugins = [] if asked_for is None else asked_for if isinstance(asked_for, list) else [asked_for]
+    if any("Environment" in str(plugin) for plugin in plugins):
+        return plugins
+    return [*plugins, {"class_path": "lightning.pytorch.plugins.environments.LightningEnvironment"}]
 
 
 def _as_list(settings: Any) -> list[dict[str, Any]]:
@@ -247,6 +263,10 @@ def _silence_noise() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     # The size in the model summary, which counts all weights as float32, is no basis for anything here.
     warnings.filterwarnings("ignore", message=r"Precision .* is not supported by the model summary")
+    # Runs are no tasks of srun, in a Slurm job or beside one.
+    warnings.filterwarnings(
+        "ignore", message=r"The `srun` command is available on your system but is not used"
+    )
     # The folder of a run holds its config and recording before its metrics.csv is opened.
     warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty")
 

@@ -55,9 +55,11 @@ def test_plain_lines_for_start_tenths_retry_and_end(weird_tmp_path: Path, printe
         write_journal(experiment, 0, state="failed", rows_written=151, message="OSError")
         progress.update()
         assert printed.lines() == []  # it is for the launcher to say whether that was all
-        progress.retry(experiment.runs[0], "OSError")
+        progress.retry(experiment.runs[0], "OSError", device="cpu")
         progress.update()
-        assert printed.lines() == ["run 0: OSError; starting it again"]
+        retried = " ".join(printed.lines())
+        assert "run 0 (seed 42) on cpu: OSError; starting it again. Its log: " in retried
+        assert "run_0/log.txt" in retried
         write_journal(experiment, 0, attempt=2, rows_written=101)
         progress.update()
         assert printed.lines() == [
@@ -89,7 +91,7 @@ def test_a_killed_run_waits_until_its_journal_is_written_again(tmp_path: Path, p
     with Progress(experiment, experiment.runs) as progress:
         write_journal(experiment, 0)
         progress.update()
-        progress.retry(experiment.runs[0], "killed by SIGKILL")
+        progress.retry(experiment.runs[0], "killed by SIGKILL", device="cpu")
         printed.lines()
         finish(experiment, 1)
         progress.update()

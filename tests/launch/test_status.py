@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,18 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import xxhash
 from rich.console import Console
-from safetensors.numpy import save_file
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.launch.display import duration, overall, printable, status_table
 from flannel_pl.launch.standing import ExperimentStatus
 from flannel_pl.launch.status import SILENT_S, read_status, status_verb
+from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.journal import SLOT_BYTES
 from tests.launch.status_samples import finish, make_experiment, write_journal
 from tests.launch.terminal import Terminal
+from tests.recording import gathering_samples
 
 
 def states(folder: Path) -> list[str]:
@@ -84,21 +86,73 @@ def test_the_recording_is_the_truth_whatever_the_journal_says(
     assert read_status(tmp_path / "exp").ended
 
 
-def test_a_run_whose_shard_was_dropped_is_done_if_the_gathered_file_has_it(tmp_path: Path) -> None:
-    experiment = make_experiment(tmp_path / "exp", 11, keep_shards=True)
-    save_file({"run_10_losses": np.zeros(3), "run_0_losses": np.zeros(3)}, experiment.paths.gathered)
-    status = read_status(tmp_path / "exp")
-    assert [run.run for run in status.runs if run.state == "done"] == [0, 10]
+def test_a_run_whose_shard_was_dropped_is_done_if_it_is_gathered(tmp_path: Path) -> None:
+    paths = gathering_samples.experiment(tmp_path / "exp", keep_shards=False)
+    gathering_samples.hide(paths, 0)
+    gatherer = Gatherer(paths.folder)
+    gatherer.add(1)
+    assert states(paths.folder) == ["waiting", "done", "done"]
+    assert not paths.run(1).recording.exists()
+    shutil.rmtree(paths.run(2).folder)
+    paths.run(1).journal.unlink()
+    status = read_status(paths.folder)
+    assert [run.state for run in status.runs] == ["waiting", "done", "waiting"]
+    assert (status.runs[1].step, status.runs[1].num_rows, status.gathered) == (6, 7, False)
+    gathering_samples.bring_back(paths, 0)
+    gathering_samples.make_run(paths, 2)
+    gatherer.finish()
+    status = read_status(paths.folder)
+    assert [run.state for run in status.runs] == ["done"] * 3
     assert status.gathered
-    experiment.paths.gathered.write_bytes(b"damaged")
-    assert set(states(tmp_path / "exp")) == {"waiting"}
+    paths.gathered.write_bytes(b"damaged")
+    status = read_status(paths.folder)
+    assert [run.state for run in status.runs] == ["waiting"] * 3
+    assert status.runs[0].message == "it was done, but its recording is gone"
 
 
-@pytest.mark.parametrize(("keep_shards", "expected"), [(True, "waiting"), (False, "done")])
-def test_a_shard_on_its_way_into_the_gathered_file(tmp_path: Path, keep_shards: bool, expected: str) -> None:
-    experiment = make_experiment(tmp_path / "exp", 1, keep_shards=keep_shards)
-    write_journal(experiment, 0, state="done", bytes_written=5)
-    assert states(tmp_path / "exp") == [expected]
+def test_damaged_notes_of_the_growing_file_are_a_state_not_an_exception(tmp_path: Path) -> None:
+    paths = gathering_samples.experiment(tmp_path / "exp", keep_shards=False)
+    gathering_samples.hide(paths, 0)
+    Gatherer(paths.folder).add(1)
+    text = b'{"of": "a later version"}'
+    for content in (b"", b"?" * 300, xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"):
+        paths.growing_notes.write_bytes(content)
+        status = read_status(paths.folder)
+        assert [run.state for run in status.runs] == ["waiting", "unknown", "done"]
+        assert status.runs[1].message.startswith(f"it was done; where it is now: {paths.growing_notes} is ")
+
+
+_GATHER_CODE = r"""
+import sys
+from flannel_pl.recording.gatherer import Gatherer
+for folder in sys.argv[1:]:
+    gatherer = Gatherer(folder)
+    for run in range(3):
+        gatherer.add(run)
+    gatherer.finish()
+"""
+
+
+@pytest.mark.parametrize("spoil", [lambda journal: None, Path.unlink])
+def test_a_finished_run_is_done_at_every_moment_of_gathering(tmp_path: Path, spoil: Any) -> None:
+    folders = [tmp_path / str(number) / "exp" for number in range(40)]
+    template = gathering_samples.experiment(tmp_path / "template" / "exp", keep_shards=False)
+    for run in range(3):
+        spoil(template.run(run).journal)
+    for folder in folders:
+        shutil.copytree(template.folder, folder)
+    looks = 0
+    command = [sys.executable, "-c", _GATHER_CODE, *map(str, folders)]
+    with subprocess.Popen(command) as gathering:
+        for folder in folders:
+            gathered = False
+            while not gathered:
+                assert gathering.poll() in (None, 0)
+                gathered = (folder / "exp.safetensors").exists()
+                assert states(folder) == ["done"] * 3
+                looks += 1
+    assert gathering.returncode == 0
+    assert looks > 2 * len(folders)
 
 
 def damaged(path: Path) -> None:
@@ -110,8 +164,6 @@ def folder_instead(path: Path) -> None:
 
 
 def of_a_later_version(path: Path) -> None:
-    import xxhash
-
     body = f"{1:020d} {json.dumps({'loss': None, 'unheard_of': 1})}".encode().ljust(SLOT_BYTES - 18)
     slot = body + b" " + xxhash.xxh3_64_hexdigest(body).encode() + b"\n"
     path.write_bytes(slot.ljust(2 * SLOT_BYTES))

@@ -1,5 +1,4 @@
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,11 @@ def test_a_finished_experiment(
     finish(experiment, 0)
     finish(experiment, 1, attempt=3, first_bad_step=17, loss=float("nan"))
     runs = experiment.runs
-    summarize(experiment, [Outcome(runs[0], "cpu", 1, 12.34, None), Outcome(runs[1], "cpu", 3, 5.0, None)])
+    summarize(
+        experiment,
+        [Outcome(runs[0], "cpu", 1, 12.34, None), Outcome(runs[1], "cpu", 3, 5.0, None)],
+        command=["fit"],
+    )
     header, *rows = capsys.readouterr().out.splitlines()
     assert words(header) == "run seed n_layer device rows last loss seconds state retries"
     assert words(rows[0]) == "0 42 2 cpu 1001/1001 4.1250 12.3 done 0"
@@ -32,7 +35,7 @@ def test_a_finished_experiment(
 
 
 def test_failures_have_their_own_table_logs_and_the_command_to_go_on_with(
-    weird_tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    weird_tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = make_experiment(weird_tmp_path / "exp", 3)
     finish(experiment, 0)
@@ -43,12 +46,16 @@ def test_failures_have_their_own_table_logs_and_the_command_to_go_on_with(
     cause = "exit code 1: [red]OSError: " + "no space left, " * 10 + "alas"
     outcomes = [
         Outcome(runs[0], "cuda:0", 1, 1.0, None),
-        Outcome(runs[1], "cuda:1", 3, 1.0, f"{cause}; the whole story is in {log}"),
-        Outcome(runs[2], "cuda:0", 1, 1.0, "killed by SIGKILL"),
+        Outcome(runs[1], "cuda:1", 3, 1.0, cause),
+        Outcome(runs[2], "cuda:0", 1, None, "killed by SIGKILL"),
     ]
-    monkeypatch.setattr(sys, "argv", ["/opt/bin/flannel-pl", "fit", "--config", "a b.yaml", "--x", "\u0e20"])
-    summarize(experiment, outcomes)
+    summarize(experiment, outcomes, command=["fit", "--config", "a b.yaml", "--x", "\u0e20"])
     output = capsys.readouterr().out
+    assert [words(line) for line in output.splitlines()[1:4]] == [
+        "0 42 cuda:0 1001/1001 4.1250 1.0 done 0",
+        "1 43 cuda:1 301/1001 4.1250 1.0 failed 2",
+        "2 44 cuda:0 0/1001 failed 0",
+    ]
     assert "failed: 2 of 3 runs" in output
     assert words("run seed device cause") in words(output)
     assert f"1 43 cuda:1 {words(cause)} 2 44 cuda:0 killed by SIGKILL log of run 1:" in words(output)

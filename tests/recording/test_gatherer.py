@@ -7,7 +7,6 @@ import pytest
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording import gather_notes, layout
 from flannel_pl.recording.gather import gather, gather_verb
-from flannel_pl.recording.gather_file import partial_path
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.verify import verify
@@ -36,7 +35,9 @@ def test_runs_are_added_as_they_finish(tmp_path: Path, order: tuple[int, ...], k
     gatherer = Gatherer(paths.folder)
     for number, run in enumerate(order):
         bring_back(paths, run)
+        assert gatherer.waiting == [run]
         gatherer.add(run)
+        assert gatherer.waiting == []
         assert not paths.gathered.exists()
         assert paths.run(run).recording.exists() == keep_shards
         assert gatherer.gathered == gathered_runs(paths.folder) == set(order[: number + 1])
@@ -124,7 +125,7 @@ def test_the_disk_never_holds_more_than_one_run_twice(tmp_path: Path) -> None:
 
     def look(done: int, total: int) -> None:
         nonlocal peak
-        files = [partial_path(paths), *paths.folder.glob("run_*/recording.safetensors")]
+        files = [paths.growing, *paths.folder.glob("run_*/recording.safetensors")]
         peak = max(peak, sum(file.stat().st_blocks * 512 for file in files if file.exists()))
 
     gather(paths.folder, progress=look)

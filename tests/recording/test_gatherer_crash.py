@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.gather import gather
-from flannel_pl.recording.gather_file import notes_path, partial_path
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.reader import open_recording
@@ -34,7 +34,7 @@ def damage_copy(paths: ExperimentPaths, run: int) -> None:
     gatherer = Gatherer(paths.folder)
     assert gatherer._notes is not None
     offset = gatherer._layout(gatherer._notes).offsets[f"run_{run}_grads"] + 250
-    write_byte(partial_path(paths), offset, 0xAA)
+    write_byte(paths.growing, offset, 0xAA)
 
 
 def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_damaged_notes(tmp_path: Path, what: str, keep_shards: bool) -> None:
     expected = tensors_of(paths)
     Gatherer(paths.folder).add(1)
     if what == "notes":
-        write_byte(notes_path(paths), 300, 0x21)
+        write_byte(paths.growing_notes, 300, 0x21)
     else:
-        os.truncate(partial_path(paths), 5000)
+        os.truncate(paths.growing, 5000)
     if keep_shards:
         assert gathered_runs(paths.folder) == ({1} if what == "size" else set())
         gather(paths.folder)
@@ -100,16 +100,42 @@ def test_damaged_notes(tmp_path: Path, what: str, keep_shards: bool) -> None:
     else:
         with pytest.raises(RunError, match=r"Run 1 may be in .*partial and nowhere else: .* or delete"):
             Gatherer(paths.folder)
-        assert partial_path(paths).exists()
-        notes_path(paths).unlink()
+        assert paths.growing.exists()
+        paths.growing_notes.unlink()
         with pytest.raises(RunError, match=r"no finished recording of run 1 \(1 of 3"):
             gather(paths.folder)
+
+
+def test_notes_of_a_later_version(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    Gatherer(paths.folder).add(1)
+    for text in (b"[]", b"{}", b'{"kinds": [{"a": 1}], "runs": {}}', b'{"kinds": [], "runs": {"x": 1}}'):
+        content = xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
+        paths.growing_notes.write_bytes(content)
+        with pytest.raises(RunError, match=r"not as this version of flannel-pl writes it .* Run 1 may be in"):
+            Gatherer(paths.folder)
+        assert paths.growing_notes.read_bytes() == content
+
+
+@pytest.mark.parametrize("keep_shards", [True, False])
+def test_missing_masks_cost_nothing_that_is_gathered(tmp_path: Path, keep_shards: bool) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=keep_shards)
+    expected = tensors_of(paths)
+    Gatherer(paths.folder).add(1)
+    masks, growing = paths.masks.read_bytes(), paths.growing.read_bytes()
+    paths.masks.unlink()
+    with pytest.raises(RunError, match=r"live_dead_tokens.safetensors is missing; copy the masks"):
+        gather(paths.folder)
+    assert paths.growing.read_bytes() == growing
+    paths.masks.write_bytes(masks)
+    gather(paths.folder)
+    assert_gathered(paths, expected, shards=3 if keep_shards else 0)
 
 
 def test_every_bit_of_the_notes_counts(tmp_path: Path) -> None:
     paths = experiment(tmp_path / "flannel3")
     Gatherer(paths.folder).add(1)
-    path = notes_path(paths)
+    path = paths.growing_notes
     draw = random.Random(0)
     for position in range(path.stat().st_size):
         with flipped(path, position, bit=draw.randrange(8)), pytest.raises(RunError, match="is damaged"):
@@ -124,16 +150,16 @@ def test_what_is_gathered_so_far_can_be_verified(tmp_path: Path, capsys: pytest.
     gatherer.add(2)
     assert verify_verb(paths.folder) == 1
     out = capsys.readouterr().out
-    assert f"unfinished {partial_path(paths)}, run 1: 7 rows, " in out
-    assert f"unfinished {partial_path(paths)}, run 2: 7 rows, " in out
+    assert f"unfinished {paths.growing}, run 1: 7 rows, " in out
+    assert f"unfinished {paths.growing}, run 2: 7 rows, " in out
     assert f"unfinished {paths.run(0).recording}, run 0: 0 rows" in out
     assert "3 unfinished, 0 ok" in out
     damage_copy(paths, 1)
     assert verify(paths.folder).damage == ("grads is not as its checksum says in row 1 (step 1)",)
-    write_byte(notes_path(paths), 300, 0x21)
+    write_byte(paths.growing_notes, 300, 0x21)
     assert "gathered.json is damaged" in verify(paths.folder).damage[0]
     with pytest.raises(UserError, match=r"partial is still being gathered; verify its folder"):
-        verify(partial_path(paths))
+        verify(paths.growing)
     with pytest.raises(UserError, match=r"no finished recording; .*safetensors.partial is begun"):
         open_recording(paths.folder)
 
@@ -141,7 +167,7 @@ def test_what_is_gathered_so_far_can_be_verified(tmp_path: Path, capsys: pytest.
 def test_a_lost_partial_file_loses_only_what_was_in_it(tmp_path: Path) -> None:
     paths = experiment(tmp_path / "flannel3")
     Gatherer(paths.folder).add(1)
-    partial_path(paths).unlink()
+    paths.growing.unlink()
     assert gathered_runs(paths.folder) == frozenset()
     with pytest.raises(RunError, match=r"no finished recording of run 1 \(1 of 3 runs\)"):
         Gatherer(paths.folder).finish()
@@ -156,14 +182,14 @@ def test_a_finished_file_that_is_replaced_counts_only_if_it_is_right(tmp_path: P
     for run in range(3):
         make_run(paths, run)
     Gatherer(paths.folder).add(1)  # run 1 is in the growing file only, then a finished file comes back
-    notes, partial = notes_path(paths).read_bytes(), partial_path(paths).read_bytes()
+    notes, partial = paths.growing_notes.read_bytes(), paths.growing.read_bytes()
     (tmp_path / "old").rename(paths.gathered)
     write_byte(paths.gathered, read_layout(paths.gathered).offsets["run_1_grads"], 0xAA)
     gather(paths.folder)
     assert_gathered(paths, expected, shards=0)
     paths.gathered.write_bytes(old)
-    notes_path(paths).write_bytes(notes)
-    partial_path(paths).write_bytes(partial)
+    paths.growing_notes.write_bytes(notes)
+    paths.growing.write_bytes(partial)
     assert Gatherer(paths.folder).is_finished
     assert_gathered(paths, expected, shards=0)
 
@@ -252,7 +278,7 @@ def test_a_failed_gather_leaves_no_partial_file_unless_it_is_needed(
         write_byte(shard, read_layout(shard).offsets["momentum"], 0xAA)
         with pytest.raises(RunError, match="copy of run 2 is wrong: momentum is not as its checksum says"):
             gather(paths.folder)
-        assert partial_path(paths).exists() == notes_path(paths).exists() == (not keep_shards)
+        assert paths.growing.exists() == paths.growing_notes.exists() == (not keep_shards)
         make_run(paths, 2)
         gather(paths.folder)
         assert_gathered(paths, expected, shards=3 if keep_shards else 0)

@@ -1,0 +1,298 @@
+"""The verbs `fit` and `plan`: what is asked for, what of it is done already, and the rest.
+
+Here training and launching meet: `launch` is handed what a run's process does, and knows nothing else of it.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_pl import provenance
+from flannel_pl.corpus.store import Corpus
+from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.launch.changes import data_changes, settled_changes
+from flannel_pl.launch.events import EventLog
+from flannel_pl.launch.folder import (
+    check_writable,
+    read_record,
+    refuse_changes,
+    unfinished_runs,
+    write_folder,
+    write_run_config,
+)
+from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
+from flannel_pl.launch.local import Outcome, train_all
+from flannel_pl.launch.plan import Plan, describe, make_plan
+from flannel_pl.launch.slurm import Submission, active_jobs, check_slurm, submit
+from flannel_pl.launch.slurm_wait import wait_for_jobs
+from flannel_pl.launch.summary import summarize
+from flannel_pl.recording.lock import Lock
+from flannel_pl.training.cli import resolve, to_yaml
+from flannel_pl.training.fit import check, train
+from flannel_pl.training.worker import work
+
+FOLDER_WAIT_S = 60.0
+"""How long runs that a scheduler starts at once wait for the one of them that describes the experiment."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `fit` or `plan` was asked for, checked."""
+
+    experiment: Experiment
+    record: dict[str, Any] | None
+    """Content of the folder's experiment.json; None if the experiment is new."""
+
+    plan: Plan | None
+    """None if there is nothing to train."""
+
+    corpus: Corpus
+    """What the first run is trained on."""
+
+    words: list[str]
+    """The command line behind the verb."""
+
+
+def fit(words: list[str]) -> int:
+    """Trains every run of an experiment that is not finished, then gathers the recordings.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a run failed.
+
+    Raises:
+        UserError: If anything is wrong with the config, the data or the folder.
+        RunError: If the disk or Slurm fails.
+        Interrupted: On a signal, once everything so far is on the disk.
+    """
+    request = _understand(words)
+    experiment = request.experiment
+    if experiment.config["launch"]["launcher"] == "slurm":
+        return _fit_on_slurm(request)
+    if request.plan is None:
+        return _finish(experiment)
+    if len(experiment.selected) == 1:
+        return _fit_one(request, request.plan)
+    return _fit_all(request, request.plan)
+
+
+def plan(words: list[str]) -> int:
+    """Prints what `fit` would do with the same arguments, and does nothing.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: If `fit` would refuse.
+    """
+    request = _understand(words)
+    if request.plan is None:
+        print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
+    else:
+        print(describe(request.experiment, request.plan))
+    return 0
+
+
+def _understand(words: list[str]) -> _Request:
+    experiment = Experiment.from_config(resolve(words))
+    record = read_record(experiment)
+    checked = {run.index: check(experiment, run) for run in experiment.selected}
+    corpus = checked[experiment.selected[0].index].corpus
+    runs = unfinished_runs(experiment)
+    if record is not None:
+        refuse_changes(experiment, data_changes(experiment, record, corpus.digests))
+        if not runs:
+            return _Request(experiment, record, None, corpus, words)
+    check_writable(experiment.paths.folder.parent)
+    bytes_of = {index: run.recording_bytes for index, run in checked.items()}
+    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
+    if record is not None:
+        refuse_changes(experiment, settled_changes(record, plan.settled))
+    return _Request(experiment, record, plan, corpus, words)
+
+
+def _fit_one(request: _Request, plan: Plan) -> int:
+    """Trains a single run in this process."""
+    experiment = request.experiment
+    if request.record is None:
+        # A scheduler may have started all runs of a new experiment in the same moment.
+        with _locked(experiment, wait_s=FOLDER_WAIT_S):
+            record = read_record(experiment)
+            if record is not None:
+                refuse_changes(experiment, data_changes(experiment, record, request.corpus.digests))
+                refuse_changes(experiment, settled_changes(record, plan.settled))
+            _write_record(request, plan, record)
+    _write_run_configs(request, plan)
+    attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
+    progress_bar = None if sys.stdout.isatty() else False
+    run, slot = plan.runs[0], plan.slots[0]
+    with _told_of_run(experiment, run, slot, attempt):
+        train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+    return _finish(experiment)
+
+
+def _fit_all(request: _Request, plan: Plan) -> int:
+    """Trains several runs in processes of their own."""
+    experiment = request.experiment
+    with _locked(experiment):
+        _write_record(request, plan, request.record)
+        _write_run_configs(request, plan)
+        with _told(experiment, plan) as events:
+            background = None
+            if experiment.config["experiment"]["gather"] == "single":
+                background = BackgroundGather(experiment.paths, events=events)
+            with background or nullcontext():
+                outcomes = train_all(
+                    experiment,
+                    plan.runs,
+                    plan.slots,
+                    work=work,
+                    events=events,
+                    finished=background.add if background else lambda index: None,
+                )
+            if not _summarized(request, outcomes):
+                return 1
+            return _finish(experiment, background=background, is_locked=True)
+
+
+def _fit_on_slurm(request: _Request) -> int:
+    """Submits what is to be trained, unless that was done before, and waits for it, if that is wanted."""
+    experiment, paths = request.experiment, request.experiment.paths
+    check_slurm()
+    submission = Submission.read(paths)
+    under_way = submission is not None and bool(active_jobs(submission.jobs))
+    if submission is None or not under_way:
+        if request.plan is None:
+            return _finish(experiment)
+        submission = _submit(request, request.plan)
+    jobs = " ".join(submission.jobs)
+    print(
+        f"with Slurm: array job {submission.array_job} of {len(submission.runs)} runs"
+        + (f", then job {submission.gather_job} to gather" if submission.gather_job else "")
+    )
+    print(f"look at them with: flannel-pl status {shlex.quote(str(paths.folder))} --watch")
+    print(f"stop them, with a checkpoint each, with: scancel {jobs}")
+    if experiment.config["launch"]["detach"]:
+        return 0
+    runs = [experiment.runs[index] for index in submission.runs]
+    try:
+        outcomes = wait_for_jobs(experiment, submission, runs, under_way=under_way)
+    except KeyboardInterrupt:
+        print(f"the jobs go on; stop them with: scancel {jobs}", file=sys.stderr)
+        raise
+    if not _summarized(request, outcomes):
+        return 1
+    if submission.gather_job and not is_gathered(paths, mode=experiment.config["experiment"]["gather"]):
+        print(f"job {submission.gather_job} has not gathered (see {paths.gather_log}), so it is done here")
+    return _finish(experiment)
+
+
+def _submit(request: _Request, plan: Plan) -> Submission:
+    experiment, settings = request.experiment, request.experiment.config["experiment"]
+    with _locked(experiment):
+        _write_record(request, plan, request.record)
+        _write_run_configs(request, plan)
+        gathers = settings["gather"] != "none" and settings["run"] is None
+        submission = submit(experiment, plan.runs, plan.slots[0], gathers=gathers)
+        EventLog(experiment.paths.events).write("submitted", **dataclasses.asdict(submission))
+    return submission
+
+
+def _summarized(request: _Request, outcomes: list[Outcome]) -> bool:
+    """Says how the runs went, and returns whether all went well."""
+    summarize(request.experiment, outcomes, command=["fit", *request.words])
+    return not any(outcome.failure for outcome in outcomes)
+
+
+@contextmanager
+def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Keeps other launchers out of the experiment's folder, which is made."""
+    experiment.paths.folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
+    if note := lock.acquire(wait_s=wait_s):
+        print(f"flannel-pl: {note}; going on", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _told(experiment: Experiment, plan: Plan) -> Iterator[EventLog]:
+    """Notes in the event log when a launch begins and how it ends."""
+    events = EventLog(experiment.paths.events)
+    events.write(
+        "launch_started",
+        runs=[run.index for run in plan.runs],
+        slots=[slot.name for slot in plan.slots],
+        command=sys.argv,
+    )
+    error: BaseException | None = None
+    try:
+        yield events
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        events.write("launch_ended", error=None if error is None else str(error) or type(error).__name__)
+
+
+@contextmanager
+def _told_of_run(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> Iterator[None]:
+    """Notes in the event log when a run of this process begins and how it ends."""
+    events, began_s = EventLog(experiment.paths.events), time.monotonic()
+    what: dict[str, Any] = {"run": run.index, "seed": run.seed, "device": slot.name, "attempt": attempt}
+    events.write("run_started", **what, pid=os.getpid())
+    try:
+        yield
+    except BaseException as error:
+        cause = str(error) or type(error).__name__
+        events.write("run_failed", **what, cause=cause, log=None, will_retry=False)
+        raise
+    events.write("run_finished", **what, seconds=round(time.monotonic() - began_s, 3))
+
+
+def _write_record(request: _Request, plan: Plan, record: dict[str, Any] | None) -> None:
+    """Describes a new experiment in its folder."""
+    if record is None:
+        origin = {**provenance.collect(), "data": request.corpus.digests}
+        record = request.experiment.record(origin, settled=plan.settled)
+        write_folder(request.experiment, record, masks=request.corpus.masks.to_bytes())
+
+
+def _write_run_configs(request: _Request, plan: Plan) -> None:
+    for run in plan.runs:
+        write_run_config(request.experiment, run, plan.slots[0], to_yaml=to_yaml)
+
+
+def _finish(
+    experiment: Experiment, *, background: BackgroundGather | None = None, is_locked: bool = False
+) -> int:
+    """Gathers the recordings if that is wanted and not done yet, and says where everything is."""
+    mode, paths = experiment.config["experiment"]["gather"], experiment.paths
+    if experiment.config["experiment"]["run"] is not None or mode == "none":
+        for run in experiment.selected:
+            print(f"finished: {paths.run(run.index).recording}")
+        return 0
+    target = paths.gathered if mode == "single" else paths.index
+    is_new = False
+    if not is_gathered(paths, mode=mode):  # else not even a lock may change the folder
+        with nullcontext() if is_locked else _locked(experiment):
+            events = EventLog(paths.events)
+            is_new = finish_gathering(paths, mode=mode, events=events, background=background)
+    if is_new:
+        print(f"what is in it: flannel-pl info {shlex.quote(str(target))}")
+    else:
+        print(f"finished already: {target}")
+    return 0

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Runs a command as a Slurm batch job that loses nothing: slurm_task.sh MAX_RETRIES COMMAND [ARGUMENT ...]
+# Submit it with --requeue --open-mode=append --signal=B:USR1@120.
+retries=$1
+shift
+job=$SLURM_JOB_ID
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the plain number of one task may stand for the whole array
+fi
+
+# Slurm warns only this shell that the time limit is near; the command hears of it from here.
+trap 'kill -USR1 "$child" 2>/dev/null' USR1
+# Of scancel and preemption Slurm tells the command itself; here there is only its last checkpoint to wait for.
+trap : TERM
+
+for ((attempt = 0; attempt <= retries; attempt++)); do
+  FLANNEL_PL_ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + attempt + 1)) "$@" &
+  child=$!
+  while kill -0 "$child" 2>/dev/null; do # a trap ends a wait early
+    wait "$child"
+  done
+  wait "$child"
+  code=$?
+  case $code in
+    0 | 2 | 129 | 130 | 143) exit "$code" ;; # done; wrong usage, which would fail again; asked to stop
+    138)                                     # warned by USR1: everything is on the disk, go on in another stay
+      scontrol requeue "$job"
+      exit "$code"
+      ;;
+  esac # anything else failed or was killed, for memory perhaps: once more, from its last checkpoint
+done
+exit "$code"

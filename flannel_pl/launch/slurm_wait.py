@@ -1,0 +1,98 @@
+"""Watches the jobs of an experiment until Slurm is through with them."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from flannel_pl.errors import RunError
+from flannel_pl.experiment import Experiment, Run
+from flannel_pl.launch.local import Outcome
+from flannel_pl.launch.progress import Progress
+from flannel_pl.launch.slurm import JobState, Submission, job_states
+from flannel_pl.launch.status import collect_status
+
+QUERY_S = 5.0
+"""Time between two questions to Slurm, which serves others too."""
+
+LOOK_S = 0.5
+
+PATIENCE_S = 600.0
+"""How long Slurm may not answer; its controller is restarted at times."""
+
+_ORDINARY = {"None", "Dependency"}
+
+
+def wait_for_jobs(
+    experiment: Experiment, submission: Submission, runs: Sequence[Run], *, under_way: bool
+) -> list[Outcome]:
+    """Shows how far the runs are until their jobs and the one that gathers have ended.
+
+    The journals say how far a run is, Slurm only whether anything is still going to happen.
+
+    Args:
+        experiment: What the runs belong to.
+        submission: Its jobs.
+        runs: The runs that have a task.
+        under_way: Whether the jobs were submitted before, by an earlier command.
+
+    Returns:
+        How each run ended.
+
+    Raises:
+        RunError: If Slurm does not answer for many minutes.
+    """
+    last_states: dict[str, JobState] = {}
+    with Progress(experiment, runs, under_way=under_way) as progress:
+        said, answered_s = "", time.monotonic()
+        while True:
+            try:
+                states = job_states(submission.jobs)
+                answered_s = time.monotonic()
+            except RunError as error:
+                if time.monotonic() - answered_s > PATIENCE_S:
+                    raise RunError(f"{error} The jobs may go on; start this command again later.") from error
+                progress.note(f"{error} Trying again")
+                states = {"": JobState("UNKNOWN", "")}
+            last_states |= states
+            if (news := _waiting_for(states)) != said:
+                said = news
+                progress.note(f"Slurm: {said or 'nothing waits'}")
+            if not any(state.is_active for state in states.values()):
+                break
+            _show_for(progress, QUERY_S)
+    return [_outcome(experiment, submission, run, last_states) for run in runs]
+
+
+def _show_for(progress: Progress, seconds: float) -> None:
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        progress.update()
+        time.sleep(LOOK_S)
+
+
+def _waiting_for(states: Mapping[str, JobState]) -> str:
+    """Returns what Slurm lets tasks wait for, unless that needs no explanation."""
+    waiting = defaultdict(list)
+    for job, state in states.items():
+        if state.state == "PENDING" and state.reason not in _ORDINARY:
+            waiting[state.reason].append(job)
+    return "; ".join(f"{len(jobs)} waiting ({reason})" for reason, jobs in sorted(waiting.items()))
+
+
+def _outcome(
+    experiment: Experiment, submission: Submission, run: Run, states: Mapping[str, JobState]
+) -> Outcome:
+    status = collect_status(experiment.paths, experiment.config, [run]).runs[0]
+    failure = None
+    if status.state != "done":
+        log = experiment.paths.run(run.index).log
+        state = states.get(f"{submission.array_job}_{run.index}")
+        said = "its job is gone" if state is None else f"its job ended as {state.state}"
+        lines = []
+        with contextlib.suppress(OSError):
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        failure = f"{said}: {status.message or last}"
+    device = f"{status.device} on {status.host}" if status.host else status.device
+    return Outcome(run, device, max(1, status.attempt), None, failure)
