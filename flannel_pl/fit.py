@@ -4,6 +4,7 @@ Here training and launching meet: `launch` is handed what a run's process does, 
 """
 
 import dataclasses
+import json
 import os
 import shlex
 import sys
@@ -32,9 +33,10 @@ from flannel_pl.launch.plan import Plan, describe, make_plan
 from flannel_pl.launch.slurm import Submission, active_jobs, check_slurm, submit
 from flannel_pl.launch.slurm_wait import wait_for_jobs
 from flannel_pl.launch.summary import summarize
+from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.lock import Lock
 from flannel_pl.training.cli import resolve, to_yaml
-from flannel_pl.training.fit import check, train
+from flannel_pl.training.fit import CheckedRun, check, train
 from flannel_pl.training.worker import work
 
 FOLDER_WAIT_S = 60.0
@@ -107,7 +109,7 @@ def plan(words: list[str]) -> int:
 def _understand(words: list[str]) -> _Request:
     experiment = Experiment.from_config(resolve(words))
     record = read_record(experiment)
-    checked = {run.index: check(experiment, run) for run in experiment.selected}
+    checked = _check_all(experiment)
     corpus = checked[experiment.selected[0].index].corpus
     runs = unfinished_runs(experiment)
     if record is not None:
@@ -120,6 +122,16 @@ def _understand(words: list[str]) -> _Request:
     if record is not None:
         refuse_changes(experiment, settled_changes(record, plan.settled))
     return _Request(experiment, record, plan, corpus, words)
+
+
+def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
+    """Checks every selected run; those that differ in nothing but their seed, once."""
+    checked: dict[str, CheckedRun] = {}
+    for run in experiment.selected:
+        key = json.dumps(run.swept, sort_keys=True)
+        if key not in checked:
+            checked[key] = check(experiment, run)
+    return {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in experiment.selected}
 
 
 def _fit_one(request: _Request, plan: Plan) -> int:
@@ -218,7 +230,7 @@ def _summarized(request: _Request, outcomes: list[Outcome]) -> bool:
 @contextmanager
 def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
     """Keeps other launchers out of the experiment's folder, which is made."""
-    experiment.paths.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(experiment.paths.folder)
     lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
     if note := lock.acquire(wait_s=wait_s):
         print(f"flannel-pl: {note}; going on", file=sys.stderr)

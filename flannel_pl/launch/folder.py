@@ -9,7 +9,7 @@ from typing import Any
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.changes import config_changes
-from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.disk import explained, make_folder, write_file
 from flannel_pl.recording.gatherer import gathered_runs
 
 
@@ -29,7 +29,8 @@ def read_record(experiment: Experiment) -> dict[str, Any] | None:
             f"{paths.folder} is a file; choose another --experiment.name or --experiment.output_dir"
         )
     if not paths.record.exists():
-        if any(path.suffix != ".partial" and path != paths.lock for path in paths.folder.iterdir()):
+        begun = (paths.lock, paths.masks)  # what may be there before experiment.json, see `write_folder`
+        if any(path.suffix != ".partial" and path not in begun for path in paths.folder.iterdir()):
             raise UserError(
                 f"{paths.folder} has files in it but no {paths.record.name}, so it is no experiment of ours "
                 "and nothing is written there; choose another --experiment.name or --experiment.output_dir"
@@ -97,9 +98,12 @@ def write_folder(experiment: Experiment, record: dict[str, Any], *, masks: bytes
         masks: Content of the live/dead masks file.
     """
     paths = experiment.paths
-    paths.folder.mkdir(parents=True, exist_ok=True)
-    write_file(paths.record, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    make_folder(paths.folder)
+    # The record last: a folder that has it has its masks as well, whatever failed in between.
+    with explained(paths.record, need_bytes=0):
+        paths.record.unlink(missing_ok=True)
     write_file(paths.masks, masks)
+    write_file(paths.record, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_run_config(
@@ -119,5 +123,5 @@ def write_run_config(
     config["launch"] |= {"launcher": "local", "devices": "auto", "runs_per_device": 1}
     config["launch"]["threads_per_run"] = slot.threads
     path = experiment.paths.run(run.index).config
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_file(path, to_yaml(config).encode())

@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
 from flannel_pl.errors import Interrupted, RunError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.progress import Progress
@@ -190,9 +190,7 @@ class _Launch:
         elif code < 0:
             cause = f"killed by {signal.Signals(-code).name}"
         else:
-            log = paths.log.read_text(encoding="utf-8", errors="replace") if paths.log.exists() else ""
-            said = [line.strip() for line in log.splitlines() if line.strip()]
-            cause = f"exit code {code}: {said[-1] if said else 'it printed nothing'}"
+            cause = f"exit code {code}: {_last_words(paths, worker.process.pid)}"
         return cause
 
     def _retry(self, worker: _Worker, failure: str) -> bool:
@@ -237,6 +235,19 @@ class _Launch:
             worker.process.kill()
             worker.process.join()
         self.workers = []
+
+
+def _last_words(paths: RunPaths, pid: int | None) -> str:
+    """Returns in one line what a run's process said before it ended with an error."""
+    log = paths.log.read_text(encoding="utf-8", errors="replace") if paths.log.exists() else ""
+    said = [line.strip() for line in log.splitlines() if line.strip()]
+    if not said or not said[-1].startswith("flannel-pl: error: "):
+        # A full disk cuts the log off anywhere; the journal's space is reserved.
+        with contextlib.suppress(RunError):
+            entry = Journal(paths.journal).read()
+            if entry is not None and entry.pid == pid and entry.state == "failed" and entry.message:
+                return entry.message
+    return said[-1] if said else "it printed nothing"
 
 
 @contextmanager

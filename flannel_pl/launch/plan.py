@@ -11,7 +11,7 @@ from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.devices import chosen_devices, free_memory_bytes, num_cores
 from flannel_pl.launch.slurm import slurm_slots
 
-LIBRARY_BYTES = 600 * 2**20
+LIBRARY_BYTES = 450 * 2**20
 """Resident memory of a process that has imported torch, lightning and transformers and trains nothing."""
 
 
@@ -112,16 +112,19 @@ def describe(experiment: Experiment, plan: Plan) -> str:
 
 
 def estimate_worker_bytes(config: dict[str, Any]) -> int:
-    """Estimates the peak resident memory of one run.
+    """Estimates the peak memory of one run.
 
-    Besides the libraries: of the logits (B, T, V) there are at most one bfloat16 and three float32 copies at
-    a time (loss, softmax, gradient); of the weights the parameter, its gradient and Adam's two moments, and
-    the recorder's ring of four rows.
+    Besides the libraries: of the logits (B, T, V) one copy in bfloat16, and three in float32 of which all but
+    a sliver exist at a time (loss, softmax, gradient); the recorder's ring of four rows of four tensors; of
+    every parameter the weight, its gradient, Adam's two moments, and twice three of them in a checkpoint.
     """
     model, data = config["model"], config["data"]
-    logits: int = data["batch_size"] * model["max_seq_len"] * model["vocab_size"]
-    embedding: int = model["vocab_size"] * model["hidden_dim"]
-    return LIBRARY_BYTES + logits * (2 + 3 * 4) + embedding * 4 * (4 + 4 * 4)
+    vocab_size, seq_len, dim = model["vocab_size"], model["max_seq_len"], model["hidden_dim"]
+    logits: int = data["batch_size"] * seq_len * vocab_size
+    parameters: int = (vocab_size + seq_len) * dim + 12 * model["n_layer"] * dim**2
+    ring: int = vocab_size * dim * 4 * 4 * 2
+    parameter_bytes = 2 if model["param_dtype"] == "bfloat16" else 4
+    return LIBRARY_BYTES + logits * 16 + ring + parameters * 10 * parameter_bytes
 
 
 def _slots(

@@ -111,6 +111,16 @@ def partial_of(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial")
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
+    with explained(folder, need_bytes=0):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def new_file(final: Path, num_bytes: int) -> Iterator[int]:
     """Writes a file under a `.partial` name; syncs it and gives it its name when the block ends.
@@ -212,7 +222,7 @@ def explained(path: Path, *, need_bytes: int) -> Iterator[None]:
 
     Args:
         path: The file that is being written.
-        need_bytes: How much of it is still to be written, for the message of a full disk.
+        need_bytes: How much of it is still to be written, for the message of a full disk; 0 if unknown.
     """
     try:
         yield
@@ -228,8 +238,9 @@ def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
             have = readable_bytes(shutil.disk_usage(path.parent).free)
         except OSError:
             have = "unknown"
+        need = f"Need {readable_bytes(need_bytes)}, have" if need_bytes else "There are"
         return RunError(
-            f"Cannot write {path}: {reason}. Need {readable_bytes(need_bytes)}, have {have} free. "
+            f"Cannot write {path}: {reason}. {need} {have} free. "
             "Free some space, choose another experiment.output_dir, "
             "or record less (recorder.tensors, recorder.every_n_steps)."
         )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import xxhash
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.disk import sync_folder, write_at
+from flannel_pl.recording.disk import reserve, sync_folder, write_at
 
 SLOT_BYTES = 4096
 _CHECKSUM_BYTES = 18  # a space, 16 hexadecimal digits, a newline
@@ -99,6 +99,8 @@ class Journal:
             content = os.pread(fd, 2 * SLOT_BYTES, 0)
             newest = max((sequence for sequence, _ in _valid_slots(content)), default=0)
             write_at(fd, _encode(newest + 1, entry), (newest + 1) % 2 * SLOT_BYTES)
+            if not content:
+                reserve(fd, 0, 2 * SLOT_BYTES)  # a full disk must not keep a run from saying that it failed
             if durable:
                 os.fsync(fd)
         finally:

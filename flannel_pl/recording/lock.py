@@ -5,6 +5,7 @@ who the holder is. On a shared folder whose file system does not pass locks on t
 file tells: the holder touches it every few seconds.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import UserError
+from flannel_pl.recording.disk import explained, write_at
 
 BEAT_S = 5.0
 SILENT_S = 30.0
 """A holder on another host that has not touched its lock for so long is taken for dead."""
+
+_HOLDER_BYTES = 4096  # what the few words about a holder take on a disk
 
 
 class Lock:
@@ -46,7 +50,12 @@ class Lock:
 
         Raises:
             UserError: If another process holds it.
+            RunError: If the disk refuses the file.
         """
+        with explained(self.path, need_bytes=_HOLDER_BYTES):
+            return self._acquire(wait_s)
+
+    def _acquire(self, wait_s: float) -> str | None:
         deadline_s = time.monotonic() + wait_s
         while not self._try():
             if time.monotonic() >= deadline_s:
@@ -61,7 +70,11 @@ class Lock:
             if last is None
             else f"the last holder of {self.what}, {_describe(last)}, ended without a word"
         )
-        self._write_holder()
+        try:
+            self._write_holder()
+        except OSError:
+            self.release()
+            raise
         threading.Thread(target=self._beat, name="flannel-lock", daemon=True).start()
         return note
 
@@ -69,7 +82,9 @@ class Lock:
         """Gives the lock back; does nothing if it is not held."""
         if self._fd >= 0:
             self._released.set()
-            self.path.unlink(missing_ok=True)  # while still locked, so that nobody else can have it yet
+            # While still locked, so that nobody else can have it yet. One that stays keeps nobody out.
+            with contextlib.suppress(OSError):
+                self.path.unlink()
             os.close(self._fd)
             self._fd = -1
 
@@ -104,7 +119,7 @@ class Lock:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(holder).encode() + b"\n", 0)
+        write_at(self._fd, json.dumps(holder).encode() + b"\n", 0)
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_S):

@@ -148,13 +148,26 @@ class RecordingWriter:
         self._first_bad_step = journal_entry.first_bad_step
         self._committed_at_s = self._noted_at_s = time.monotonic()
         try:
-            with explained(journal.path, need_bytes=2 * SLOT_BYTES):
-                self._note("running")
+            with explained(partial_path, need_bytes=0):
+                self._recall(first_row)
+            self._note("running")
         except RunError:
             os.close(self._fd)
             raise
         self._thread = threading.Thread(target=self._work, name="flannel-writer", daemon=True)
         self._thread.start()
+
+    def _recall(self, num_rows: int) -> None:
+        """Learns from the rows that are kept what the journal says of the last and the first bad one."""
+        if num_rows == 0:
+            return
+        losses, steps = (
+            np.frombuffer(os.pread(self._fd, num_rows * np.dtype(dtype).itemsize, self._start(name)), dtype)
+            for name, dtype in (("losses_f32", np.float32), ("recorded_steps", np.int64))
+        )
+        bad_steps = steps[1:][~np.isfinite(losses[1:])]  # row 0 has no loss
+        self._loss = float(losses[-1])
+        self._first_bad_step = int(bad_steps[0]) if bad_steps.size else None
 
     def acquire(self) -> RowBuffer:
         """Returns a buffer to fill; waits while all of them are still being written.
@@ -264,11 +277,12 @@ class RecordingWriter:
         self._join()
         try:
             if self._failure is None:
-                self._commit(state, message)
+                with explained(self.partial_path, need_bytes=0):
+                    self._commit(state, message)
             else:
                 self._note("failed", message, durable=True)
-        except OSError as error:
-            _log.warning("%s", disk_error(error, self.partial_path, need_bytes=0))
+        except RunError as error:
+            _log.warning("%s", error)
         self._close()
 
     def _check_open(self) -> None:
@@ -359,8 +373,10 @@ class RecordingWriter:
             job.then()
 
     def _write_cell(self, column: Column, row: int, data: memoryview) -> None:
-        start = self._layout.offsets[self.schema.key_prefix + column.name]
-        write_at(self._fd, data, start + row * column.row_bytes)
+        write_at(self._fd, data, self._start(column.name) + row * column.row_bytes)
+
+    def _start(self, column_name: str) -> int:
+        return self._layout.offsets[self.schema.key_prefix + column_name]
 
     def _report_progress(self) -> None:
         now_s = time.monotonic()
@@ -387,7 +403,8 @@ class RecordingWriter:
             bytes_written=self._rows_written * self.schema.row_bytes,
             updated_s=time.time(),
         )
-        self._journal.write(entry, durable=durable)
+        with explained(self._journal.path, need_bytes=2 * SLOT_BYTES):
+            self._journal.write(entry, durable=durable)
         self._rows_noted = self._rows_written
         self._noted_at_s = time.monotonic()
 

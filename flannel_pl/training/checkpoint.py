@@ -15,6 +15,7 @@ import xxhash
 from lightning.pytorch import Trainer
 
 from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.disk import explained
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.verify import num_good_rows
 
@@ -48,9 +49,14 @@ def checkpoint_digest(data: bytes) -> str:
 
 
 def remove_checkpoints(paths: RunPaths, *, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints of a run."""
+    """Removes all but the newest `keep` checkpoints of a run.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
     for _, _, path in paths.checkpoints()[keep:]:
-        path.unlink(missing_ok=True)
+        with explained(path, need_bytes=0):
+            path.unlink(missing_ok=True)
 
 
 def find_resume_point(

@@ -18,8 +18,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
-from flannel_pl.errors import Interrupted, UserError
+from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.recording.disk import disk_error
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.schema import RecordingSchema
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
@@ -176,6 +177,22 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
         # Lightning's way to end a process on Ctrl-C or SIGTERM before the first step.
         number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
         raise Interrupted(number) from None
+    except OSError as error:
+        raise _what_ended(error, paths.folder) from error
+
+
+def _what_ended(error: OSError, folder: Path) -> Exception:
+    """Returns what ended a training in which `error` came up.
+
+    Loggers write what they have left when training ends in an exception; if they fail in that, it hides
+    the exception.
+    """
+    hidden = error.__context__
+    while hidden is not None:
+        if isinstance(hidden, (UserError, RunError, Interrupted)):
+            return hidden
+        hidden = hidden.__context__
+    return disk_error(error, Path(error.filename or folder), need_bytes=0)
 
 
 def _say(note: str | None) -> None:
@@ -264,9 +281,7 @@ def _silence_noise() -> None:
     # The size in the model summary, which counts all weights as float32, is no basis for anything here.
     warnings.filterwarnings("ignore", message=r"Precision .* is not supported by the model summary")
     # Runs are no tasks of srun, in a Slurm job or beside one.
-    warnings.filterwarnings(
-        "ignore", message=r"The `srun` command is available on your system but is not used"
-    )
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system")
     # The folder of a run holds its config and recording before its metrics.csv is opened.
     warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty")
 

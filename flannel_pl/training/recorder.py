@@ -164,12 +164,7 @@ class StepRecorder(Callback):
             raise UserError(
                 f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
             )
-        self._weight_VD = _parameter(pl_module, self.parameter)
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        token_sets = getattr(datamodule, "token_sets", {})
-        ids = recorded_token_ids(self.tokens, token_sets=token_sets, num_tokens=self._weight_VD.shape[0])
-        self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
-        self._writer = self._open(trainer, ids)
+        self._writer = self._open(trainer, pl_module)
         self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
             row = self._writer.acquire()
@@ -179,43 +174,57 @@ class StepRecorder(Callback):
                 self._copy(row, "embeddings", self._weight_VD)
             self._writer.submit(row, 0, self._copied())
 
-    def _open(self, trainer: Trainer, ids: TokenIds | None) -> RecordingWriter:
+    def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
+        self._weight_VD = _parameter(module, self.parameter)
         num_tokens, hidden_dim = self._weight_VD.shape
-        self.paths.folder.mkdir(parents=True, exist_ok=True)
-        label, now_s, device = self.label, time.time(), self._weight_VD.device
+        ids = self._chosen_ids(trainer, num_tokens)
+        self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
         schema = self._schema(
             num_tokens=num_tokens if ids is None else len(ids),
             hidden_dim=hidden_dim,
             max_steps=trainer.max_steps,
         )
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
-        entry = JournalEntry(
+        return RecordingWriter(
+            self.paths.recording,
+            partial_path=self.paths.partial,
+            schema=schema,
+            metadata={
+                "run": self.label.run,
+                "seed": self.label.seed,
+                "swept": self.label.swept,
+                **self.label.metadata,
+            },
+            static={} if ids is None else {RECORDED_TOKENS: ids},
+            journal_entry=self._first_entry(schema.num_rows, first_row),
+            journal=Journal(self.paths.journal),
+            pin_memory=self._on_cuda,
+            first_row=first_row,
+        )
+
+    def _chosen_ids(self, trainer: Trainer, num_tokens: int) -> TokenIds | None:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        token_sets = getattr(datamodule, "token_sets", {})
+        return recorded_token_ids(self.tokens, token_sets=token_sets, num_tokens=num_tokens)
+
+    def _first_entry(self, num_rows: int, first_row: int) -> JournalEntry:
+        label, now_s = self.label, time.time()
+        return JournalEntry(
             run=label.run,
             seed=label.seed,
             swept=label.swept,
             state="running",
             attempt=label.attempt,
-            device=label.device or str(device),
+            device=label.device or str(self._weight_VD.device),
             host=socket.gethostname(),
             pid=os.getpid(),
-            num_rows=schema.num_rows,
+            num_rows=num_rows,
             rows_written=first_row,
             rows_committed=first_row,
             loss=None,
             bytes_written=0,
             started_s=now_s,
             updated_s=now_s,
-        )
-        return RecordingWriter(
-            self.paths.recording,
-            partial_path=self.paths.partial,
-            schema=schema,
-            metadata={"run": label.run, "seed": label.seed, "swept": label.swept, **label.metadata},
-            static={} if ids is None else {RECORDED_TOKENS: ids},
-            journal_entry=entry,
-            journal=Journal(self.paths.journal),
-            pin_memory=device.type == "cuda",
-            first_row=first_row,
         )
 
     @override
@@ -355,6 +364,15 @@ class StepRecorder(Callback):
                 )
             self._writer.finish()
             self._writer = None
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finishes a recording that lacked nothing but its name: then Lightning had nothing to train."""
+        if trainer.global_step == trainer.max_steps and not self.paths.recording.exists():
+            self._writer = self._open(trainer, pl_module)
+            self._writer.finish()
+            self._writer = None
+            remove_checkpoints(self.paths, keep=1)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -263,21 +263,6 @@ def test_a_killed_run_is_started_again_from_its_checkpoint(
         assert recording.run(1).steps[:].tolist() == list(range(301))
 
 
-def test_no_slot_idles_while_a_run_waits(small_data: SmallData, config: Path, tmp_path: Path) -> None:
-    arguments = ["--config", str(config), "--trainer.max_steps", "3", "--experiment.seeds", "1..10"]
-    assert fit(small_data, tmp_path, *arguments, "--trainer.devices", "4", "--experiment.gather", "none") == 0
-    events = read_events(tmp_path / "twins" / "events.jsonl")
-    busy, waiting, idle_s, last_s = 0, 10, 0.0, events[0]["monotonic_s"]
-    for event in events:
-        if waiting and busy < 4:
-            idle_s += event["monotonic_s"] - last_s
-        last_s = event["monotonic_s"]
-        busy += {"run_started": 1, "run_finished": -1}.get(event["event"], 0)
-        waiting -= event["event"] == "run_started"
-    assert (busy, waiting) == (0, 0)
-    assert idle_s < 1.5, "starting a process takes some hundredths of a second, ten of them and no more"
-
-
 def wait_until(condition: Any, *, timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():

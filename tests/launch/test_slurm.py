@@ -127,8 +127,7 @@ def test_the_jobs_give_the_bits_of_a_local_experiment(
 def end_the_showing(words: list[str], jobs: dict[str, Any]) -> None:
     """Ctrl-C while fit waits for its jobs ends fit, not the jobs."""
     command = [sys.executable, "-u", "-m", "flannel_pl", "fit", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True) as waiting:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout is not None
         while line := waiting.stdout.readline():
             if "run 2: running" in line:

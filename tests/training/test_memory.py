@@ -1,10 +1,13 @@
-"""Recording needs the same memory however long the run is."""
+"""Recording needs the same memory however long the run is, and about what the plan says."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from flannel_pl.launch.plan import estimate_worker_bytes
 
 # VmHWM belongs to the process itself; ru_maxrss of a child starts at the size of its parent.
 CODE = """
@@ -31,4 +34,9 @@ def test_peak_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     short, long = peak_bytes(tmp_path / "short", steps=30), peak_bytes(tmp_path / "long", steps=300)
     recorded = (tmp_path / "long" / "flannel" / "run_0" / "recording.safetensors").stat().st_size
     assert recorded > 1.5e9, "the test has to record far more than the memory it allows"
+    record = json.loads((tmp_path / "long" / "flannel" / "experiment.json").read_text())
+    estimate = estimate_worker_bytes(record["config"])
+    assert estimate / 1.35 < long < 1.35 * estimate, (
+        f"{long / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f}"
+    )
     assert abs(long - short) < 48 * 2**20, f"{short / 2**20:.0f} MiB for 30 steps, {long / 2**20:.0f} for 300"

@@ -1,0 +1,103 @@
+"""The same command on a finished experiment: done within seconds, and nothing is touched."""
+
+import hashlib
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flannel_pl.__main__ import main
+from tests.conftest import SmallData
+
+LIMIT_S = 5.0
+"""For the whole process, imports included."""
+
+NUM_TRIES = 3
+"""The fastest counts: the others had to share the machine."""
+
+GATHERS = {
+    "single": ["--experiment.gather", "single"],
+    "single, shards dropped": ["--experiment.gather", "single", "--experiment.keep_shards", "false"],
+    "index": ["--experiment.gather", "index"],
+    "none": ["--experiment.gather", "none"],
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What shows that a file or folder was touched."""
+
+    inode: int
+    mtime_ns: int
+    ctime_ns: int
+    size: int
+    digest: str
+    """Of a file's bytes; of a folder, the names in it."""
+
+
+def traces(folder: Path) -> dict[Path, Trace]:
+    """Returns the trace of `folder` and of everything below it."""
+    found = {}
+    for path in (folder, *folder.rglob("*")):
+        names = "\0".join(sorted(entry.name for entry in path.iterdir())) if path.is_dir() else ""
+        content = names.encode() if path.is_dir() else path.read_bytes()
+        stat, digest = path.lstat(), hashlib.sha256(content).hexdigest()
+        found[path] = Trace(stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, digest)
+    return found
+
+
+def words(data: SmallData, folder: Path, *arguments: str) -> list[str]:
+    steps = ["--trainer.max_steps", "3", "--experiment.output_dir", str(folder)]
+    return ["fit", *data.arguments, *steps, *arguments]
+
+
+@pytest.mark.parametrize("seeds", ["7", "7..9"])
+@pytest.mark.parametrize("gather", GATHERS)
+def test_the_same_command_again_changes_nothing(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str], gather: str, seeds: str
+) -> None:
+    command = words(small_data, tmp_path, *GATHERS[gather], "--experiment.seeds", seeds)
+    assert main(command) == 0
+    before = traces(tmp_path)
+    assert len(before) > 5
+    capsys.readouterr()
+    assert main(command) == 0
+    assert traces(tmp_path) == before
+    output = capsys.readouterr()
+    expected = "finished: " if gather == "none" else "finished already: "
+    assert all(line.startswith(expected) for line in output.out.splitlines())
+    assert str(tmp_path / "flannel") in output.out
+    assert output.err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["7", "7..16"])
+def test_it_takes_a_few_seconds_imports_included(small_data: SmallData, tmp_path: Path, seeds: str) -> None:
+    command = [sys.executable, "-m", "flannel_pl"]
+    command += words(small_data, tmp_path, "--experiment.seeds", seeds)
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    before = traces(tmp_path)
+    seconds = []
+    for _ in range(NUM_TRIES):
+        began_s = time.monotonic()
+        again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        seconds.append(time.monotonic() - began_s)
+        assert again.stdout.startswith("finished already: ")
+        assert traces(tmp_path) == before
+    assert min(seconds) < LIMIT_S, seconds
+
+
+def test_whatever_is_touched_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "run_0").mkdir()
+    (tmp_path / "run_0" / "log.txt").write_text("done\n")
+    before = traces(tmp_path)
+    assert traces(tmp_path) == before
+    (tmp_path / "run_0" / "log.txt").write_text("done\n")
+    assert traces(tmp_path) != before
+    before = traces(tmp_path)
+    (tmp_path / "lock").touch()
+    (tmp_path / "lock").unlink()
+    assert {path for path, trace in traces(tmp_path).items() if trace != before[path]} == {tmp_path}

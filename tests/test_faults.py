@@ -1,0 +1,151 @@
+"""Whichever call to the disk fails: a clear error, nothing unrecorded, and the same command finishes the job.
+
+A whole `fit` of one run is repeated, and each time another one of its calls fails. By default every k-th call
+fails once, with one of the two errors; with FLANNEL_PL_FAULTS=all, with both.
+"""
+
+import errno
+import os
+import queue
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.journal import Journal
+from flannel_pl.recording.verify import num_good_rows, verify
+from tests.conftest import SmallData
+from tests.faulty_disk import CALLS, SHORT, Attempt, Fault, Host, names_in, tensors_of
+
+NUM_HOSTS = 2
+ERRORS = (errno.EIO, errno.ENOSPC)
+ALL = os.environ.get("FLANNEL_PL_FAULTS") == "all"
+NEXT_STEP = r"Check the disk and its permissions, then start again\.|Free some space, "
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name open files")
+
+
+def words(data: SmallData, output_dir: Path) -> list[str]:
+    """A fit of three steps with a checkpoint after each."""
+    command = ["fit", *data.arguments, "--trainer.max_steps", "3", "--launch.checkpoint_every", "1"]
+    command += ["--launch.threads_per_run", "1", "--trainer.log_every_n_steps", "1"]
+    command += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    return [*command, "--experiment.name", "faulty", "--experiment.output_dir", str(output_dir)]
+
+
+class Lab:
+    """Repeats one experiment with faults, and knows what an undisturbed one gives."""
+
+    def __init__(self, data: SmallData, folder: Path, hosts: Sequence[Host]) -> None:
+        self.data, self.folder = data, folder
+        self.idle: queue.Queue[Host] = queue.Queue()
+        calm = [host.run(words(data, folder / f"calm {i}"), below=folder) for i, host in enumerate(hosts)]
+        assert [attempt.code for attempt in calm] == [0] * len(hosts), calm[0].stderr
+        self.num_calls = calm[-1].num_calls  # not the first's, which also made `folder` itself
+        self.tensors = tensors_of(folder / "calm 0" / "faulty")
+        self.names = names_in(folder / "calm 0" / "faulty")
+        for host in hosts:
+            self.idle.put(host)
+
+    def faults(self, call: str) -> Iterator[Fault]:
+        for k in range(1, self.num_calls[call] + 1):
+            for error in ERRORS if ALL else (ERRORS[k % 2],):
+                yield Fault(call, k, error)
+
+    def check_all(self, faults: Iterable[Fault]) -> None:
+        with ThreadPoolExecutor(NUM_HOSTS) as pool:
+            wrong = [f"{fault}: {what}" for fault, what in pool.map(self._check, faults) if what]
+        assert not wrong, "\n".join(wrong)
+
+    def _check(self, fault: Fault) -> tuple[Fault, str | None]:
+        host, output_dir = self.idle.get(), self.folder / str(fault)
+        try:
+            self.check(host, fault, output_dir)
+        except AssertionError as error:
+            return fault, str(error)
+        finally:
+            shutil.rmtree(output_dir, ignore_errors=True)
+            self.idle.put(host)
+        return fault, None
+
+    def check(self, host: Host, fault: Fault, output_dir: Path) -> None:
+        paths = ExperimentPaths(output_dir / "faulty", "faulty")
+        first = host.run(words(self.data, output_dir), below=output_dir, fault=fault)
+        assert first.struck is not None, "it was to be the k-th call, but there were fewer"
+        if fault.error == SHORT:
+            assert first.code == 0, first.stderr
+        elif first.struck == str(paths.events):  # costs an event and no training, see events.py
+            assert first.code == 0, first.stderr
+            assert f"Cannot write {paths.events}" in first.stderr
+        else:
+            assert_complaint(first, fault, folder=output_dir)
+        assert_truthful(paths)
+        again = host.run(words(self.data, output_dir), below=output_dir)
+        assert again.code == 0, f"after {first.struck} failed, again gives {again.code}:\n{again.stderr}"
+        tensors = tensors_of(paths.folder)
+        different = [key for key in self.tensors if tensors[key] != self.tensors[key]]
+        assert not different, f"after {first.struck} failed, differs in {different}"
+        names = names_in(paths.folder)
+        assert names == self.names, f"after {first.struck} failed: {set(names) ^ set(self.names)}"
+        assert verify(paths.folder).ok
+
+
+def assert_complaint(attempt: Attempt, fault: Fault, *, folder: Path) -> None:
+    """It ended with exit code 1 and a line that says which file, why, and what to do."""
+    said = f"{attempt.struck} failed, exit code {attempt.code}, and it said:\n{attempt.stderr}"
+    assert attempt.code == 1, said
+    assert "Traceback" not in attempt.stderr, said
+    lines = [line for line in attempt.stderr.splitlines() if line.startswith("flannel-pl: error: ")]
+    assert lines == attempt.stderr.splitlines()[-1:], said
+    reason = re.escape(os.strerror(fault.error))
+    match = re.search(rf"Cannot write ({re.escape(str(folder))}\S*): {reason}\. .*({NEXT_STEP})", lines[0])
+    assert match, said
+    named, struck = Path(match[1]), Path(attempt.struck or "")
+    # A file may be named without the `.partial` that it still carried, and for the folder that holds it.
+    assert struck in (named, named.parent) or struck.name == f"{named.name}.partial", said
+    assert "flannel-writer" not in attempt.threads, said
+
+
+def assert_truthful(paths: ExperimentPaths) -> None:
+    """What carries a final name is whole, and the journal claims no row that is not there."""
+    run = paths.run(0)
+    for path in (run.recording, paths.gathered):
+        assert not path.exists() or verify(path).ok
+    entry = Journal(run.journal).read()
+    if run.recording.exists() or entry is None:
+        return
+    there = num_good_rows(run.partial)
+    assert entry.rows_committed <= entry.rows_written <= there, f"{there} rows, but the journal says {entry}"
+    assert entry.state != "done"
+
+
+@pytest.fixture(scope="module")
+def lab(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    with ExitStack() as stack:
+        plan = words(small_data, folder / "plan")
+        hosts = [stack.enter_context(Host(folder / f"host {i}", plan)) for i in range(NUM_HOSTS)]
+        yield Lab(small_data, folder / "runs", hosts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_that_fails(lab: Lab, call: str) -> None:
+    faults = list(lab.faults(call))
+    print(f"{call}: {lab.num_calls[call]} calls, {len(faults)} faults")
+    lab.check_all(faults)
+
+
+@pytest.mark.slow
+def test_a_pwrite_that_writes_less_than_asked(lab: Lab) -> None:
+    lab.check_all(Fault("pwrite", k, SHORT) for k in range(1, lab.num_calls["pwrite"] + 1, 3))
+
+
+def test_some_calls_that_fail(lab: Lab) -> None:
+    every = [fault for call in CALLS for fault in lab.faults(call)]
+    lab.check_all([*every[::20], Fault("pwrite", 20, SHORT)])
