@@ -7,16 +7,18 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.errors import Interrupted, UserError
+from flannel_pl.experiment import Experiment
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
@@ -28,10 +30,11 @@ from flannel_pl.launch.folder import (
     write_run_config,
 )
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
-from flannel_pl.launch.local import Outcome, train_all
+from flannel_pl.launch.local import SCHEDULER_SIGNALS, train_all
 from flannel_pl.launch.plan import Plan, describe, make_plan
-from flannel_pl.launch.slurm import Submission, active_jobs, check_slurm, submit
+from flannel_pl.launch.slurm import Submission, check_slurm, find_submission, submit
 from flannel_pl.launch.slurm_wait import wait_for_jobs
+from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.lock import Lock
@@ -149,7 +152,7 @@ def _fit_one(request: _Request, plan: Plan) -> int:
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
     progress_bar = None if sys.stdout.isatty() else False
     run, slot = plan.runs[0], plan.slots[0]
-    with _told_of_run(experiment, run, slot, attempt):
+    with EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
         train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
     return _finish(experiment)
 
@@ -160,7 +163,9 @@ def _fit_all(request: _Request, plan: Plan) -> int:
     with _locked(experiment):
         _write_record(request, plan, request.record)
         _write_run_configs(request, plan)
-        with _told(experiment, plan) as events:
+        events = EventLog(experiment.paths.events)
+        runs, slots = [run.index for run in plan.runs], [slot.name for slot in plan.slots]
+        with events.launch(runs=runs, slots=slots, command=sys.argv):
             background = None
             if experiment.config["experiment"]["gather"] == "single":
                 background = BackgroundGather(experiment.paths, events=events)
@@ -181,13 +186,20 @@ def _fit_all(request: _Request, plan: Plan) -> int:
 def _fit_on_slurm(request: _Request) -> int:
     """Submits what is to be trained, unless that was done before, and waits for it, if that is wanted."""
     experiment, paths = request.experiment, request.experiment.paths
+    settings = experiment.config["experiment"]
+    gathers = settings["gather"] != "none" and settings["run"] is None
+    if request.plan is None and not (gathers and not is_gathered(paths, mode=settings["gather"])):
+        return _finish(experiment)
     check_slurm()
-    submission = Submission.read(paths)
-    under_way = submission is not None and bool(active_jobs(submission.jobs))
-    if submission is None or not under_way:
+    submission = find_submission(paths)
+    under_way = submission is not None
+    if submission is None:
         if request.plan is None:
             return _finish(experiment)
-        submission = _submit(request, request.plan)
+        submission = _submit(request, request.plan, gathers=gathers)
+    else:
+        _refuse_other_jobs(request, submission)
+        print("the jobs are with Slurm already")
     jobs = " ".join(submission.jobs)
     print(
         f"with Slurm: array job {submission.array_job} of {len(submission.runs)} runs"
@@ -210,15 +222,39 @@ def _fit_on_slurm(request: _Request) -> int:
     return _finish(experiment)
 
 
-def _submit(request: _Request, plan: Plan) -> Submission:
-    experiment, settings = request.experiment, request.experiment.config["experiment"]
+def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Submission:
+    experiment, paths = request.experiment, request.experiment.paths
     with _locked(experiment):
+        if (found := find_submission(paths)) is not None:
+            raise UserError(
+                f"another command has just handed {paths.folder} to Slurm, as {' and '.join(found.jobs)}; "
+                "repeat this command to look at those jobs"
+            )
         _write_record(request, plan, request.record)
         _write_run_configs(request, plan)
-        gathers = settings["gather"] != "none" and settings["run"] is None
         submission = submit(experiment, plan.runs, plan.slots[0], gathers=gathers)
-        EventLog(experiment.paths.events).write("submitted", **dataclasses.asdict(submission))
+        EventLog(paths.events).write("submitted", **dataclasses.asdict(submission))
     return submission
+
+
+def _refuse_other_jobs(request: _Request, submission: Submission) -> None:
+    """Refuses to take jobs that are with Slurm for those of this command, if they are not.
+
+    Raises:
+        UserError: If they have another config, or not all of the runs that are to be trained.
+    """
+    jobs = " ".join(submission.jobs)
+    if request.plan is not None and request.record is None:
+        raise UserError(
+            f"{request.experiment.paths.folder} has jobs with Slurm that have another config; repeat what "
+            f"they were submitted with, or first end them with: scancel {jobs}"
+        )
+    runs = () if request.plan is None else request.plan.runs
+    if missing := [run.index for run in runs if run.index not in submission.runs]:
+        raise UserError(
+            f"the jobs {jobs} are with Slurm for run {', '.join(map(str, submission.runs))} only, not for "
+            f"{', '.join(map(str, missing))}; wait for them, or end them with: scancel {jobs}"
+        )
 
 
 def _summarized(request: _Request, outcomes: list[Outcome]) -> bool:
@@ -241,38 +277,19 @@ def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def _told(experiment: Experiment, plan: Plan) -> Iterator[EventLog]:
-    """Notes in the event log when a launch begins and how it ends."""
-    events = EventLog(experiment.paths.events)
-    events.write(
-        "launch_started",
-        runs=[run.index for run in plan.runs],
-        slots=[slot.name for slot in plan.slots],
-        command=sys.argv,
-    )
-    error: BaseException | None = None
-    try:
-        yield events
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        events.write("launch_ended", error=None if error is None else str(error) or type(error).__name__)
+def _interruptible() -> Iterator[None]:
+    """Lets a scheduler's signals end what is going on as Ctrl-C does: in order, with a word how to go on."""
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
 
-@contextmanager
-def _told_of_run(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> Iterator[None]:
-    """Notes in the event log when a run of this process begins and how it ends."""
-    events, began_s = EventLog(experiment.paths.events), time.monotonic()
-    what: dict[str, Any] = {"run": run.index, "seed": run.seed, "device": slot.name, "attempt": attempt}
-    events.write("run_started", **what, pid=os.getpid())
+    numbers = (signal.SIGINT, *SCHEDULER_SIGNALS)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
-    except BaseException as error:
-        cause = str(error) or type(error).__name__
-        events.write("run_failed", **what, cause=cause, log=None, will_retry=False)
-        raise
-    events.write("run_finished", **what, seconds=round(time.monotonic() - began_s, 3))
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _write_record(request: _Request, plan: Plan, record: dict[str, Any] | None) -> None:
@@ -300,7 +317,7 @@ def _finish(
     target = paths.gathered if mode == "single" else paths.index
     is_new = False
     if not is_gathered(paths, mode=mode):  # else not even a lock may change the folder
-        with nullcontext() if is_locked else _locked(experiment):
+        with nullcontext() if is_locked else _locked(experiment), _interruptible():
             events = EventLog(paths.events)
             is_new = finish_gathering(paths, mode=mode, events=events, background=background)
     if is_new:

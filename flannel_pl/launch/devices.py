@@ -81,8 +81,18 @@ def free_memory_bytes(accelerator: str, device: int | None) -> int | None:
     if accelerator == "cpu" and sys.platform == "linux":
         # MemAvailable, not MemFree: the page cache, which recording fills, makes room when it is asked to.
         match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        return int(match[1]) * 1024 if match else None
+        known = [int(match[1]) * 1024 if match else None, _allotted_memory_bytes()]
+        return min((num_bytes for num_bytes in known if num_bytes), default=None)
     return None
+
+
+def _allotted_memory_bytes() -> int | None:
+    """Returns the memory of the Slurm job that this process is in; None if there is no job or no limit."""
+    per_node, per_cpu, cpus = (
+        int(text) if (text := os.environ.get(f"SLURM_{name}", "")).isdigit() else 0
+        for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")
+    )
+    return (per_node or per_cpu * cpus) * 2**20 or None
 
 
 def _parsed(wanted: Any) -> Any:

@@ -9,7 +9,8 @@ within one launch) and `event`. Whoever launches runs writes, with these further
 | `submitted` | array_job, gather_job, runs: what Slurm was given |
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `run_finished` | run, device, attempt, seconds |
-| `run_failed` | run, seed, device, attempt, cause, log (null if the run had none of its own), will_retry |
+| `run_failed` | run, seed, device, attempt, cause; log and will_retry if a launcher started it |
+| `run_stopped` | run, seed, device, attempt, cause: the signal that asked a single run to stop |
 | `gather_started` | -: the first run is about to be copied, while others train or after all of them |
 | `run_gathered` | run: it is safe in the gathered file, while others train |
 | `gather_failed` | cause: nothing is copied any more until all runs are done, when it is tried again |
@@ -26,10 +27,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.errors import RunError
+from flannel_pl.errors import Interrupted, RunError
+from flannel_pl.experiment import Run, Slot
 from flannel_pl.recording.disk import disk_error
 
 _log = logging.getLogger(__name__)
@@ -51,6 +55,44 @@ class EventLog:
         self.path = path
         self._warned = False
         self._at_line_start = False  # as far as is known
+
+    @contextmanager
+    def launch(self, **fields: Any) -> Iterator[None]:
+        """Notes when a launch begins and how it ends.
+
+        Args:
+            fields: What there is to say at the beginning.
+        """
+        self.write("launch_started", **fields)
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self.write("launch_ended", error=None if error is None else str(error) or type(error).__name__)
+
+    @contextmanager
+    def run(self, run: Run, slot: Slot, *, attempt: int) -> Iterator[None]:
+        """Notes when a run of this process begins and how it ends.
+
+        Args:
+            run: Which.
+            slot: Where.
+            attempt: How often it was started, this time included.
+        """
+        began_s = time.monotonic()
+        what: dict[str, Any] = {"run": run.index, "seed": run.seed, "device": slot.name, "attempt": attempt}
+        self.write("run_started", **what, pid=os.getpid())
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted)
+            cause = str(error) or type(error).__name__
+            self.write("run_stopped" if stopped else "run_failed", **what, cause=cause)
+            raise
+        self.write("run_finished", **what, seconds=round(time.monotonic() - began_s, 3))
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event.

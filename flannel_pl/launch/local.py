@@ -8,6 +8,7 @@ the launcher is gone. What runs in them is handed in: this room starts training 
 import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.forkserver as forkserver
 import signal
 import time
 from collections import deque
@@ -23,31 +24,24 @@ from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.progress import Progress
+from flannel_pl.launch.standing import Outcome
 from flannel_pl.recording.journal import Journal
 
 POLL_S = 0.2
 STOP_S = 9.0
 """How long runs have to bring everything to the disk when asked to stop."""
 
+REPEAT_S = 1.0
+"""A scheduler may send its signal twice, by itself and through the job's script. That is one request."""
+
+SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Those that ask to stop besides Ctrl-C; the last one is how a scheduler warns of a time limit."""
+
 WRONG_USAGE = 2
 """Exit code of a run that would fail in the same way again."""
 
 Work = Callable[[Experiment, Run, Slot, int], None]
 """Trains one run in a process of its own: experiment, run, slot, attempt."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended."""
-
-    run: Run
-    device: str
-    attempts: int
-    elapsed_s: float | None
-    """Of the last attempt; None if nobody knows."""
-
-    failure: str | None
-    """None if the run finished, else what went wrong, in one line."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +110,7 @@ class _Launch:
         self.outcomes: list[Outcome] = []
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([work.__module__])
+        _start_fork_server()
 
     def train(self, signals: list[int]) -> list[Outcome]:
         try:
@@ -250,19 +245,34 @@ def _last_words(paths: RunPaths, pid: int | None) -> str:
     return said[-1] if said else "it printed nothing"
 
 
+def _start_fork_server() -> None:
+    """Starts the fork server deaf to the signals that ask to stop.
+
+    A scheduler that ends a job signals every process of it. Without the fork server the launcher could not
+    see any more how its runs end.
+    """
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in SCHEDULER_SIGNALS}
+    try:
+        forkserver.ensure_running()  # it inherits what is ignored
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def _caught_signals() -> Iterator[list[int]]:
     """Yields a list to which every signal that asks us to stop is appended."""
     caught: list[int] = []
+    asked_s = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
+        nonlocal asked_s
+        now_s = time.monotonic()
+        if number == signal.SIGINT or number not in caught or now_s - asked_s > REPEAT_S:
+            caught.append(number)
+            asked_s = now_s
 
-    previous = {
-        number: signal.signal(number, handle)
-        # The last one is how a scheduler warns of a time limit.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    }
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, *SCHEDULER_SIGNALS)}
     try:
         yield caught
     finally:

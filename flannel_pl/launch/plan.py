@@ -72,7 +72,7 @@ def make_plan(
     worker_bytes = max(estimate_worker_bytes(experiment.run_config(run)) for run in experiment.selected)
     num_runs = max(1, len(runs))
     if config["launch"]["launcher"] == "slurm":
-        slots = slurm_slots(config, num_runs=num_runs, record=record)
+        slots = slurm_slots(config, folder=experiment.paths.folder, num_runs=num_runs, record=record)
     else:
         slots = _slots(config, num_runs=num_runs, worker_bytes=worker_bytes, record=record)
     plan = Plan(

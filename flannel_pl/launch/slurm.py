@@ -6,6 +6,7 @@ when it fails and puts it back into the queue before a time limit. Which jobs th
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,9 @@ TASK_SCRIPT = Path(__file__).with_name("slurm_task.sh")
 
 WARNING_S = 120
 """Seconds before the time limit at which Slurm warns a run; a checkpoint takes far less."""
+
+SHORTEST_S = 300
+"""Shortest time limit: Slurm may warn a minute early, and a run has to get somewhere before that."""
 
 QUERY_TIMEOUT_S = 60.0
 
@@ -55,6 +59,14 @@ class Submission:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
+    def write(self, paths: ExperimentPaths) -> None:
+        """Writes `slurm.json`.
+
+        Raises:
+            RunError: If the disk fails.
+        """
+        write_file(paths.slurm, json.dumps(asdict(self)).encode() + b"\n")
+
     @property
     def jobs(self) -> list[str]:
         """Numbers of the jobs, as `scancel` wants them."""
@@ -81,12 +93,13 @@ class JobState:
 
 
 def slurm_slots(
-    config: Mapping[str, Any], *, num_runs: int, record: Mapping[str, Any] | None
+    config: Mapping[str, Any], *, folder: Path, num_runs: int, record: Mapping[str, Any] | None
 ) -> tuple[Slot, ...]:
     """Returns the places that runs get on a cluster: as many as may be trained at the same time.
 
     Args:
         config: The experiment's config.
+        folder: The experiment's folder.
         num_runs: Runs that are to be trained.
         record: Content of the folder's `experiment.json`, whose number of threads `auto` then means.
 
@@ -104,9 +117,14 @@ def slurm_slots(
                 f"{key} is {value}, but with launch.launcher slurm every run has a device of its own; how "
                 "many are trained at the same time is launch.slurm.array_limit"
             )
+    for option in slurm["extra"]:
+        if option.startswith(("-M", "--cluster")):
+            raise UserError(f"launch.slurm.extra has {option}; start fit on a host of that cluster instead")
     if slurm["array_limit"] is not None and slurm["array_limit"] < 1:
         raise UserError(f"launch.slurm.array_limit is {slurm['array_limit']}, expected at least 1, or null")
-    time_limit_s(slurm["time"])
+    _check_time(slurm["time"])
+    if "\\" in str(folder):
+        raise UserError(f"{folder} has a backslash, which sbatch does not take; rename the folder")
     accelerator = {"gpu": "cuda", "auto": "cuda" if slurm["gpus_per_run"] else "cpu"}.get(
         trainer["accelerator"], trainer["accelerator"]
     )
@@ -124,27 +142,27 @@ def slurm_slots(
     return (Slot(accelerator, None, int(threads)),) * places
 
 
-def time_limit_s(text: str | None) -> int | None:
-    """Returns the seconds of a time limit as sbatch writes it; None if there is none.
-
-    Raises:
-        UserError: If sbatch would not understand it.
-    """
+def _check_time(text: str | None) -> None:
     if text is None:
-        return None
+        return
     match = re.fullmatch(_TIME, text)
     if match is None:
         raise UserError(
             f"launch.slurm.time is {text!r}, expected minutes, hours:minutes:seconds or days-hours, e.g. "
             '"04:00:00"'
         )
-    return sum(
-        int(value) * _SECONDS[name.split("_")[-1]] for name, value in match.groupdict().items() if value
-    )
+    groups = match.groupdict().items()
+    if sum(int(value) * _SECONDS[name.split("_")[-1]] for name, value in groups if value) < SHORTEST_S:
+        raise UserError(
+            f"launch.slurm.time is {text!r}, expected 5 minutes or more: a run is warned {WARNING_S} s "
+            "before the limit, or still earlier, and would get nowhere"
+        )
 
 
 def submit(experiment: Experiment, runs: Sequence[Run], slot: Slot, *, gathers: bool) -> Submission:
     """Submits an array job with a task for each run, and a job that gathers once all of them have ended.
+
+    Only one process at a time may do so for an experiment.
 
     Args:
         experiment: What the runs belong to; the runs' config files are written.
@@ -154,16 +172,14 @@ def submit(experiment: Experiment, runs: Sequence[Run], slot: Slot, *, gathers: 
 
     Raises:
         UserError: If Slurm refuses a job.
-        RunError: If the disk fails; the jobs are cancelled then.
+        RunError: If the disk fails. Whatever happens, jobs that were submitted before it are cancelled.
     """
     config, paths = experiment.config, experiment.paths
     slurm, name = config["launch"]["slurm"], paths.name
-    limit_s = time_limit_s(slurm["time"])
-    warning_s = WARNING_S if limit_s is None else min(WARNING_S, limit_s // 4)
-    common = ["--requeue", "--open-mode=append", f"--signal=B:USR1@{warning_s}", "--ntasks=1"]
+    common = ["--requeue", "--open-mode=append", f"--signal=B:USR1@{WARNING_S}", "--ntasks=1"]
     common += [f"--partition={slurm['partition']}"] * (slurm["partition"] is not None)
     common += [f"--time={slurm['time']}"] * (slurm["time"] is not None)
-    numbers = ",".join(str(run.index) for run in runs)
+    numbers = _ranges([run.index for run in runs])
     limit = "" if slurm["array_limit"] is None else f"%{slurm['array_limit']}"
     array = [f"--job-name={name}", f"--array={numbers}{limit}", f"--cpus-per-task={slot.threads}"]
     array += ["--gres=gpu:1"] * (slurm["gpus_per_run"] == 1 and slot.accelerator == "cuda")
@@ -175,18 +191,33 @@ def submit(experiment: Experiment, runs: Sequence[Run], slot: Slot, *, gathers: 
     )
     submission = Submission(array_job, None, [run.index for run in runs])
     try:
+        submission.write(paths)
         if gathers:
             after = [f"--job-name={name}-gather", f"--dependency=afterany:{array_job}"]
             after += [f"--output={_literal(paths.gather_log)}"]
+            after += [option for option in slurm["extra"] if not option.startswith(("--gres", "--gpus"))]
             gather = [sys.executable, "-m", "flannel_pl", "gather", str(paths.folder)]
-            gather_job = _sbatch([*common, *after, *slurm["extra"]], ["0", *gather])
-            submission = replace(submission, gather_job=gather_job)
-        write_file(paths.slurm, json.dumps(asdict(submission)).encode() + b"\n")
-    except (UserError, RunError):
+            submission = replace(submission, gather_job=_sbatch([*common, *after], ["0", *gather]))
+            submission.write(paths)
+    except BaseException:
         # Jobs that nobody knows of would train behind the back of the next attempt.
-        subprocess.run(["scancel", *submission.jobs], check=False)
+        subprocess.run(["scancel", *submission.jobs], check=False, env=_environment())
+        paths.slurm.unlink(missing_ok=True)
         raise
     return submission
+
+
+def find_submission(paths: ExperimentPaths) -> Submission | None:
+    """Returns the jobs that an experiment was handed to Slurm as, if they are still going to do something.
+
+    Raises:
+        RunError: If Slurm does not answer.
+    """
+    submission = Submission.read(paths)
+    if submission is None:
+        return None
+    states = job_states(submission.jobs)
+    return submission if any(state.is_active for state in states.values()) else None
 
 
 def check_slurm() -> None:
@@ -224,36 +255,58 @@ def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
             text=True,
             check=False,
             timeout=QUERY_TIMEOUT_S,
+            env=_environment(),
         )
     except subprocess.TimeoutExpired as error:
-        raise RunError(f"Slurm has not answered within {QUERY_TIMEOUT_S:.0f} s.") from error
+        raise RunError(
+            f"Slurm has not answered within {QUERY_TIMEOUT_S:.0f} s. Start this command again later."
+        ) from error
     if answer.returncode != 0:
         if "Invalid job id" in answer.stderr:
             return {}
-        raise RunError(f"Slurm does not answer: {_one_line(answer.stderr)}.")
+        raise RunError(f"Slurm does not answer: {_one_line(answer.stderr)}. Start this command again later.")
     rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
     return {job: JobState(state, reason) for job, state, reason in rows}
-
-
-def active_jobs(jobs: Sequence[str]) -> dict[str, JobState]:
-    """Returns those of `job_states` that are still going to do something.
-
-    Raises:
-        RunError: If Slurm does not answer.
-    """
-    return {job: state for job, state in job_states(jobs).items() if state.is_active}
 
 
 def _sbatch(options: Sequence[str], task: Sequence[str]) -> str:
     """Submits a job that runs `slurm_task.sh` with the words of `task`; returns its number."""
     command = ["sbatch", "--parsable", *options, str(TASK_SCRIPT), *task]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     if answer.returncode != 0:
         raise UserError(
             f"sbatch refused the job: {_one_line(answer.stderr)}. It was asked for {' '.join(options)}; see "
-            "launch.slurm"
+            "launch.slurm, and `scontrol show config` for the cluster's limits"
         )
-    return answer.stdout.strip().split(";")[0]  # behind it, in a federation, the cluster's name
+    # A site's own lines may stand before it; behind it, in a federation, the cluster's name.
+    numbers = re.findall(r"^(\d+)(?:;\S+)?$", answer.stdout, re.MULTILINE)
+    if not numbers:
+        raise RunError(
+            f"sbatch has taken a job but did not say its number: {_one_line(answer.stdout)}. Look for it "
+            "with squeue, and cancel it before you start this command again."
+        )
+    return str(numbers[-1])
+
+
+def _environment() -> dict[str, str]:
+    """Returns what Slurm's commands may see of our environment.
+
+    Not which job or task we are ourselves, which a job would take for its own, nor what a user is used to
+    have squeue leave out.
+    """
+    ours = ("SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_JOB_ID", "SQUEUE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Returns increasing numbers as sbatch writes them, e.g. 0-4,7."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _literal(path: Path) -> str:

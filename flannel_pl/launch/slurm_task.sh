@@ -8,10 +8,11 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the plain number of one task may stand for the whole array
 fi
 
-# Slurm warns only this shell that the time limit is near; the command hears of it from here.
+# Slurm warns only this shell that the time limit is near.
 trap 'kill -USR1 "$child" 2>/dev/null' USR1
-# Of scancel and preemption Slurm tells the command itself; here there is only its last checkpoint to wait for.
-trap : TERM
+# Of scancel and preemption some clusters tell only this shell, others the command as well; it can take that.
+stopped=
+trap 'stopped=yes; kill -TERM "$child" 2>/dev/null' TERM
 
 for ((attempt = 0; attempt <= retries; attempt++)); do
   FLANNEL_PL_ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + attempt + 1)) "$@" &
@@ -23,10 +24,15 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
   code=$?
   case $code in
     0 | 2 | 129 | 130 | 143) exit "$code" ;; # done; wrong usage, which would fail again; asked to stop
-    138)                                     # warned by USR1: everything is on the disk, go on in another stay
-      scontrol requeue "$job"
+    138)                                     # warned: everything is on the disk, another stay goes on
+      for pause in 5 10 20; do
+        scontrol requeue "$job" && exit "$code"
+        sleep "$pause"
+      done
+      echo "Slurm does not take job $job back; submit it again, it goes on from its checkpoint" >&2
       exit "$code"
       ;;
-  esac # anything else failed or was killed, for memory perhaps: once more, from its last checkpoint
+  esac # anything else failed or was killed, for memory perhaps: again, from its last checkpoint
+  [ -z "$stopped" ] || exit "$code"
 done
 exit "$code"

@@ -1,15 +1,17 @@
 """Watches the jobs of an experiment until Slurm is through with them."""
 
 import contextlib
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Run
-from flannel_pl.launch.local import Outcome
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.slurm import JobState, Submission, job_states
+from flannel_pl.launch.standing import Outcome, RunStatus
 from flannel_pl.launch.status import collect_status
 
 QUERY_S = 5.0
@@ -19,6 +21,9 @@ LOOK_S = 0.5
 
 PATIENCE_S = 600.0
 """How long Slurm may not answer; its controller is restarted at times."""
+
+SETTLE_S = 60.0
+"""How long a shared folder may take to show here what a job on another host has finished."""
 
 _ORDINARY = {"None", "Dependency"}
 
@@ -43,25 +48,37 @@ def wait_for_jobs(
         RunError: If Slurm does not answer for many minutes.
     """
     last_states: dict[str, JobState] = {}
+    said, answered_s, ended = "", time.monotonic(), set[int]()
     with Progress(experiment, runs, under_way=under_way) as progress:
-        said, answered_s = "", time.monotonic()
         while True:
             try:
                 states = job_states(submission.jobs)
-                answered_s = time.monotonic()
             except RunError as error:
                 if time.monotonic() - answered_s > PATIENCE_S:
-                    raise RunError(f"{error} The jobs may go on; start this command again later.") from error
-                progress.note(f"{error} Trying again")
-                states = {"": JobState("UNKNOWN", "")}
+                    raise
+                if said != str(error):
+                    said = str(error)
+                    progress.note(f"{said} Waiting for it")
+                _show_for(progress, QUERY_S)
+                continue
+            answered_s = time.monotonic()
             last_states |= states
             if (news := _waiting_for(states)) != said:
                 said = news
                 progress.note(f"Slurm: {said or 'nothing waits'}")
+            for run in runs:
+                if run.index not in ended and not _is_active(submission, run, states):
+                    ended.add(run.index)
+                    progress.ended(run, _outcome(experiment, submission, run, last_states).failure)
             if not any(state.is_active for state in states.values()):
                 break
             _show_for(progress, QUERY_S)
-    return [_outcome(experiment, submission, run, last_states) for run in runs]
+        return [_outcome(experiment, submission, run, last_states) for run in runs]
+
+
+def _is_active(submission: Submission, run: Run, states: Mapping[str, JobState]) -> bool:
+    state = states.get(f"{submission.array_job}_{run.index}")
+    return state is not None and state.is_active
 
 
 def _show_for(progress: Progress, seconds: float) -> None:
@@ -83,16 +100,29 @@ def _waiting_for(states: Mapping[str, JobState]) -> str:
 def _outcome(
     experiment: Experiment, submission: Submission, run: Run, states: Mapping[str, JobState]
 ) -> Outcome:
-    status = collect_status(experiment.paths, experiment.config, [run]).runs[0]
+    state = states.get(f"{submission.array_job}_{run.index}")
+    deadline_s = time.monotonic() + (SETTLE_S if state is not None and state.state == "COMPLETED" else 0.0)
+    status = _status(experiment, run)
+    while status.state != "done" and time.monotonic() < deadline_s:
+        time.sleep(LOOK_S)
+        status = _status(experiment, run)
     failure = None
     if status.state != "done":
-        log = experiment.paths.run(run.index).log
-        state = states.get(f"{submission.array_job}_{run.index}")
         said = "its job is gone" if state is None else f"its job ended as {state.state}"
-        lines = []
-        with contextlib.suppress(OSError):
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-        failure = f"{said}: {status.message or last}"
+        failure = f"{said}: {_last_words(experiment.paths.run(run.index).log)}"
     device = f"{status.device} on {status.host}" if status.host else status.device
     return Outcome(run, device, max(1, status.attempt), None, failure)
+
+
+def _status(experiment: Experiment, run: Run) -> RunStatus:
+    with contextlib.suppress(OSError):
+        os.listdir(experiment.paths.run(run.index).folder)  # noqa: PTH208 - makes NFS look again
+    return collect_status(experiment.paths, experiment.config, [run]).runs[0]
+
+
+def _last_words(log: Path) -> str:
+    """Returns the last line that a run's job printed."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

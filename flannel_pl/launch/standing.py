@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flannel_pl.experiment import Run
+
 RunState = Literal["waiting", "running", "stopped", "done", "failed", "silent", "unknown"]
 """`silent`: says it is running, but said so too long ago. `unknown`: the journal cannot be read."""
 
@@ -114,3 +116,17 @@ class ExperimentStatus:
             if run.state != "running":
                 heapq.heapreplace(places, places[0] + run.steps_left / mean)
         return max(places)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended."""
+
+    run: Run
+    device: str
+    attempts: int
+    elapsed_s: float | None
+    """Of the last attempt; None if nobody knows."""
+
+    failure: str | None
+    """None if the run finished, else what went wrong, in one line."""

@@ -18,8 +18,7 @@ from flannel_pl.launch.display import (
     state_column,
     swept_columns,
 )
-from flannel_pl.launch.local import Outcome
-from flannel_pl.launch.standing import RunStatus
+from flannel_pl.launch.standing import Outcome, RunStatus
 from flannel_pl.launch.status import collect_status
 
 

@@ -80,7 +80,7 @@ def _gather_single(gatherer: Gatherer, indices: list[int], progress: Progress) -
         for index in indices:
             gatherer.add(index, advance=advance)
         return gatherer.finish(advance=advance)
-    except BaseException:
+    except Exception:  # after Ctrl-C the copies stay, for the next time
         gatherer.abandon()
         raise
 

@@ -21,7 +21,7 @@ from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording.disk import disk_error
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.schema import RecordingSchema
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import FlannelCLI, parse_config
@@ -32,8 +32,9 @@ from flannel_pl.training.recorder import RunLabel, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import recorded_token_ids
 
-LOCK_WAIT_S = 15.0
-"""How long to wait for a run's last process: one whose launcher was killed needs some seconds to notice."""
+LOCK_WAIT_S = 15.0 + SILENT_S
+"""How long to wait for a run's last process: one whose launcher was killed needs some seconds to notice, and
+one that was killed on another host holds its lock until it is taken for dead."""
 
 FOLDER_ARGUMENTS = {"save_dir", "dirpath", "root_dir"}
 """What loggers, checkpoint callbacks and profilers call the folder they write to."""

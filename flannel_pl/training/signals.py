@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -12,6 +13,9 @@ from flannel_pl.training.recorder import StepRecorder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Those that ask a run to stop. Schedulers can be told to send SIGUSR1 before a time limit."""
+
+REPEAT_S = 1.0
+"""A scheduler may send its signal twice, by itself and through the job's script. That is one request."""
 
 
 class StopOnSignal(Callback):
@@ -27,6 +31,7 @@ class StopOnSignal(Callback):
     def __init__(self, recorder: StepRecorder) -> None:
         self._recorder = recorder
         self._previous: dict[int, Any] = {}
+        self._asked_s = 0.0
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,9 +49,10 @@ class StopOnSignal(Callback):
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._recorder.stop_signal is not None:
+        if self._recorder.stop_signal is None:
+            self._recorder.stop_signal, self._asked_s = number, time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._asked_s > REPEAT_S:
             os._exit(128 + number)  # what is on the disk is whole at any moment
-        self._recorder.stop_signal = number
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

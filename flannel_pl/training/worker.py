@@ -27,6 +27,8 @@ def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
     """
     # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops its runs in order.
     os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # which the fork server ignores
+        signal.signal(number, signal.SIG_DFL)
     _log_to(experiment.paths.run(run.index))
     if slot.visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible

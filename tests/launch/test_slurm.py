@@ -15,10 +15,9 @@ import pytest
 
 import flannel_pl
 from flannel_pl.__main__ import main
-from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.events import read_events
-from flannel_pl.launch.slurm import JobState, time_limit_s
+from flannel_pl.launch.slurm import JobState
 from flannel_pl.recording.journal import Journal, JournalEntry
 from tests.conftest import SmallData
 from tests.launch import slurm_hold
@@ -187,7 +186,7 @@ def test_a_warned_run_a_cancelled_one_and_a_killed_one_lose_nothing(
         entry = journal(folder, run)
         assert entry is not None
         assert (entry.state, entry.attempt) == ("done", 2)
-    assert list((folder / "run_2").glob("checkpoint-*.ckpt"))
+    assert RunPaths(folder / "run_2").checkpoints()[0][0] > slurm_hold.STEP
 
     assert fit(small_data, tmp_path, *words) == 0
     assert json.loads((folder / "slurm.json").read_text())["runs"] == [2]
@@ -222,6 +221,55 @@ def test_the_scripts_for_sbatch_by_hand(
         gather = [*sbatch, str(SCRIPTS / "slurm_gather.sh"), str(tmp_path / "jobs")]
         assert subprocess.run(gather, timeout=WAIT_S, check=False).returncode == 0
     assert contents(tmp_path / "jobs") == undisturbed, printed
+
+
+@with_slurm
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("end", [["scancel"], ["scancel", "--batch", "--signal=TERM"]])
+def test_a_cancelled_node_checkpoints_whomever_slurm_tells(
+    end: list[str], small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some clusters signal every process of a job at once, others its script alone."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    hold = tmp_path / "hold"
+    hold.touch()
+    monkeypatch.setenv(slurm_hold.VARIABLE, str(hold))
+    more = ["--experiment.seeds", "1..2", *STEPS, "--trainer.callbacks", "tests.launch.slurm_hold.Hold"]
+    words = arguments(small_data, tmp_path, *more, "--launch.devices", "2", launcher="local")
+    sbatch = ["sbatch", "--parsable", "--gres=none", f"--output={tmp_path / 'job.txt'}"]
+    job = ask_slurm(*sbatch, str(SCRIPTS / "slurm_node.sh"), *words).strip()
+    folder = tmp_path / "jobs"
+    wait_for(lambda: all(rows(folder, run) == 1 + slurm_hold.STEP for run in (0, 1)), "rows")
+    ask_slurm(*end, job)
+    time.sleep(0.5)  # so that nothing goes on before the signals have come
+    hold.unlink()
+    wait_for(lambda: ask_slurm("squeue", "--noheader") == "", "end of the job")
+    for run in (0, 1):
+        entry = journal(folder, run)
+        assert entry is not None
+        assert entry.state == "stopped"
+        assert RunPaths(folder / f"run_{run}").checkpoints()[0][0] > slurm_hold.STEP
+    assert not list(folder.rglob("lock"))
+    assert "nothing is lost, go on with: flannel-pl fit" in (tmp_path / "job.txt").read_text()
+
+
+@with_slurm
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+def test_jobs_of_another_config_are_not_taken_for_ours(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = ["--launch.detach", "true", "--launch.slurm.extra", "[--begin=now+1hour]"]
+    assert fit(small_data, tmp_path, *STEPS, *later, "--experiment.seeds", "1..2") == 0
+    jobs = json.loads((tmp_path / "jobs" / "slurm.json").read_text())
+    assert fit(small_data, tmp_path, *STEPS, *later, "--experiment.seeds", "1..3") == 2
+    said = capsys.readouterr().err
+    assert "has jobs with Slurm that have another config; repeat what they were submitted with" in said
+    assert f"scancel {jobs['array_job']} {jobs['gather_job']}" in said
+    assert fit(small_data, tmp_path, *STEPS, *later, "--experiment.seeds", "1..2") == 0
+    assert "the jobs are with Slurm already" in capsys.readouterr().out
+    ask_slurm("scancel", jobs["array_job"], jobs["gather_job"])
 
 
 @with_slurm
@@ -265,6 +313,9 @@ def test_without_slurm_it_says_so(
             ["--launch.slurm.time", "soon"],
             "launch.slurm.time is 'soon', expected minutes, hours:minutes:seconds",
         ),
+        (["--launch.slurm.time", "1:30"], "launch.slurm.time is '1:30', expected 5 minutes or more"),
+        (["--launch.slurm.extra", "[-Mother]"], "launch.slurm.extra has -Mother; start fit on a host of"),
+        (["--experiment.name", "back\\slash"], "has a backslash, which sbatch does not take"),
         (["--trainer.accelerator", "mps"], "trainer.accelerator is mps, expected gpu, cpu or auto"),
     ],
 )
@@ -297,26 +348,20 @@ def test_the_plan_tells_what_slurm_will_be_asked_for(
     assert "Slurm tasks with cpu x 4 runs side by side, 1 thread(s) each" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        (None, None),
-        ("90", 5400),
-        ("1:30", 90),
-        ("04:00:00", 14400),
-        ("2-0", 172800),
-        ("1-12:30", 131400),
-        ("1-00:00:05", 86405),
-    ],
-)
-def test_time_limits_as_sbatch_reads_them(text: str | None, seconds: int | None) -> None:
-    assert time_limit_s(text) == seconds
+@pytest.mark.parametrize("text", ["90", "5:00", "04:00:00", "2-0", "1-12:30", "1-00:00:05"])
+def test_time_limits_as_sbatch_reads_them(
+    text: str, small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments(small_data, tmp_path, *STEPS, "--launch.slurm.time", text)]) == 0
+    assert "Slurm" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "4h", "1:2:3:4", "-5", "1-"])
-def test_other_time_limits_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"launch\.slurm\.time is"):
-        time_limit_s(text)
+@pytest.mark.parametrize("text", ["4h", "1:2:3:4", "x5", "1-"])
+def test_other_time_limits_are_refused(
+    text: str, small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments(small_data, tmp_path, *STEPS, "--launch.slurm.time", text)]) == 2
+    assert f"launch.slurm.time is {text!r}, expected minutes" in capsys.readouterr().err
 
 
 def test_a_state_that_slurm_may_still_leave_is_active() -> None:

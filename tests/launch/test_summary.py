@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_pl.launch.local import Outcome
+from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.summary import summarize
 from tests.launch.status_samples import finish, make_experiment, write_journal
 
