@@ -91,6 +91,13 @@ class FlannelCLI(LightningCLI):
         )
 
     @override
+    def setup_parser(self, *arguments: Any) -> None:
+        if self._build:
+            self.parser = the_parser()
+        else:
+            super().setup_parser(*arguments)
+
+    @override
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--seed_everything",
@@ -127,8 +134,8 @@ class FlannelCLI(LightningCLI):
 
 
 @functools.cache
-def _parser() -> LightningArgumentParser:
-    """Returns the parser of every config; making one takes longer than reading a config with it."""
+def the_parser() -> LightningArgumentParser:
+    """Returns the parser of every config; making one takes longer than the first steps of a small run."""
     return FlannelCLI([]).parser
 
 
@@ -138,12 +145,12 @@ def parse_config(config: dict[str, Any]) -> Namespace:
     Raises:
         UserError: If a key or the type of a value is not accepted.
     """
-    return cast("Namespace", _parser().parse_object(copy.deepcopy(config)))
+    return cast("Namespace", the_parser().parse_object(copy.deepcopy(config)))
 
 
 def to_yaml(config: dict[str, Any]) -> str:
     """Returns a complete config as YAML that `fit --config` reads back."""
-    return str(_parser().dump(parse_config(config), skip_unset=False))
+    return str(the_parser().dump(parse_config(config), skip_unset=False))
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:
@@ -155,11 +162,11 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: If an argument, a key or a value is not accepted.
     """
-    parsed = _parser().parse_args(_with_logger_folders(_config_first(arguments)))
+    parsed = the_parser().parse_args(_with_logger_folders(_config_first(arguments)))
     with warnings.catch_warnings():
         # The default of an argument that is no plain value: left out below, so that it stays the default.
         warnings.filterwarnings("ignore", message=r"[\s\S]*Unable to serialize instance")
-        config: dict[str, Any] = _plain(yaml.safe_load(_parser().dump(parsed, skip_unset=False)))
+        config: dict[str, Any] = _plain(yaml.safe_load(the_parser().dump(parsed, skip_unset=False)))
     infinite = [
         key for key, value in flatten(config) if isinstance(value, float) and not math.isfinite(value)
     ]
