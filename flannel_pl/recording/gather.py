@@ -80,8 +80,9 @@ def _gather_single(gatherer: Gatherer, indices: list[int], progress: Progress) -
         for index in indices:
             gatherer.add(index, advance=advance)
         return gatherer.finish(advance=advance)
-    except Exception:  # after Ctrl-C the copies stay, for the next time
-        gatherer.abandon()
+    except BaseException as error:
+        if isinstance(error, Exception) or not gatherer.gathered:  # after Ctrl-C whole copies stay
+            gatherer.abandon()
         raise
 
 

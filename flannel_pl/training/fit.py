@@ -23,6 +23,7 @@ from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording.disk import disk_error
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import FlannelCLI, parse_config
 from flannel_pl.training.data import FlannelData
@@ -145,6 +146,7 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     settings = _run_trainer(config["trainer"], paths.folder, slot)
     if progress_bar is not None:
         settings["enable_progress_bar"] = progress_bar
+    keep_memory()
     torch.set_num_threads(slot.threads)
     _silence_noise()
     seed_everything(run.seed, verbose=False)

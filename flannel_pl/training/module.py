@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
+from flannel_pl.training.projection import can_stand_in, projected_loss
 
 PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -158,9 +159,15 @@ class TiedGPT2(LightningModule):
             `loss`, a float32 scalar, and `logits` (V), those of the first sequence's last position, for a
             recorder. One row only: all of them would be (B, T, V).
         """
-        output = self.gpt2(input_ids=batch["input_ids"], labels=batch["labels"])
-        self.log("loss", output.loss.detach(), prog_bar=True)
-        return {"loss": output.loss, "logits": output.logits[0, -1].detach()}
+        W_VD = self.gpt2.lm_head.weight
+        if can_stand_in(W_VD):
+            hidden_BTD = self.gpt2.transformer(input_ids=batch["input_ids"]).last_hidden_state
+            loss, logits_V = projected_loss(hidden_BTD, W_VD, batch["labels"])
+        else:
+            output = self.gpt2(input_ids=batch["input_ids"], labels=batch["labels"])
+            loss, logits_V = output.loss, output.logits[0, -1].detach()
+        self.log("loss", loss.detach(), prog_bar=True)
+        return {"loss": loss, "logits": logits_V}
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -20,6 +20,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording import disk
 from flannel_pl.recording.gather import gather, gather_verb
+from flannel_pl.recording.gatherer import gathered_runs
 from flannel_pl.recording.layout import plan_layout, read_layout
 from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import MAX_STEPS, make_experiment, make_schema
@@ -310,6 +311,20 @@ def test_an_interrupt_leaves_no_partial_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         gather(paths.folder, progress=interrupt)
     assert not paths.gathered.exists()
+    assert list(paths.folder.glob("*.partial")) == []
+
+
+def test_an_interrupt_keeps_the_runs_that_are_whole(tmp_path: Path) -> None:
+    paths = make_experiment(tmp_path / "flannel3", num_runs=2)
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 0.6 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(paths.folder, progress=interrupt)
+    assert gathered_runs(paths.folder) == {0}
+    assert gather(paths.folder) == paths.gathered
     assert list(paths.folder.glob("*.partial")) == []
 
 

@@ -1,0 +1,105 @@
+"""The output projection and its loss, a few rows of logits at a time where that changes no bit.
+
+B sequences, T positions, V tokens, D dimensions, N = B x T.
+
+At a small model's sizes most of a step on the CPU is not arithmetic but memory: the (N, V) logits as float32
+exist three times (as such, as log-softmax, as gradient), and every step has their pages made anew. Here they
+exist for some rows only. The three matrix products stay whole, as autograd would compute them; only what
+works row by row is done in pieces, with the framework's own kernels. So the bits are those of
+`GPT2LMHeadModel`'s own loss, whatever the sizes and the hardware (`tests/training/test_projection.py`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from typing_extensions import override
+
+IGNORED = -100
+"""Label of a position that has no part in the loss."""
+
+PIECE_ELEMENTS = 640_000
+"""Logits of a piece: its few float32 copies stay in the processor's cache."""
+
+
+def can_stand_in(W_VD: Tensor) -> bool:
+    """Tells whether `projected_loss` may take the place of the model's own loss.
+
+    Args:
+        W_VD: The output projection's weight.
+
+    Returns:
+        True under bfloat16 autocast on the CPU.
+    """
+    return (
+        W_VD.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    )
+
+
+def projected_loss(hidden_BTD: Tensor, W_VD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes what `GPT2LMHeadModel` does with its last hidden state under bfloat16 autocast.
+
+    Args:
+        hidden_BTD: The last hidden state.
+        W_VD: The output projection's weight.
+        labels_BT: int64. Like the model's own loss this one trains position t on label t + 1.
+
+    Returns:
+        The loss, a float32 scalar, and the logits of the first sequence's last position, (V) bfloat16, which
+        take no part in the backward pass.
+    """
+    num_positions = hidden_BTD.shape[1]
+    targets_N = F.pad(labels_BT, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
+    hidden_ND = hidden_BTD.to(torch.bfloat16).flatten(0, 1)
+    apply: Any = _ProjectedLoss.apply
+    loss, last_V = apply(hidden_ND, W_VD.to(torch.bfloat16), targets_N, num_positions - 1)
+    return loss, last_V
+
+
+class _ProjectedLoss(torch.autograd.Function):
+    @staticmethod
+    @override
+    def forward(
+        ctx: Any, hidden_ND: Tensor, W_VD: Tensor, targets_N: Tensor, row: int
+    ) -> tuple[Tensor, Tensor]:
+        logits_NV = F.linear(hidden_ND, W_VD)
+        columns_N1 = targets_N.clamp_min(0)[:, None]
+        picked_N1 = torch.empty(len(targets_N), 1)
+        for piece in _pieces(logits_NV):
+            log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
+            torch.gather(log_probs, 1, columns_N1[piece], out=picked_N1[piece])
+        # The mean over the picked column alone, each as its row's class 0, adds up in the same order.
+        loss = F.nll_loss(picked_N1, targets_N.clamp_max(0), ignore_index=IGNORED)
+        last_V = logits_NV[row].clone()
+        ctx.save_for_backward(hidden_ND, W_VD, targets_N, logits_NV)
+        ctx.mark_non_differentiable(last_V)
+        return loss, last_V
+
+    @staticmethod
+    @once_differentiable
+    @override
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_ND, W_VD, targets_N, logits_NV = ctx.saved_tensors
+        counted_N = targets_N != IGNORED
+        # What the loss passes on to the log-probability of each target; to all others, nothing.
+        share = -(grad / counted_N.sum())
+        shares_N1 = torch.where(counted_N, share, torch.zeros_like(share))[:, None]
+        columns_N1 = targets_N.clamp_min(0)[:, None]
+        grad_logits_NV = torch.empty_like(logits_NV)
+        for piece in _pieces(logits_NV):
+            log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
+            grad_log_probs = torch.zeros_like(log_probs).scatter_(1, columns_N1[piece], shares_N1[piece])
+            grad_logits_NV[piece] = torch._log_softmax_backward_data(
+                grad_log_probs, log_probs, 1, torch.float32
+            )
+        return grad_logits_NV @ W_VD, grad_logits_NV.t() @ hidden_ND, None, None
+
+
+def _pieces(logits_NV: Tensor) -> list[slice]:
+    num_rows, num_tokens = logits_NV.shape
+    step = max(1, PIECE_ELEMENTS // num_tokens)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]
