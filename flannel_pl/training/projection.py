@@ -5,7 +5,8 @@ B sequences, T positions, V tokens, D dimensions, N = B x T.
 At a small model's sizes most of a step on the CPU is not arithmetic but memory: the (N, V) logits as float32
 exist three times (as such, as log-softmax, as gradient), and every step has their pages made anew. Here they
 exist for some rows only. The three matrix products stay whole, as autograd would compute them; only what
-works row by row is done in pieces, with the framework's own kernels. So the bits are those of
+works row by row is done in pieces, with the framework's own kernels, and each piece's gradient in the same
+pass. So the bits are those of
 `GPT2LMHeadModel`'s own loss, whatever the sizes and the hardware (`tests/training/test_projection.py`).
 """
 
@@ -67,14 +68,10 @@ class _ProjectedLoss(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, W_VD: Tensor, targets_N: Tensor, row: int
     ) -> tuple[Tensor, Tensor]:
         logits_NV = F.linear(hidden_ND, W_VD)
-        columns_N1 = targets_N.clamp_min(0)[:, None]
-        picked_N1 = torch.empty(len(targets_N), 1)
-        for piece in _pieces(logits_NV):
-            log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
-            torch.gather(log_probs, 1, columns_N1[piece], out=picked_N1[piece])
+        last_V = logits_NV[row].clone()
+        picked_N1 = _log_probs_of_targets(logits_NV, targets_N, into_gradient=torch.ones(()))
         # The mean over the picked column alone, each as its row's class 0, adds up in the same order.
         loss = F.nll_loss(picked_N1, targets_N.clamp_max(0), ignore_index=IGNORED)
-        last_V = logits_NV[row].clone()
         ctx.save_for_backward(hidden_ND, W_VD, targets_N, logits_NV)
         ctx.mark_non_differentiable(last_V)
         return loss, last_V
@@ -83,20 +80,36 @@ class _ProjectedLoss(torch.autograd.Function):
     @once_differentiable
     @override
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_ND, W_VD, targets_N, logits_NV = ctx.saved_tensors
-        counted_N = targets_N != IGNORED
-        # What the loss passes on to the log-probability of each target; to all others, nothing.
-        share = -(grad / counted_N.sum())
-        shares_N1 = torch.where(counted_N, share, torch.zeros_like(share))[:, None]
-        columns_N1 = targets_N.clamp_min(0)[:, None]
-        grad_logits_NV = torch.empty_like(logits_NV)
-        for piece in _pieces(logits_NV):
-            log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
-            grad_log_probs = torch.zeros_like(log_probs).scatter_(1, columns_N1[piece], shares_N1[piece])
-            grad_logits_NV[piece] = torch._log_softmax_backward_data(
-                grad_log_probs, log_probs, 1, torch.float32
-            )
+        hidden_ND, W_VD, targets_N, grad_logits_NV = ctx.saved_tensors
+        if grad != 1:  # a part of a step: a gradient cannot be multiplied afterwards without other rounding
+            grad_logits_NV = F.linear(hidden_ND, W_VD)
+            _log_probs_of_targets(grad_logits_NV, targets_N, into_gradient=grad)
         return grad_logits_NV @ W_VD, grad_logits_NV.t() @ hidden_ND, None, None
+
+
+def _log_probs_of_targets(logits_NV: Tensor, targets_N: Tensor, *, into_gradient: Tensor) -> Tensor:
+    """Computes the log-probability of each target, and overwrites the logits with their gradient on the way.
+
+    Args:
+        logits_NV: bfloat16; holds the loss's gradient afterwards.
+        targets_N: int64.
+        into_gradient: The gradient of the loss, float32 scalar.
+
+    Returns:
+        The log-probabilities, (N, 1) float32.
+    """
+    counted_N = targets_N != IGNORED
+    # What the loss passes on to the log-probability of each target; to all others, nothing.
+    share = -(into_gradient / counted_N.sum())
+    shares_N1 = torch.where(counted_N, share, torch.zeros_like(share))[:, None]
+    columns_N1 = targets_N.clamp_min(0)[:, None]
+    picked_N1 = torch.empty(len(targets_N), 1)
+    for piece in _pieces(logits_NV):
+        log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
+        torch.gather(log_probs, 1, columns_N1[piece], out=picked_N1[piece])
+        grad_log_probs = torch.zeros_like(log_probs).scatter_(1, columns_N1[piece], shares_N1[piece])
+        logits_NV[piece] = torch._log_softmax_backward_data(grad_log_probs, log_probs, 1, torch.float32)
+    return picked_N1
 
 
 def _pieces(logits_NV: Tensor) -> list[slice]:
