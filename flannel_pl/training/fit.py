@@ -147,6 +147,8 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     if progress_bar is not None:
         settings["enable_progress_bar"] = progress_bar
     keep_memory()
+    # Deterministic kernels are wanted, not what torch does besides: filling memory that nobody has read yet.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(slot.threads)
     _silence_noise()
     seed_everything(run.seed, verbose=False)
