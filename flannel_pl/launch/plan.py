@@ -69,12 +69,16 @@ def make_plan(
     """
     config = experiment.config
     copies = config["experiment"]["gather"] == "single" and config["experiment"]["run"] is None
-    worker_bytes = max(estimate_worker_bytes(experiment.run_config(run)) for run in experiment.selected)
     num_runs = max(1, len(runs))
+    slots: tuple[Slot, ...] = ()
     if config["launch"]["launcher"] == "slurm":
         slots = slurm_slots(config, folder=experiment.paths.folder, num_runs=num_runs, record=record)
-    else:
-        slots = _slots(config, num_runs=num_runs, worker_bytes=worker_bytes, record=record)
+    accelerator = slots[0].accelerator if slots else chosen_devices(config)[0]
+    worker_bytes = max(
+        estimate_worker_bytes(experiment.run_config(run), accelerator=accelerator)
+        for run in experiment.selected
+    )
+    slots = slots or _slots(config, num_runs=num_runs, worker_bytes=worker_bytes, record=record)
     plan = Plan(
         runs=tuple(runs),
         slots=slots,
@@ -111,20 +115,24 @@ def describe(experiment: Experiment, plan: Plan) -> str:
     )
 
 
-def estimate_worker_bytes(config: dict[str, Any]) -> int:
+def estimate_worker_bytes(config: dict[str, Any], *, accelerator: str) -> int:
     """Estimates the peak memory of one run.
 
-    Besides the libraries: of the logits (B, T, V) one copy in bfloat16, and three in float32 of which all but
-    a sliver exist at a time (loss, softmax, gradient); the recorder's ring of four rows of four tensors; of
-    every parameter the weight, its gradient, Adam's two moments, and twice three of them in a checkpoint.
+    Besides the libraries: the logits (B, T, V), on the CPU under bfloat16 autocast once in bfloat16 (see
+    training/projection.py) and as much again for what a heap that is never given back leaves unused; else
+    once in bfloat16, and three in float32 of which all but a sliver exist at a time; the recorder's ring of
+    four rows of four tensors; of every parameter the weight, its gradient, Adam's two moments, and twice
+    three of them in a checkpoint.
     """
+    in_pieces = accelerator == "cpu" and config["trainer"]["precision"] == "bf16-mixed"
+    logit_bytes = 4 if in_pieces else 16
     model, data = config["model"], config["data"]
     vocab_size, seq_len, dim = model["vocab_size"], model["max_seq_len"], model["hidden_dim"]
     logits: int = data["batch_size"] * seq_len * vocab_size
     parameters: int = (vocab_size + seq_len) * dim + 12 * model["n_layer"] * dim**2
     ring: int = vocab_size * dim * 4 * 4 * 2
     parameter_bytes = 2 if model["param_dtype"] == "bfloat16" else 4
-    return LIBRARY_BYTES + logits * 16 + ring + parameters * 10 * parameter_bytes
+    return LIBRARY_BYTES + logits * logit_bytes + ring + parameters * 10 * parameter_bytes
 
 
 def _slots(

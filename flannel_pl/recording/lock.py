@@ -38,6 +38,7 @@ class Lock:
         self.what = what
         self._fd = -1
         self._released = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def acquire(self, *, wait_s: float = 0.0) -> str | None:
         """Takes the lock.
@@ -75,13 +76,17 @@ class Lock:
         except OSError:
             self.release()
             raise
-        threading.Thread(target=self._beat, name="flannel-lock", daemon=True).start()
+        self._released.clear()
+        self._thread = threading.Thread(target=self._beat, name="flannel-lock", daemon=True)
+        self._thread.start()
         return note
 
     def release(self) -> None:
         """Gives the lock back; does nothing if it is not held."""
         if self._fd >= 0:
             self._released.set()
+            if self._thread is not None:
+                self._thread.join(timeout=BEAT_S)  # a file system that hangs must not hold us up
             # While still locked, so that nobody else can have it yet. One that stays keeps nobody out.
             with contextlib.suppress(OSError):
                 self.path.unlink()
