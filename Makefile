@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow bench bench-gpu lint types clean
 
 demo: .venv/installed ## the quickstart experiment, to its gathered file, and what is in it
 	$(BIN)/flannel-pl fit --config configs/quickstart.yaml
@@ -13,6 +13,12 @@ test: lint types ## lint, types, and the tests that take seconds
 
 test-slow: .venv/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv/installed ## what is promised, measured next to the notebook's code; minutes, on a quiet machine
+	$(BIN)/python -m benchmarks --readme
+
+bench-gpu: .venv/installed ## the same on a CUDA device
+	$(BIN)/python -m benchmarks --accelerator gpu
 
 lint: .venv/installed
 	$(BIN)/ruff check .

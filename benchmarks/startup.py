@@ -8,8 +8,6 @@ events.jsonl. Both use the system's monotonic clock, so their times can be subtr
 import argparse
 import datetime
 import json
-import os
-import re
 import statistics
 import subprocess
 import sys
@@ -20,27 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 import flannel_pl
-from flannel_pl import provenance
-from flannel_pl.experiment import ExperimentPaths, RunPaths
+from benchmarks import machine
+from benchmarks.figures import Figure
+from benchmarks.sizes import CONFIG, SIZES
+from benchmarks.watch import watch
+from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.events import read_events
 from flannel_pl.recording.journal import Journal
 
-ROOT = Path(__file__).parents[1]
 LIMIT_S = 1.5
 """What a free slot may take to the next run's first step; on a CPU."""
 
 POLL_S = 0.01
-TIMEOUT_S = 600.0
 NUM_SLOTS = 2
-
-SIZES = {
-    "small": ["--model.hidden_dim", "16", "--model.max_seq_len", "16", "--data.batch_size", "4"],
-    "notebook": [],
-}
-"""What of configs/flannel3.yaml is changed, besides the number of runs and steps."""
+STEPS = 10
+"""Steps of a run, in the benchmark of everything."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,30 @@ class Launch:
 
     done_to_free_s: list[float]
     """What comes before it: from a finished recording to the end of its process, for every run."""
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Returns how long first steps took to come, as a part of `make bench`.
+
+    Args:
+        options: `repeats`, `startup_runs`, `size`, `accelerator`, `folder`.
+    """
+    ours = argparse.Namespace(
+        runs=max(options.startup_runs, NUM_SLOTS + 1), steps=STEPS, accelerator=options.accelerator
+    )
+    launches = []
+    for repeat in range(options.repeats):
+        paths = ExperimentPaths(options.folder / f"startup-{repeat}" / "flannel3", "flannel3")
+        launches.append(_measure(_command("fit", options.size, paths.folder.parent, ours), paths, ours.runs))
+    return [
+        Figure("command to first step", "s", [launch.command_to_first_step_s for launch in launches]),
+        Figure(
+            "free slot to the next run's first step",
+            "s",
+            [value for launch in launches for value in launch.free_to_first_step_s],
+            limit=LIMIT_S,
+        ),
+    ]
 
 
 def main() -> None:
@@ -85,7 +102,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--machine", help="name in the result's file name (default: e.g. cpu2)")
     parser.add_argument("--runs", type=int, default=6, help=f"runs of a command, on {NUM_SLOTS} slots")
@@ -93,23 +109,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="commands per size")
     parser.add_argument("--folder", type=Path, help="where to record (default: the temporary folder)")
     options = parser.parse_args()
-    options.cores = cores
-    options.machine = options.machine or f"{options.accelerator}{cores}"
+    options.machine = options.machine or machine.default_name(options.accelerator)
     if options.runs <= NUM_SLOTS or options.steps < 2 or options.repeats < 1:
         parser.error(f"need more than {NUM_SLOTS} runs, at least 2 steps and 1 repeat")
-    if not re.fullmatch(r"[\w.-]+", options.machine):
+    if not machine.is_plain(options.machine):
         parser.error(f"--machine is {options.machine!r}, expected a plain name")
     return options
 
 
 def _command(verb: str, size: str, output_dir: Path, options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "flannel_pl", verb, "--config", str(ROOT / "configs" / "flannel3.yaml")]
+    command = [sys.executable, "-m", "flannel_pl", verb, "--config", str(CONFIG), *SIZES[size].arguments]
     command += ["--experiment.output_dir", str(output_dir), "--experiment.seeds", f"1..{options.runs}"]
     command += ["--trainer.max_steps", str(options.steps), "--trainer.accelerator", options.accelerator]
     if options.accelerator == "cpu":
-        return [*command, *SIZES[size], "--trainer.devices", str(NUM_SLOTS)]
+        return [*command, "--trainer.devices", str(NUM_SLOTS)]
     slots = ["--trainer.devices", "1", "--launch.runs_per_device", str(NUM_SLOTS)]
-    return [*command, *SIZES[size], *slots]
+    return [*command, *slots]
 
 
 def _measure(command: list[str], paths: ExperimentPaths, num_runs: int) -> Launch:
@@ -117,49 +132,21 @@ def _measure(command: list[str], paths: ExperimentPaths, num_runs: int) -> Launc
     began_s = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        first_step_s = _watch(process, [paths.run(index) for index in range(num_runs)])
+        seen_s = watch(process, [paths.run(index) for index in range(num_runs)], poll_s=POLL_S)
     finally:
         process.kill()  # changes nothing if it has ended
         process.wait()
     events = read_events(paths.events)
     free_to_first_step_s, free_to_start_s = [], []
     for run, free_s, start_s in _takeovers(events):
-        free_to_first_step_s.append(first_step_s[run] - free_s)
+        free_to_first_step_s.append(seen_s[run][0] - free_s)
         free_to_start_s.append(start_s - free_s)
     return Launch(
-        command_to_first_step_s=min(first_step_s.values()) - began_s,
+        command_to_first_step_s=min(times_s[0] for times_s in seen_s) - began_s,
         free_to_first_step_s=free_to_first_step_s,
         free_to_start_s=free_to_start_s,
         done_to_free_s=_endings(events, paths),
     )
-
-
-def _watch(process: "subprocess.Popen[bytes]", runs: list[RunPaths]) -> dict[int, float]:
-    """Waits for the command and returns when the first step of every run was seen in its recording."""
-    seen_s: dict[int, float] = {}
-    deadline_s = time.monotonic() + TIMEOUT_S
-    ended = False
-    while not ended:
-        ended = process.poll() is not None  # before the last look
-        for index, run in enumerate(runs):
-            if index not in seen_s and _has_first_step(run):
-                seen_s[index] = time.monotonic()
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"the command is not done after {TIMEOUT_S:.0f} s")
-        time.sleep(POLL_S)
-    if process.returncode != 0 or len(seen_s) < len(runs):
-        raise SystemExit(f"the command ended with {process.returncode}, {len(seen_s)} runs seen")
-    return seen_s
-
-
-def _has_first_step(run: RunPaths) -> bool:
-    for path in (run.partial, run.recording):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return bool(file.get_slice("recorded_steps")[1:2] == 1)
-        except (FileNotFoundError, SafetensorError):  # not there yet, or its header is not
-            continue
-    return False
 
 
 def _takeovers(events: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
@@ -207,10 +194,9 @@ def _table(values: dict[str, dict[str, list[float]]]) -> str:
 
 
 def _write(options: argparse.Namespace, values: dict[str, dict[str, list[float]]], device: str) -> None:
-    origin = provenance.collect()
     result = {
-        **{key: origin[key] for key in ("versions", "python", "git", "created")},
-        **{"accelerator": options.accelerator, "device": device, "cores": options.cores},
+        **machine.origin(),
+        **{"accelerator": options.accelerator, "device": device, "cores": machine.num_cores()},
         **{"slots": NUM_SLOTS, "runs": options.runs, "steps": options.steps, "limit_s": LIMIT_S},
         "median_s": {
             size: {name: round(statistics.median(numbers), 3) for name, numbers in measured.items()}
@@ -221,10 +207,9 @@ def _write(options: argparse.Namespace, values: dict[str, dict[str, list[float]]
             for size, measured in values.items()
         },
     }
-    path = ROOT / "benchmarks" / "results" / f"startup-{options.machine}.json"
-    path.parent.mkdir(exist_ok=True)
+    path = machine.RESULTS / f"startup-{options.machine}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {path.relative_to(ROOT)}")
+    print(f"\nwritten: {path.name}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What flannel-pl costs, next to the notebook's code and to what the machine can do."""

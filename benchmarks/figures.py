@@ -1,0 +1,92 @@
+"""A measured figure, its limit, and the Markdown table of all of them."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One thing that was measured, several times."""
+
+    name: str
+    """What it is, as the table says it."""
+
+    unit: str
+    """ms, s, GB, MB/s, ...; empty for a ratio."""
+
+    values: Sequence[float]
+    """Every single measurement, in the order they were taken."""
+
+    limit: float | None = None
+    """What the median has to keep; None = there is none."""
+
+    bound: Literal["<=", ">="] = "<="
+    """Which side of the limit is the right one."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the figure with its median, spread and verdict, rounded to four digits."""
+        median = statistics.median(self.values)
+        met = None
+        if self.limit is not None:
+            met = median <= self.limit if self.bound == "<=" else median >= self.limit
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            **{"median": _rounded(median), "least": _rounded(min(self.values))},
+            "most": _rounded(max(self.values)),
+            "limit": None if self.limit is None else f"{self.bound} {self.limit:g}",
+            "met": met,
+            "values": [_rounded(value) for value in self.values],
+        }
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Returns the quotient of each pair that was measured in the same round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns a result file's content as Markdown: a sentence on where it was measured, and a table.
+
+    Args:
+        result: As `run.py` writes it.
+    """
+    loads = [f"{part['load_average_before']:g}" for part in result["parts"].values()]
+    lines = [
+        f"{result['device']}, {result['cores']} cores; load average before each part {', '.join(loads)} "
+        "(of the minute before, the last part's own work included); every value, with versions and commit: "
+        f"[benchmarks/results/{result['machine']}.json](benchmarks/results/{result['machine']}.json).",
+        "",
+        "| figure | median | least to most | limit | |",
+        "|---|---|---|---|---|",
+    ]
+    for part in result["parts"].values():
+        lines += [_row(figure) for figure in part["figures"]]
+    if result["accelerator"] == "cpu":
+        lines.append("| the same on a GPU (`make bench-gpu`) | not measured | | | |")
+    return "\n".join(lines)
+
+
+def put_into(readme: Path, text: str) -> None:
+    """Replaces what stands between the two marks of `readme` by `text`."""
+    page = readme.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def _row(figure: dict[str, Any]) -> str:
+    unit = f" {figure['unit']}" if figure["unit"] else ""
+    verdict = {True: "met", False: "**not met**", None: ""}[figure["met"]]
+    limit = f"{figure['limit']}{unit}" if figure["limit"] else ""
+    spread = f"{figure['least']:g} to {figure['most']:g}" if len(figure["values"]) > 1 else "once"
+    return f"| {figure['name']} | {figure['median']:g}{unit} | {spread} | {limit} | {verdict} |"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}") if abs(value) < 1000 else round(value)

@@ -1,0 +1,190 @@
+"""One training loop in a process of its own, a few steps whenever it is told to; started by `steps.py`.
+
+For every line on its standard input the process trains one block of steps and prints how long each took, in
+ms, as a JSON list. So several loops can take turns on an otherwise quiet machine while none starts anew.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from typing_extensions import override
+
+from benchmarks.sizes import SIZES, Size
+from flannel_pl import FlannelData, StepRecorder, TiedGPT2
+from flannel_pl.corpus.store import load_corpus
+from flannel_pl.training.allocator import keep_memory
+from flannel_pl.training.projection import can_stand_in, projected_loss
+from tests.training import notebook_reference
+
+SEED = 42
+WARM_UP_STEPS = 5
+CHECKPOINT_EVERY = 100
+"""`launch.checkpoint_every` as it comes."""
+
+
+class Turns:
+    """Times steps, and waits for its turn after every block of them.
+
+    Args:
+        num_blocks: How often it is this loop's turn.
+        block_steps: Steps of a block.
+        device: cpu or cuda. On cuda only blocks are timed: waiting for each step would slow them down.
+    """
+
+    def __init__(self, *, num_blocks: int, block_steps: int, device: str) -> None:
+        self.block_steps, self.device = block_steps, device
+        self.max_steps = WARM_UP_STEPS + num_blocks * block_steps
+        self._step = 0
+        self._times_s: list[float] = []
+
+    def after_step(self) -> None:
+        """To be called at the end of every step; further calls after the last one do nothing."""
+        self._step += 1
+        if self._step < WARM_UP_STEPS or self._step > self.max_steps:
+            return
+        ends_block = (self._step - WARM_UP_STEPS) % self.block_steps == 0
+        if ends_block and self.device == "cuda":
+            torch.cuda.synchronize()
+        self._times_s.append(time.perf_counter())
+        if ends_block:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._step > WARM_UP_STEPS:
+            times_ms = [1000 * (b - a) for a, b in itertools.pairwise(self._times_s)]
+            if self.device == "cuda":
+                times_ms = [sum(times_ms) / len(times_ms)]
+            print(json.dumps(times_ms), flush=True)
+        else:
+            print("ready", flush=True)
+        if self._step < self.max_steps:
+            sys.stdin.readline()
+        self._times_s = [time.perf_counter()]
+
+
+def main() -> None:
+    """Runs the loop that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("loop", choices=LOOPS)
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--num_blocks", type=int, required=True)
+    parser.add_argument("--block_steps", type=int, required=True)
+    options = parser.parse_args()
+    turns = Turns(num_blocks=options.num_blocks, block_steps=options.block_steps, device=options.device)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # what the libraries say to each of five processes is not our subject
+    LOOPS[options.loop](turns, SIZES[options.size])
+
+
+def notebook(turns: Turns, size: Size, *, records: bool) -> None:
+    """The notebook's loop, with or without what its recorder does."""
+
+    class Rows(notebook_reference.Rows):
+        @override
+        def before_step(self, loss: torch.Tensor, logits: torch.Tensor) -> None:
+            if records:
+                super().before_step(loss, logits)
+
+        @override
+        def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+            if records:
+                super().after_step(optimizer)
+            turns.after_step()
+
+    notebook_reference.Rows = Rows  # type: ignore[misc]
+    with tempfile.TemporaryDirectory() as folder:
+        notebook_reference.notebook_recording(
+            load_corpus(vocab_size=10_000).tokens,
+            seed=SEED,
+            max_steps=turns.max_steps,
+            output_dir=Path(folder),
+            device=turns.device,
+            **vars(size),
+        )
+
+
+def plain(turns: Turns, size: Size) -> None:
+    """The same arithmetic and allocator as a run of flannel-pl, in a loop of plain torch."""
+    keep_memory()
+    torch.manual_seed(SEED)
+    device = torch.device(turns.device)
+    data = FlannelData(batch_size=size.batch_size, max_seq_len=size.max_seq_len)
+    data.setup("fit")
+    module = TiedGPT2(hidden_dim=size.hidden_dim, max_seq_len=size.max_seq_len)
+    module.configure_model()
+    module.to(device)
+    gpt2, order = module.gpt2, data.order
+    optimizer = torch.optim.AdamW(gpt2.parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=turns.max_steps)
+    for step in range(turns.max_steps):
+        batch = data.transfer_batch_to_device(order.batch(step), device, 0)
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = _loss(gpt2, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(gpt2.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        turns.after_step()
+
+
+def _loss(gpt2: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss as `TiedGPT2.training_step` computes it."""
+    W_VD = gpt2.lm_head.weight
+    if not can_stand_in(W_VD):
+        loss: torch.Tensor = gpt2(**batch).loss
+        return loss
+    hidden_BTD = gpt2.transformer(input_ids=batch["input_ids"]).last_hidden_state
+    return projected_loss(hidden_BTD, W_VD, batch["labels"])[0]
+
+
+def lightning(turns: Turns, size: Size, *, records: bool) -> None:
+    """A run of flannel-pl under Lightning's Trainer, with or without the recorder."""
+
+    class Timer(Callback):
+        @override
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            turns.after_step()
+
+    keep_memory()
+    seed_everything(SEED, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = StepRecorder(Path(folder), TiedGPT2.EMBEDDING, checkpoint_every=CHECKPOINT_EVERY)
+        trainer = Trainer(
+            accelerator="gpu" if turns.device == "cuda" else "cpu",
+            devices=1,
+            max_steps=turns.max_steps,
+            precision="bf16-mixed",
+            gradient_clip_val=1.0,
+            callbacks=[*([recorder] if records else []), Timer()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        module = TiedGPT2(hidden_dim=size.hidden_dim, max_seq_len=size.max_seq_len)
+        trainer.fit(module, FlannelData(batch_size=size.batch_size, max_seq_len=size.max_seq_len))
+
+
+LOOPS: dict[str, Callable[[Turns, Size], None]] = {
+    "notebook": lambda turns, size: notebook(turns, size, records=False),
+    "notebook-recording": lambda turns, size: notebook(turns, size, records=True),
+    "plain": plain,
+    "lightning": lambda turns, size: lightning(turns, size, records=False),
+    "lightning-recording": lambda turns, size: lightning(turns, size, records=True),
+}
+
+if __name__ == "__main__":
+    main()

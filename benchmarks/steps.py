@@ -1,0 +1,85 @@
+"""What a step takes: five loops, a process with one thread each, that take turns."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+from benchmarks.figures import Figure, ratios
+
+NAMES = {
+    "notebook": "a step of the notebook's loop, not recording",
+    "notebook-recording": "a step of the notebook's loop, recording in memory",
+    "plain": "a step of a plain torch loop, flannel-pl's arithmetic",
+    "lightning": "a step of flannel-pl without its recorder",
+    "lightning-recording": "a step of flannel-pl, recording to disk",
+}
+PAUSE_S = 0.3
+"""Between two turns, so that what the last one left for the disk is on its way."""
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Returns the median step of every block of every loop, and the two ratios with a limit.
+
+    Args:
+        options: `num_blocks`, `block_steps`, `size`, `accelerator` and `folder`.
+    """
+    blocks_ms: dict[str, list[float]] = {loop: [] for loop in NAMES}
+    with ExitStack() as stack:
+        processes = {loop: _start(loop, options, stack) for loop in NAMES}
+        for loop, process in processes.items():
+            if _read(process) != "ready":
+                log = (options.folder / f"{loop}.log").read_text(encoding="utf-8")
+                raise SystemExit(f"the loop {loop} did not start: {log}")
+        for _ in range(options.num_blocks):
+            for loop, process in processes.items():
+                time.sleep(PAUSE_S)
+                blocks_ms[loop].append(_block_ms(process))
+    on_cpu = options.accelerator == "cpu"
+    return [
+        *(Figure(name, "ms", blocks_ms[loop]) for loop, name in NAMES.items()),
+        Figure(
+            "recording: step with the recorder / without",
+            "",
+            ratios(blocks_ms["lightning-recording"], blocks_ms["lightning"]),
+            limit=1.05 if on_cpu else None,
+        ),
+        Figure(
+            "Lightning: step without the recorder / plain torch loop",
+            "",
+            ratios(blocks_ms["lightning"], blocks_ms["plain"]),
+            limit=1.10 if on_cpu else None,
+        ),
+    ]
+
+
+def _start(loop: str, options: argparse.Namespace, stack: ExitStack) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "benchmarks.loops", loop, "--size", options.size]
+    command += ["--device", "cpu" if options.accelerator == "cpu" else "cuda"]
+    command += ["--num_blocks", str(options.num_blocks), "--block_steps", str(options.block_steps)]
+    log = stack.enter_context((options.folder / f"{loop}.log").open("w"))  # what the libraries say
+    process = stack.enter_context(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    )
+    stack.callback(process.kill)  # changes nothing if it has ended
+    return process
+
+
+def _block_ms(process: "subprocess.Popen[str]") -> float:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    times_ms: list[float] = json.loads(_read(process))
+    return statistics.median(times_ms)
+
+
+def _read(process: "subprocess.Popen[str]") -> str:
+    """Returns the next line of ours; what libraries print in between is passed over."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(("ready", "[")):
+            return line.strip()
+    return ""  # it has ended
