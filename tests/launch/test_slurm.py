@@ -77,10 +77,12 @@ def ask_slurm(*command: str) -> str:
 
 
 def release(task: str) -> None:
-    """Lets a task that was put back into the queue start at once; Slurm makes it wait two minutes."""
+    """Lets a task that was put back into the queue start soon; Slurm makes it wait two minutes."""
     wait_for(
         lambda: "PENDING" in ask_slurm("squeue", "-h", "-r", "-j", task, "-o", "%T"), "task in the queue"
     )
+    # A node takes a task that starts in the second in which it was ended for one that it is to end.
+    time.sleep(2)
     ask_slurm("scontrol", "update", f"JobId={task}", "StartTime=now")
 
 
