@@ -1,17 +1,17 @@
 """The verbs of `flannel-pl`. A verb's modules are imported only when the verb is named."""
 
-import gc
 import json
+import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from flannel_pl.errors import Interrupted, RunError, UserError
+from flannel_pl.imports import quick_imports
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,32 +81,32 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 
 def _fit(words: list[str]) -> int:
-    with _quick_imports():
+    _prepare_for_several_runs()
+    with quick_imports():
         from flannel_pl.fit import fit
 
     return fit(words)
 
 
+def _prepare_for_several_runs() -> None:
+    """Has a second core import what the runs need while this one imports it for the launcher.
+
+    Not in a job that a scheduler starts for one run, nor where the imports have been paid for.
+    """
+    if "FLANNEL_PL_ATTEMPT" in os.environ or "torch" in sys.modules:
+        return
+    from flannel_pl.launch.devices import num_cores
+    from flannel_pl.launch.fork_server import start_fork_server
+
+    if num_cores() > 1:
+        start_fork_server("flannel_pl.training.worker")
+
+
 def _plan(words: list[str]) -> int:
-    with _quick_imports():
+    with quick_imports():
         from flannel_pl.fit import plan
 
     return plan(words)
-
-
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Keeps the garbage collector away from what is imported, which lives as long as the process.
-
-    Collecting among the millions of objects of torch, Lightning and transformers takes a third of the time
-    that importing them takes.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _prepare(words: list[str]) -> int:

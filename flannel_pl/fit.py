@@ -29,8 +29,9 @@ from flannel_pl.launch.folder import (
     write_folder,
     write_run_config,
 )
+from flannel_pl.launch.fork_server import SCHEDULER_SIGNALS, stop_fork_server
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
-from flannel_pl.launch.local import SCHEDULER_SIGNALS, train_all
+from flannel_pl.launch.local import train_all
 from flannel_pl.launch.plan import Plan, describe, make_plan
 from flannel_pl.launch.slurm import Submission, check_slurm, find_submission, submit
 from flannel_pl.launch.slurm_wait import wait_for_jobs
@@ -80,13 +81,13 @@ def fit(words: list[str]) -> int:
     """
     request = _understand(words)
     experiment = request.experiment
-    if experiment.config["launch"]["launcher"] == "slurm":
+    on_slurm = experiment.config["launch"]["launcher"] == "slurm"
+    if request.plan is not None and not on_slurm and len(experiment.selected) > 1:
+        return _fit_all(request, request.plan)
+    stop_fork_server()  # which may have been started before it was known that it is of no use
+    if on_slurm:
         return _fit_on_slurm(request)
-    if request.plan is None:
-        return _finish(experiment)
-    if len(experiment.selected) == 1:
-        return _fit_one(request, request.plan)
-    return _fit_all(request, request.plan)
+    return _finish(experiment) if request.plan is None else _fit_one(request, request.plan)
 
 
 def plan(words: list[str]) -> int:

@@ -16,13 +16,14 @@ ROOMS = {
     "fit": {"corpus", "training", "recording", "launch"},
     "errors": set[str](),
     "experiment": set[str](),
+    "imports": set[str](),
     "provenance": set[str](),
     "corpus": set[str](),
     "recording": set[str](),
     "training": {"corpus", "recording"},
     "launch": {"recording"},
 }
-FOR_ALL = {"errors", "experiment", "provenance"}
+FOR_ALL = {"errors", "experiment", "imports", "provenance"}
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
 HEAVY_ALLOWED = {

@@ -8,7 +8,6 @@ the launcher is gone. What runs in them is handed in: this room starts training 
 import contextlib
 import dataclasses
 import multiprocessing
-import multiprocessing.forkserver as forkserver
 import signal
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.events import EventLog
+from flannel_pl.launch.fork_server import SCHEDULER_SIGNALS, start_fork_server
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.recording.journal import Journal
@@ -33,9 +33,6 @@ STOP_S = 9.0
 
 REPEAT_S = 1.0
 """A scheduler may send its signal twice, by itself and through the job's script. That is one request."""
-
-SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Those that ask to stop besides Ctrl-C; the last one is how a scheduler warns of a time limit."""
 
 WRONG_USAGE = 2
 """Exit code of a run that would fail in the same way again."""
@@ -109,8 +106,7 @@ class _Launch:
         self.workers: list[_Worker] = []
         self.outcomes: list[Outcome] = []
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([work.__module__])
-        _start_fork_server()
+        start_fork_server(work.__module__)
 
     def train(self, signals: list[int]) -> list[Outcome]:
         try:
@@ -243,20 +239,6 @@ def _last_words(paths: RunPaths, pid: int | None) -> str:
             if entry is not None and entry.pid == pid and entry.state == "failed" and entry.message:
                 return entry.message
     return said[-1] if said else "it printed nothing"
-
-
-def _start_fork_server() -> None:
-    """Starts the fork server deaf to the signals that ask to stop.
-
-    A scheduler that ends a job signals every process of it. Without the fork server the launcher could not
-    see any more how its runs end.
-    """
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in SCHEDULER_SIGNALS}
-    try:
-        forkserver.ensure_running()  # it inherits what is ignored
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def copy_tensors(
     keys: Mapping[str, str],
     advance: Advance,
 ) -> None:
-    """Copies tensors from file to file and makes them durable.
+    """Copies tensors from file to file; `synced` makes them durable.
 
     Args:
         source: Copied from.
@@ -68,7 +69,23 @@ def copy_tensors(
                 num_bytes=sizes[key],
                 advance=advance,
             )
-        os.fsync(target_fd)
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[None]:
+    """Makes what was written to a file durable while the block does something else, e.g. reads it again.
+
+    Raises:
+        RunError: At the end of the block, if the disk fails.
+    """
+    with contextlib.ExitStack() as stack:
+        fd = os.open(path, os.O_RDWR)
+        stack.callback(os.close, fd)
+        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="flannel-sync"))
+        syncing = thread.submit(os.fsync, fd)
+        yield
+        with explained(path, need_bytes=0):
+            syncing.result()
 
 
 def copy_damage(

@@ -32,6 +32,7 @@ from flannel_pl.recording.gather_file import (
     copy_damage,
     copy_tensors,
     make_growing_file,
+    synced,
 )
 from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
 from flannel_pl.recording.layout import FileLayout
@@ -302,7 +303,9 @@ class Gatherer:
         layout = self._layout(notes)
         self._refuse_small_disk(shard.layout.total_bytes)
         copy_tensors(shard.path, shard.layout, self.paths.growing, layout, keys=shard.keys, advance=advance)
-        if damage := self._copy_damage(layout, index, shard.layout.flannel, advance):
+        with synced(self.paths.growing):
+            damage = self._copy_damage(layout, index, shard.layout.flannel, advance)
+        if damage:
             raise _bad_copy(index, damage, shard.path)
         notes.runs[index] = run_metadata(shard)
         notes.write(self.paths.growing_notes)
@@ -328,7 +331,9 @@ class Gatherer:
                 source, source_layout = self.paths.growing, planned
                 keys = {key: key for key in (f"run_{index}_{name}" for name in notes.specs[index])}
             copy_tensors(source, source_layout, self.paths.growing_moved, layout, keys=keys, advance=advance)
-            if damage := copy_damage(self.paths.growing_moved, layout, index, metadata):
+            with synced(self.paths.growing_moved):
+                damage = copy_damage(self.paths.growing_moved, layout, index, metadata)
+            if damage:
                 raise _bad_copy(index, damage, source)
         return self.paths.growing_moved
 

@@ -104,11 +104,22 @@ def _log_probs_of_targets(logits_NV: Tensor, targets_N: Tensor, *, into_gradient
     shares_N1 = torch.where(counted_N, share, torch.zeros_like(share))[:, None]
     columns_N1 = targets_N.clamp_min(0)[:, None]
     picked_N1 = torch.empty(len(targets_N), 1)
-    for piece in _pieces(logits_NV):
-        log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
-        torch.gather(log_probs, 1, columns_N1[piece], out=picked_N1[piece])
-        grad_log_probs = torch.zeros_like(log_probs).scatter_(1, columns_N1[piece], shares_N1[piece])
-        logits_NV[piece] = torch._log_softmax_backward_data(grad_log_probs, log_probs, 1, torch.float32)
+    pieces = _pieces(logits_NV)
+    shape = logits_NV[pieces[0]].shape
+    # The same memory for every piece stays in the processor's cache.
+    buffers = torch.empty(shape), torch.empty(shape), torch.zeros(shape)
+    for piece in pieces:
+        columns = columns_N1[piece]
+        logits, log_probs, grad_log_probs = (buffer[: len(columns)] for buffer in buffers)
+        logits.copy_(logits_NV[piece])
+        torch.log_softmax(logits, dim=1, out=log_probs)
+        torch.gather(log_probs, 1, columns, out=picked_N1[piece])
+        grad_log_probs.scatter_(1, columns, shares_N1[piece])
+        grad_logits = torch._log_softmax_backward_data(
+            grad_log_probs, log_probs, 1, torch.float32, out=logits
+        )
+        logits_NV[piece] = grad_logits
+        grad_log_probs.scatter_(1, columns, 0.0)  # all zeros again
     return picked_N1
 
 

@@ -10,10 +10,13 @@ import traceback
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
-from flannel_pl.training.cli import the_parser
-from flannel_pl.training.fit import train
+from flannel_pl.imports import quick_imports
 
-the_parser()  # once in the fork server, which imports this module, for all runs that come from it
+with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it
+    from flannel_pl.training.cli import the_parser
+    from flannel_pl.training.fit import train
+
+    the_parser()
 
 ORPHAN_S = 10.0
 """How long an orphaned run has to stop by itself."""
