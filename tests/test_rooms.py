@@ -22,6 +22,7 @@ ROOMS = {
     "recording": set[str](),
     "training": {"corpus", "recording"},
     "launch": {"recording"},
+    "analysis": {"recording"},
 }
 FOR_ALL = {"errors", "experiment", "imports", "provenance"}
 

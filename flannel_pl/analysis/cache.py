@@ -1,0 +1,145 @@
+"""Keeps what was measured, so that a report reads only those runs again that have changed.
+
+A cache file has a fingerprint of what it was measured from: the rows' checksums (where a recording has none,
+size and time of its files), the masks, and the code that measured. Whatever is damaged or belongs to
+something else is measured anew.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flannel_pl.analysis.divergence import Divergence
+from flannel_pl.analysis.measure import RunMeasures
+from flannel_pl.errors import UserError
+from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.reader import Recording
+from flannel_pl.recording.tensors import Array
+
+_FACTS = "facts"
+
+
+def fingerprint(recording: Recording, index: int) -> str:
+    """Returns what changes whenever the measures of a run would.
+
+    Args:
+        recording: Where the run is from.
+        index: Its number.
+
+    Returns:
+        A hash, hexadecimal.
+    """
+    run = recording.run(index)
+    digest = hashlib.sha256(_code())
+    digest.update(
+        repr([(name, run.tensor(name).shape, run.tensor(name).dtype) for name in run.names]).encode()
+    )
+    digest.update(repr((run.seed, run.swept)).encode())
+    for name in ("recorded_steps", "recorded_tokens", "checksums"):
+        if name in run.names:
+            digest.update(np.asarray(run.tensor(name)).tobytes())
+    if "checksums" not in run.names:
+        stats = [path.stat() for path in recording.files]
+        digest.update(repr([(stat.st_size, stat.st_mtime_ns) for stat in stats]).encode())
+    try:
+        for name, mask in sorted(recording.masks.items()):
+            digest.update(name.encode() + np.asarray(mask).tobytes())
+    except UserError:
+        digest.update(b"no masks")
+    return digest.hexdigest()
+
+
+def save_run(path: Path, fingerprint: str, measures: RunMeasures) -> None:
+    """Writes what was measured of one run.
+
+    Raises:
+        RunError: If the disk fails.
+    """
+    arrays: dict[str, Array] = {"steps": measures.steps_R}
+    groups = {"series": measures.series, "tokens": measures.tokens}
+    for group, sets in groups.items():
+        arrays |= {f"{group}/{one}/{name}": x for one, named in sets.items() for name, x in named.items()}
+    arrays |= {f"scalars/{name}": array for name, array in measures.scalars.items()}
+    arrays |= {f"histogram/{name}": array for name, array in measures.histogram.items()}
+    facts = {"run": measures.run, "label": measures.label, "left_out": measures.left_out}
+    _save(path, fingerprint, arrays, facts)
+
+
+def load_run(path: Path, fingerprint: str) -> RunMeasures | None:
+    """Returns what was measured of one run; None if that is not there, damaged, or of something else."""
+    found = _load(path, fingerprint)
+    if found is None:
+        return None
+    arrays, facts = found
+    tree: dict[str, Any] = {"series": {}, "tokens": {}, "scalars": {}, "histogram": {}}
+    for key, array in arrays.items():
+        *groups, name = key.split("/")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = array
+    return RunMeasures(steps_R=tree.pop("steps"), **tree, **facts)
+
+
+def save_divergence(path: Path, fingerprints: Iterable[str], pairs: Mapping[str, Divergence]) -> None:
+    """Writes how far runs are from each other.
+
+    Raises:
+        RunError: If the disk fails.
+    """
+    arrays: dict[str, Array] = {}
+    for name, one in pairs.items():
+        arrays |= {f"{name}/distance": one.distance_PR, f"{name}/evolution": one.evolution_NR}
+    facts = {name: [list(pair) for pair in one.pairs] for name, one in pairs.items()}
+    _save(path, _joined(fingerprints), arrays, facts)
+
+
+def load_divergence(path: Path, fingerprints: Iterable[str]) -> dict[str, Divergence] | None:
+    """Returns how far runs are from each other; None if that is not there, damaged, or of something else."""
+    found = _load(path, _joined(fingerprints))
+    if found is None:
+        return None
+    arrays, facts = found
+    return {
+        name: Divergence(
+            pairs=tuple((first, second) for first, second in pairs),
+            distance_PR=arrays[f"{name}/distance"],
+            evolution_NR=arrays[f"{name}/evolution"],
+        )
+        for name, pairs in facts.items()
+    }
+
+
+def _joined(fingerprints: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
+
+
+def _code() -> bytes:
+    """Returns a hash of the code in this folder, which may measure something else tomorrow."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _save(path: Path, fingerprint: str, arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+    text = json.dumps({"fingerprint": fingerprint, **facts}).encode()
+    content = io.BytesIO()
+    np.savez_compressed(content, **{_FACTS: np.frombuffer(text, np.uint8), **arrays})  # type: ignore[arg-type]
+    write_file(path, content.getbuffer())
+
+
+def _load(path: Path, fingerprint: str) -> tuple[dict[str, Array], dict[str, Any]] | None:
+    try:
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files}
+        facts = json.loads(arrays.pop(_FACTS).tobytes())
+        return (arrays, facts) if facts.pop("fingerprint") == fingerprint else None
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,121 @@
+"""How far runs are from each other, row by row.
+
+Source: upstream 1.23d: ||W_i(t) - W_j(t)||_F over a set's tokens for every pair of runs, beside how far each
+run has come from its own start, ||W_i(t) - W_i(0)||_F.
+
+Shape suffixes: R rows, N runs, P pairs of runs, S tokens of a set, D dimensions.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from flannel_pl.analysis.lattice import widen
+from flannel_pl.errors import UserError
+from flannel_pl.recording.reader import RunRecording
+from flannel_pl.recording.tensors import Array
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Distances between the runs of an experiment."""
+
+    pairs: tuple[tuple[int, int], ...]
+    """Numbers of the runs of each pair."""
+
+    distance_PR: Array
+    """||W_i - W_j||_F, float64, in the weights' unit."""
+
+    evolution_NR: Array
+    """||W_i(t) - W_i(0)||_F, float64."""
+
+    @property
+    def ratio_R(self) -> Array:
+        """Mean distance over mean evolution, (R,): 1.41 if runs move independently; NaN at the start."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio_R = self.distance_PR.mean(axis=0) / self.evolution_NR.mean(axis=0)
+        return np.where(np.isfinite(ratio_R), ratio_R, np.nan)
+
+
+def measure_divergence(
+    runs: Sequence[RunRecording],
+    sets: Mapping[str, Array],
+    *,
+    advance: Callable[[int], object] | None = None,
+) -> dict[str, Divergence]:
+    """Measures the distances between runs, one row of each at a time.
+
+    Args:
+        runs: Two or more, of the same tokens. Rows that not all of them have are left out.
+        sets: Token set -> positions, (S,) int64.
+        advance: Called with the recorded bytes of every row that is done.
+
+    Returns:
+        Token set -> divergence.
+
+    Raises:
+        UserError: If runs have other tokens, other dimensions or other steps.
+
+    Example:
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:      # doctest: +SKIP
+        ...     sets, _ = token_sets(recording, recording.run(0))
+        ...     measure_divergence(list(recording), sets)["dead"].distance_PR[:, -1]
+    """
+    _check_alike(runs)
+    advance = advance or (lambda num_bytes: None)
+    tensors = [run.tensor("embeddings") for run in runs]
+    num_rows = min(len(tensor) for tensor in tensors)
+    pairs = tuple(itertools.combinations(range(len(runs)), 2))
+    start_NVD = [widen(tensor[0]) for tensor in tensors]
+    distance = {name: np.empty((len(pairs), num_rows)) for name in sets}
+    evolution = {name: np.empty((len(runs), num_rows)) for name in sets}
+
+    def measure_row(row: int) -> int:
+        W_NVD = [widen(tensor[row]) for tensor in tensors]
+        for number, (first, second) in enumerate(pairs):
+            squares_V = _squared_distances(W_NVD[first], W_NVD[second])
+            for name, tokens in sets.items():
+                distance[name][number, row] = np.sqrt(squares_V[tokens].sum(dtype=np.float64))
+        for number, (W_VD, start_VD) in enumerate(zip(W_NVD, start_NVD, strict=True)):
+            squares_V = _squared_distances(W_VD, start_VD)
+            for name, tokens in sets.items():
+                evolution[name][number, row] = np.sqrt(squares_V[tokens].sum(dtype=np.float64))
+        return sum(tensor.row_bytes for tensor in tensors)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for num_bytes in threads.map(measure_row, range(num_rows)):
+            advance(num_bytes)
+    names = tuple((runs[first].index, runs[second].index) for first, second in pairs)
+    return {name: Divergence(names, distance[name], evolution[name]) for name in sets}
+
+
+def _squared_distances(A_VD: Array, B_VD: Array) -> Array:
+    difference_VD = A_VD - B_VD
+    squares_V: Array = np.einsum("vd,vd->v", difference_VD, difference_VD)
+    return squares_V
+
+
+def _check_alike(runs: Sequence[RunRecording]) -> None:
+    first, *others = runs
+    shape, steps = first.tensor("embeddings").shape, first.steps
+    for other in others:
+        if other.tensor("embeddings").shape[1:] != shape[1:]:
+            num_tokens, dim = other.tensor("embeddings").shape[1:]
+            raise UserError(
+                f"run {first.index} has embeddings of {shape[1]} x {shape[2]} and run {other.index} of "
+                f"{num_tokens} x {dim}; there is no distance between them"
+            )
+        common = min(len(steps), other.num_rows)
+        if not np.array_equal(steps[:common], other.steps[:common]):
+            raise UserError(f"run {first.index} and run {other.index} were recorded at other steps")
+        if not np.array_equal(_tokens(first), _tokens(other)):
+            raise UserError(f"run {first.index} and run {other.index} are recordings of other tokens")
+
+
+def _tokens(run: RunRecording) -> Array:
+    name = "recorded_tokens"
+    return np.asarray(run.tensor(name)) if name in run.names else np.arange(run.tensor("embeddings").shape[1])

@@ -1,0 +1,224 @@
+"""Where a cloud of tokens is, how it moves: one pure function per metric, each for one recorded row.
+
+Formulas follow upstream (`upstream 1.21d` names the notebook a formula comes from). Weights are float32,
+sums and means float64 where that costs nothing. An empty set gives NaN; NaN weights give NaN.
+
+Shape suffixes: R rows, S tokens, D dimensions. c is the centroid, w_i a token, d the change since the row
+before.
+"""
+
+import warnings
+
+import numpy as np
+
+from flannel_pl.recording.tensors import Array
+
+
+def token_norms(W_SD: Array) -> Array:
+    """Returns |w_i| of each token, in the weights' unit; of a step, the lengths |dw_i|.
+
+    Returns:
+        (S,) float32.
+
+    Example:
+        >>> token_norms(np.float32([[3, 4], [0, 0]]))
+        array([5., 0.], dtype=float32)
+    """
+    norms_S: Array = np.sqrt(np.einsum("sd,sd->s", W_SD, W_SD))
+    return norms_S
+
+
+def mean_or_nan(x_S: Array) -> float:
+    """Returns the mean of what is not NaN; NaN if there is nothing.
+
+    Example:
+        >>> mean_or_nan(np.array([1.0, np.nan, 3.0])), mean_or_nan(np.array([]))
+        (2.0, nan)
+    """
+    defined = x_S[~np.isnan(x_S)]
+    return float(defined.mean(dtype=np.float64)) if defined.size else float("nan")
+
+
+def mean(x_S: Array) -> float:
+    """Returns the mean, NaN where one value is; NaN if there is nothing.
+
+    Example:
+        >>> mean(np.array([1.0, 3.0])), mean(np.array([]))
+        (2.0, nan)
+    """
+    return float(x_S.mean(dtype=np.float64)) if x_S.size else float("nan")
+
+
+def centroid(W_SD: Array) -> Array:
+    """Returns c, the mean over tokens (upstream 1.21d). Its norm |c| is the centroid norm.
+
+    Returns:
+        (D,) float64.
+
+    Example:
+        >>> centroid(np.float32([[1, 2], [3, 4]]))
+        array([2., 3.])
+    """
+    if not len(W_SD):
+        return np.full(W_SD.shape[1], np.nan)
+    centroid_D: Array = W_SD.mean(axis=0, dtype=np.float64)
+    return centroid_D
+
+
+def origin_radius(norms_S: Array) -> float:
+    """Returns mean_i |w_i|, the cloud's radius around the origin (upstream 1.22c, 1.23a).
+
+    Args:
+        norms_S: From `token_norms`.
+
+    Example:
+        >>> origin_radius(np.array([3.0, 5.0]))
+        4.0
+    """
+    return mean(norms_S)
+
+
+def distances(W_SD: Array, point_D: Array) -> Array:
+    """Returns |w_i - point|: from the centroid the tokens' distances; of steps dW from dc, thermal motion.
+
+    Args:
+        W_SD: Weights, or steps.
+        point_D: E.g. the centroid, or the centroid's step.
+
+    Returns:
+        (S,) float32.
+
+    Example:
+        >>> distances(np.float32([[3, 4]]), np.array([0.0, 0.0]))
+        array([5.], dtype=float32)
+    """
+    return token_norms(W_SD - point_D.astype(np.float32))
+
+
+def centroid_radius(distances_S: Array) -> float:
+    """Returns mean_i |w_i - c|, the cloud's radius around its centroid (upstream 1.21d, 1.22d).
+
+    Example:
+        >>> centroid_radius(np.array([1.0, 2.0]))
+        1.5
+    """
+    return mean(distances_S)
+
+
+def bounding_radius(distances_S: Array) -> float:
+    """Returns max_i |w_i - c| (upstream 1.20a, Crucible 3).
+
+    Example:
+        >>> bounding_radius(np.array([1.0, 2.0]))
+        2.0
+    """
+    return float(distances_S.max()) if distances_S.size else float("nan")
+
+
+def std_per_dim(W_SD: Array, centroid_D: Array) -> float:
+    """Returns the mean over dimensions of the standard deviation over tokens, divisor S (upstream 1.21d).
+
+    Example:
+        >>> std_per_dim(np.float32([[0, 0], [2, 4]]), np.array([1.0, 2.0]))
+        1.5
+    """
+    if not len(W_SD):
+        return float("nan")
+    centred_SD = W_SD - centroid_D.astype(np.float32)
+    variance_D = np.einsum("sd,sd->d", centred_SD, centred_SD) / len(W_SD)
+    return float(np.sqrt(variance_D).mean())
+
+
+def liftoff_step(centroid_norms_R: Array, bounding_radii_R: Array, steps_R: Array) -> int | None:
+    """Returns the first step at which the cloud no longer holds the origin: |c| > max_i |w_i - c|.
+
+    Source: Crucible 3. None if that never happens.
+
+    Example:
+        >>> liftoff_step(np.array([0.0, 1.0, 3.0]), np.array([2.0, 2.0, 2.0]), np.array([0, 1, 2]))
+        2
+    """
+    rows = np.flatnonzero(centroid_norms_R > bounding_radii_R)
+    return int(steps_R[rows[0]]) if len(rows) else None
+
+
+def path_efficiency(centroids_RD: Array) -> float:
+    """Returns how straight the centroid went: |c(T) - c(0)| / sum_t |dc_t|, 0 to 1 (upstream Crucible 2).
+
+    NaN if it never moved.
+
+    Example:
+        >>> path_efficiency(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
+        0.7142857142857143
+    """
+    path = np.linalg.norm(np.diff(centroids_RD, axis=0), axis=1).sum()
+    drift = np.linalg.norm(centroids_RD[-1] - centroids_RD[0])
+    return float(drift / path) if path > 0 else float("nan")
+
+
+def radial_fractions(W_SD: Array, dW_SD: Array, norms_S: Array, lengths_S: Array) -> Array:
+    """Returns f_i = (dw_i . w_i / |w_i|) / |dw_i|: 1 outward, -1 inward, 0 sideways (upstream 1.22a).
+
+    Upstream counts a token that stands still as 0, which dilutes every mean; here it has no direction.
+
+    Args:
+        W_SD: Weights before the step.
+        dW_SD: The step.
+        norms_S: `token_norms(W_SD)`.
+        lengths_S: `token_norms(dW_SD)`.
+
+    Returns:
+        (S,) float32; NaN for a token that did not move or began at the origin.
+
+    Example:
+        >>> W, dW = np.float32([[1, 0], [1, 0]]), np.float32([[2, 0], [0, 0]])
+        >>> radial_fractions(W, dW, token_norms(W), token_norms(dW))
+        array([ 1., nan], dtype=float32)
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fractions_S: Array = np.einsum("sd,sd->s", W_SD, dW_SD) / (norms_S * lengths_S)
+    fractions_S[(norms_S == 0) | (lengths_S == 0)] = np.nan
+    return fractions_S
+
+
+def sign_fractions(change_S: Array) -> tuple[float, float, float]:
+    """Returns which fractions of the tokens got farther from the origin, nearer, neither (upstream 1.22b).
+
+    Args:
+        change_S: |w_i| after minus |w_i| before.
+
+    Example:
+        >>> sign_fractions(np.array([1.0, 2.0, -1.0, 0.0]))
+        (0.5, 0.25, 0.25)
+    """
+    if not change_S.size:
+        return (float("nan"),) * 3
+    outward, inward, zero = (float(np.mean(x)) for x in (change_S > 0, change_S < 0, change_S == 0))
+    return outward, inward, zero
+
+
+def separation(first_D: Array, second_D: Array) -> float:
+    """Returns |c_live - c_dead|, the distance between two centroids (upstream 1.24a).
+
+    Example:
+        >>> separation(np.array([0.0, 0.0]), np.array([3.0, 4.0]))
+        5.0
+    """
+    return float(np.linalg.norm(first_D - second_D))
+
+
+def eccentricity(W_SD: Array) -> float:
+    """Returns lambda_max / lambda_min of the cloud's covariance matrix, in float64 (upstream 1.23c).
+
+    NaN for weights that are not finite, infinity for a cloud that is flat in some dimension.
+
+    Example:
+        >>> round(eccentricity(np.float32([[2, 0], [-2, 0], [0, 1], [0, -1]])), 6)
+        4.0
+    """
+    if len(W_SD) < 2 or not np.isfinite(W_SD).all():
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        smallest, *_, largest = np.linalg.eigvalsh(np.cov(W_SD.T.astype(np.float64))).tolist()
+    return largest / smallest if smallest > 0 else float("inf")
