@@ -91,10 +91,14 @@ def ulp(weights: Array, dtype: str) -> Array:
         >>> ulp(np.float32([1.0, 0.5, 0.02002]), "bfloat16") == np.float32([2**-7, 2**-8, 2**-13])
         array([ True,  True,  True])
     """
-    exponent = (weights.view(np.uint32) & np.uint32(0x7F800000)) >> np.uint32(23)
-    np.maximum(exponent, 1, out=exponent)
-    table = np.ldexp(np.float32(1), np.arange(256, dtype=np.int32) - 127 - _MANTISSA_BITS[dtype])
-    spacing: Array = np.take(table, exponent)
+    num_bits = _MANTISSA_BITS[dtype]
+    exponent_bits = weights.view(np.uint32) & np.uint32(0x7F800000)
+    smallest = np.uint32((num_bits + 1) << 23)
+    spacing: Array = (np.maximum(exponent_bits, smallest) - np.uint32(num_bits << 23)).view(np.float32)
+    tiny = exponent_bits < smallest
+    if tiny.any():  # its spacing is a subnormal number, which has no exponent to subtract from
+        exponent = np.maximum(exponent_bits[tiny] >> np.uint32(23), 1).astype(np.int32)
+        spacing[tiny] = np.ldexp(np.float32(1), exponent - 127 - num_bits)
     return spacing
 
 
@@ -128,7 +132,7 @@ def lattice_norms(displacement_SD: Array) -> tuple[Array, Array, Array]:
         displacement_SD: From `displacement`.
 
     Returns:
-        Three (S,) arrays, float64 (a step away from 0 overflows float32 when it is squared).
+        Three (S,) float64 arrays.
 
     Example:
         >>> [norm.tolist() for norm in lattice_norms(np.float32([[3.0, -4.0]]))]
@@ -136,11 +140,14 @@ def lattice_norms(displacement_SD: Array) -> tuple[Array, Array, Array]:
     """
     size_SD = np.abs(displacement_SD)
     linf_S = size_SD.max(axis=1).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative_SD = size_SD / np.maximum(linf_S, np.float64(1e-300)).astype(np.float32)[:, None]
-        l1_S = size_SD.sum(axis=1, dtype=np.float64)
-        l2_S = linf_S * np.sqrt(np.einsum("sd,sd->s", relative_SD, relative_SD))
-    return l1_S, np.where(linf_S == 0, 0.0, l2_S), linf_S
+    l1_S = size_SD.sum(axis=1).astype(np.float64)
+    l2_S = np.sqrt(np.einsum("sd,sd->s", size_SD, size_SD)).astype(np.float64)
+    far = np.isinf(l2_S)
+    if far.any():  # squares beyond float32: steps away from 0
+        far_SD = size_SD[far].astype(np.float64)
+        l1_S[far] = far_SD.sum(axis=1)
+        l2_S[far] = np.sqrt(np.einsum("sd,sd->s", far_SD, far_SD))
+    return l1_S, l2_S, linf_S
 
 
 def hop_classes(lengths_S: Array, mean_ulp_S: Array) -> Array:

@@ -206,13 +206,14 @@ class _Meter:
     def _measure_cloud(self, result: _Stretch, position: int, row: _Row) -> None:
         for name in self.sets:
             centroid_D, W_SD = row.centroids[name], self._of(row.W_VD, name)
-            distances_S = metrics.distances(W_SD, centroid_D)
+            centred_SD = metrics.centred(W_SD, centroid_D)
+            distances_S = metrics.token_norms(centred_SD)
             result.centroids[name][position] = centroid_D
             series = result.series[name]
             series["origin_radius"][position] = metrics.origin_radius(self._of(row.norms_V, name))
             series["centroid_radius"][position] = metrics.centroid_radius(distances_S)
             series["bounding_radius"][position] = metrics.bounding_radius(distances_S)
-            series["std_per_dim"][position] = metrics.std_per_dim(W_SD, centroid_D)
+            series["std_per_dim"][position] = metrics.std_per_dim(centred_SD)
 
     def _measure_motion(self, result: _Stretch, position: int, before: _Row, row: _Row, *, step: int) -> None:
         dW_VD = row.W_VD - before.W_VD
@@ -226,7 +227,8 @@ class _Meter:
             dc_D = row.centroids[name] - before.centroids[name]
             radial_S = self._of(radial_V, name)
             series["token_speed"][position] = metrics.mean(self._of(lengths_V, name))
-            series["thermal_speed"][position] = metrics.mean(metrics.distances(self._of(dW_VD, name), dc_D))
+            thermal_S = metrics.token_norms(metrics.centred(self._of(dW_VD, name), dc_D))
+            series["thermal_speed"][position] = metrics.mean(thermal_S)
             series["radial_fraction"][position] = metrics.mean_or_nan(radial_S)
             series["abs_radial_fraction"][position] = metrics.mean_or_nan(np.abs(radial_S))
             outward, inward, zero = metrics.sign_fractions(self._of(change_V, name))

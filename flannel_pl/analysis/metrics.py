@@ -78,21 +78,21 @@ def origin_radius(norms_S: Array) -> float:
     return mean(norms_S)
 
 
-def distances(W_SD: Array, point_D: Array) -> Array:
-    """Returns |w_i - point|: from the centroid the tokens' distances; of steps dW from dc, thermal motion.
+def centred(W_SD: Array, centroid_D: Array) -> Array:
+    """Returns w_i - c, whose norms are the tokens' distances from the centroid.
 
-    Args:
-        W_SD: Weights, or steps.
-        point_D: E.g. the centroid, or the centroid's step.
+    Of steps dw_i and the centroid's step dc: dw_i - dc, whose norms are the thermal motion that is left when
+    the motion of the bulk is taken away (upstream 1.31i).
 
     Returns:
-        (S,) float32.
+        (S, D) float32.
 
     Example:
-        >>> distances(np.float32([[3, 4]]), np.array([0.0, 0.0]))
-        array([5.], dtype=float32)
+        >>> centred(np.float32([[3, 4]]), np.array([1.0, 1.0]))
+        array([[2., 3.]], dtype=float32)
     """
-    return token_norms(W_SD - point_D.astype(np.float32))
+    difference_SD: Array = W_SD - centroid_D.astype(np.float32)
+    return difference_SD
 
 
 def centroid_radius(distances_S: Array) -> float:
@@ -115,17 +115,19 @@ def bounding_radius(distances_S: Array) -> float:
     return float(distances_S.max()) if distances_S.size else float("nan")
 
 
-def std_per_dim(W_SD: Array, centroid_D: Array) -> float:
+def std_per_dim(centred_SD: Array) -> float:
     """Returns the mean over dimensions of the standard deviation over tokens, divisor S (upstream 1.21d).
 
+    Args:
+        centred_SD: From `centred`.
+
     Example:
-        >>> std_per_dim(np.float32([[0, 0], [2, 4]]), np.array([1.0, 2.0]))
+        >>> std_per_dim(np.float32([[-1, -2], [1, 2]]))
         1.5
     """
-    if not len(W_SD):
+    if not len(centred_SD):
         return float("nan")
-    centred_SD = W_SD - centroid_D.astype(np.float32)
-    variance_D = np.einsum("sd,sd->d", centred_SD, centred_SD) / len(W_SD)
+    variance_D = np.einsum("sd,sd->d", centred_SD, centred_SD) / len(centred_SD)
     return float(np.sqrt(variance_D).mean())
 
 
