@@ -1,0 +1,288 @@
+"""When a cloud's epochs begin and end: inhale, sneeze, deceleration, re-expansion, Fimbulwinter.
+
+Two rules, which are not equivalent (upstream 3.3); both look at the radius around the origin unless told
+otherwise:
+
+- Rule A (upstream 1.22d, 1.23a): the inhale ends at the smallest radius of steps 0 to 10; the velocity is the
+  change of the radius per row, smoothed by a box of 5; the sneeze peaks at its maximum; the freeze is the
+  first step after 100 at which the velocity is below 1 % of that maximum.
+- Rule B (upstream 1.24b, 1.27a): the inhale ends at the smallest radius of the first 20 steps; the sneeze
+  peaks at the largest change of the radius; Fimbulwinter begins at the first step at which more than 90 % of
+  the tokens are frozen. The re-expansion, if there is one, begins where the deceleration between those two
+  turns into acceleration.
+
+A boundary that lies at the edge of the window it was sought in is none: then the reason is given instead of
+a step.
+
+Shape suffixes: R rows, N runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flannel_pl.recording.tensors import Array
+
+INHALE_WINDOW_A, INHALE_WINDOW_B = 10, 19
+"""Last step at which the two rules look for the inhale's end."""
+
+SMOOTHING_ROWS = 5
+FREEZE_AFTER_STEP, FREEZE_FRACTION = 100, 0.01
+FROZEN_FRACTION = 0.9
+
+LOW_RATE = 0.1
+"""A freeze at less than this fraction of the largest learning rate may be the schedule's doing."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One boundary, found or not."""
+
+    step: int | None
+    """The step; None if it was not reached."""
+
+    value: float | None = None
+    """What belongs to it: the inhale's depth as a fraction of the first radius, a velocity per row, a frozen
+    fraction."""
+
+    reason: str | None = None
+    """Why it was not reached."""
+
+    def __str__(self) -> str:
+        """Returns e.g. `24` or `not reached: ...`."""
+        return f"not reached: {self.reason}" if self.step is None else str(self.step)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """The boundaries that one rule finds in one curve."""
+
+    inhale: Mark
+    """Where the radius is smallest; value: how much smaller than at the start, as a fraction of that."""
+
+    sneeze: Mark
+    """Where the radius grows fastest; value: by how much per row."""
+
+    re_expansion: Mark
+    """Where the deceleration after the sneeze turns into acceleration; rule B only."""
+
+    freeze: Mark
+    """Where Fimbulwinter begins; value: what the rule compares."""
+
+    warning: str | None = None
+    """Why the freeze may not be the model's own doing."""
+
+    def intervals(self, last_step: int) -> list[tuple[str, int, int]]:
+        """Returns name, first and last step of the epochs whose boundaries are known, in order.
+
+        Args:
+            last_step: The last recorded step.
+        """
+        inhale, sneeze, again, freeze = (
+            mark.step for mark in (self.inhale, self.sneeze, self.re_expansion, self.freeze)
+        )
+        end = last_step if freeze is None else freeze
+        found: list[tuple[str, int, int]] = []
+        if inhale is not None:
+            found.append(("inhale", 0, inhale))
+        if sneeze is not None:
+            found.append(("sneeze", inhale or 0, sneeze))
+            found.append(("deceleration", sneeze, end if again is None else again))
+        if again is not None:
+            found.append(("re-expansion", again, end))
+        if freeze is not None:
+            found.append(("Fimbulwinter", freeze, last_step))
+        return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A boundary over several runs."""
+
+    mean: float | None
+    std: float | None
+    """Sample standard deviation; None for fewer than two runs."""
+
+    least: float | None
+    most: float | None
+    num_reached: int
+    num_runs: int
+
+
+def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = None) -> Epochs:
+    """Finds the epochs by the velocity of the radius.
+
+    Args:
+        radius_R: A radius per row, of one run or the mean over runs.
+        steps_R: Step of each row, ascending.
+        learning_rate_R: The rate of each row, for the warning; NaN in row 0.
+
+    Example:
+        >>> steps = np.arange(301)
+        >>> radius = 0.2 - 0.01 * np.exp(-((steps - 2.0) ** 2)) + 0.3 / (1 + np.exp((24.5 - steps) / 4))
+        >>> epochs = rule_a(radius, steps)
+        >>> epochs.inhale.step, epochs.sneeze.step, str(epochs.freeze)
+        (2, 24, 'not reached: it was frozen at step 101 already, and its search begins there')
+    """
+    if (refusal := _refusal(radius_R)) is not None:
+        return Epochs(refusal, refusal, Mark(None, reason="rule A knows none"), refusal)
+    velocity_R = _smoothed(np.diff(radius_R))
+    sneeze = _sneeze(velocity_R, steps_R, of="the smoothed velocity")
+    freeze = Mark(None, reason="the sneeze was not found")
+    if sneeze.step is not None and sneeze.value is not None:
+        slow = velocity_R < FREEZE_FRACTION * sneeze.value
+        rows = np.flatnonzero(slow & (steps_R[:-1] > FREEZE_AFTER_STEP))
+        what = (
+            f"the velocity never fell below {FREEZE_FRACTION:.0%} of its peak after step {FREEZE_AFTER_STEP}"
+        )
+        freeze = _first(rows, steps_R, velocity_R, what, edge="its search begins there")
+    inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_A)
+    warning = _schedule_warning(freeze, steps_R, learning_rate_R)
+    return Epochs(inhale, sneeze, Mark(None, reason="rule A knows none"), freeze, warning)
+
+
+def rule_b(
+    radius_R: Array, frozen_fraction_R: Array, steps_R: Array, *, learning_rate_R: Array | None = None
+) -> Epochs:
+    """Finds the epochs by the largest change of the radius and the fraction of frozen tokens.
+
+    Args:
+        radius_R: A radius per row, of one run or the mean over runs.
+        frozen_fraction_R: Fraction of tokens that did not change; NaN in row 0.
+        steps_R: Step of each row, ascending.
+        learning_rate_R: The rate of each row, for the warning; NaN in row 0.
+
+    Example:
+        >>> steps = np.arange(301)
+        >>> radius = 0.2 - 0.01 * np.exp(-((steps - 2.0) ** 2)) + 0.3 / (1 + np.exp((24.5 - steps) / 4))
+        >>> epochs = rule_b(radius, np.where(steps < 200, 0.1, 0.95), steps)
+        >>> epochs.sneeze.step, epochs.freeze.step
+        (24, 200)
+    """
+    if (refusal := _refusal(radius_R)) is not None:
+        return Epochs(refusal, refusal, refusal, refusal)
+    change_R = np.diff(radius_R)
+    sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
+    rows = np.flatnonzero(frozen_fraction_R > FROZEN_FRACTION)
+    what = f"never more than {FROZEN_FRACTION:.0%} of the tokens were frozen"
+    freeze = _first(rows, steps_R, frozen_fraction_R, what)
+    again = _re_expansion(change_R, steps_R, sneeze=sneeze, freeze=freeze)
+    inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_B)
+    return Epochs(inhale, sneeze, again, freeze, _schedule_warning(freeze, steps_R, learning_rate_R))
+
+
+def spread(values: Sequence[float | None]) -> Spread:
+    """Returns mean, sample standard deviation and range of what was reached.
+
+    Args:
+        values: One per run; None where it was not reached.
+
+    Example:
+        >>> spread([2, 4, None])
+        Spread(mean=3.0, std=1.4142135623730951, least=2, most=4, num_reached=2, num_runs=3)
+    """
+    reached = [value for value in values if value is not None]
+    if not reached:
+        return Spread(None, None, None, None, 0, len(values))
+    std = float(np.std(reached, ddof=1)) if len(reached) > 1 else None
+    return Spread(float(np.mean(reached)), std, min(reached), max(reached), len(reached), len(values))
+
+
+def _refusal(radius_R: Array) -> Mark | None:
+    if not np.isfinite(radius_R).all():
+        return Mark(None, reason="the radius is not finite everywhere")
+    if len(radius_R) < 3:
+        return Mark(None, reason=f"{len(radius_R)} rows are too few")
+    if np.ptp(radius_R) == 0:
+        return Mark(None, reason="the radius never changes")
+    return None
+
+
+def _smoothed(velocity_R: Array) -> Array:
+    """Returns a moving mean; at the ends, of what there is of the box."""
+    box = np.ones(SMOOTHING_ROWS)
+    smoothed_R: Array = np.convolve(velocity_R, box, "same")[: len(velocity_R)]
+    counts_R = np.convolve(np.ones(len(velocity_R)), box, "same")[: len(velocity_R)]
+    return smoothed_R / counts_R
+
+
+def _inhale(radius_R: Array, steps_R: Array, *, window: int) -> Mark:
+    rows = np.flatnonzero(steps_R <= window)
+    if len(rows) < 3:
+        return Mark(None, reason=f"{len(rows)} rows up to step {window} are too few")
+    lowest = int(np.argmin(radius_R[rows]))
+    if lowest == 0:
+        return Mark(None, reason="the radius is never below that of the start")
+    if lowest == len(rows) - 1:
+        return Mark(None, reason=f"the radius is still falling at step {window}, the end of the window")
+    return Mark(int(steps_R[lowest]), float((radius_R[0] - radius_R[lowest]) / radius_R[0]))
+
+
+def _sneeze(velocity_R: Array, steps_R: Array, *, of: str) -> Mark:
+    """The step from which the change is largest: velocity k is that from row k to row k + 1."""
+    peak = int(np.argmax(velocity_R))
+    if velocity_R[peak] <= 0:
+        return Mark(None, reason="the radius never grows")
+    if peak == len(velocity_R) - 1:
+        return Mark(None, reason=f"{of} is still growing at the end")
+    return Mark(int(steps_R[peak]), float(velocity_R[peak]))
+
+
+def _first(rows: Array, steps_R: Array, values_R: Array, never: str, *, edge: str | None = None) -> Mark:
+    if not len(rows):
+        return Mark(None, reason=never)
+    step, value = int(steps_R[rows[0]]), float(values_R[rows[0]])
+    if edge is not None and rows[0] == np.searchsorted(steps_R, FREEZE_AFTER_STEP, side="right"):
+        return Mark(None, value, f"it was frozen at step {step} already, and {edge}")
+    return Mark(step, value)
+
+
+def _re_expansion(change_R: Array, steps_R: Array, *, sneeze: Mark, freeze: Mark) -> Mark:
+    """Finds where, between sneeze and freeze, the smoothed velocity begins to grow again for good.
+
+    Upstream takes any change of sign of the second difference, and finds noise at the window's end.
+    """
+    if sneeze.step is None:
+        return Mark(None, reason="the sneeze was not found")
+    smoothed_R = _smoothed(_smoothed(change_R))
+    inside = (steps_R[:-1] >= sneeze.step) & (steps_R[:-1] < (freeze.step or steps_R[-1]))
+    rows = np.flatnonzero(inside)
+    if len(rows) < 2 * SMOOTHING_ROWS:
+        return Mark(None, reason="sneeze and freeze leave no room for it")
+    lowest = rows[int(np.argmin(smoothed_R[rows]))]
+    later = smoothed_R[lowest : rows[-1] + 1]
+    if lowest > rows[-1] - SMOOTHING_ROWS:
+        return Mark(None, reason="the velocity falls until the freeze")
+    if later.max() < 2 * max(smoothed_R[lowest], 0) + FREEZE_FRACTION * (sneeze.value or 0):
+        return Mark(None, reason="the velocity does not grow again after the sneeze")
+    return Mark(int(steps_R[lowest]), float(later.max()))
+
+
+def _schedule_warning(freeze: Mark, steps_R: Array, learning_rate_R: Array | None) -> str | None:
+    if freeze.step is None or learning_rate_R is None or not np.isfinite(learning_rate_R).any():
+        return None
+    row = int(np.searchsorted(steps_R, freeze.step))
+    share = float(learning_rate_R[row] / np.nanmax(learning_rate_R))
+    if not share < LOW_RATE:
+        return None
+    return (
+        f"at the freeze, step {freeze.step}, the learning rate is {share:.1%} of its largest: it may be the "
+        "schedule that ends the motion"
+    )
+
+
+def over_runs(runs: Sequence[Epochs], pick: Callable[[Epochs], float | None]) -> Spread:
+    """Returns the spread over runs of one number of their epochs.
+
+    Args:
+        runs: The epochs of each run, by one rule.
+        pick: E.g. `lambda epochs: epochs.sneeze.step`.
+
+    Example:
+        >>> steps = np.arange(301)
+        >>> curves = [1 + 1 / (1 + np.exp((t - steps) / 4)) for t in (30, 40)]
+        >>> over_runs([rule_a(curve, steps) for curve in curves], lambda epochs: epochs.sneeze.step).mean
+        34.0
+    """
+    return spread([pick(epochs) for epochs in runs])

@@ -1,0 +1,120 @@
+"""Boundaries of curves whose answer is known, and what must not be taken for one."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flannel_pl.analysis.epochs import Epochs, over_runs, rule_a, rule_b, spread
+
+Array = np.ndarray[Any, Any]
+STEPS = np.arange(601)
+
+
+def curve(*, inhale: float = 2, sneeze: float = 24.5, pause: float = 0.0) -> Array:
+    """A radius that dips, bursts out around a step, and approaches its end slowly; perhaps in two goes."""
+    dip = 0.01 * np.exp(-(((STEPS - inhale) / 2) ** 2))
+    burst = 0.2 / (1 + np.exp((sneeze - STEPS) / 4))
+    tail = 0.1 * (1 - np.exp(-STEPS / 60))
+    again = pause / (1 + np.exp((300 - STEPS) / 15))
+    radius: Array = 0.2 - dip + burst + tail * (pause == 0) + again
+    return radius
+
+
+def frozen_from(step: int) -> Array:
+    return np.where(step > STEPS, 0.2, 0.95)
+
+
+def test_rule_a_finds_inhale_sneeze_and_freeze() -> None:
+    radius = curve()
+    epochs = rule_a(radius, STEPS)
+    assert epochs.inhale.step == int(np.argmin(radius[:11]))
+    assert epochs.inhale.value == pytest.approx((radius[0] - radius[:11].min()) / radius[0])
+    velocity = np.array([np.diff(radius)[max(0, k - 2) : k + 3].mean() for k in range(600)])
+    assert epochs.sneeze.step == int(np.argmax(velocity)) == 24
+    assert epochs.sneeze.value == pytest.approx(velocity.max())
+    expected = next(k for k in range(101, 600) if velocity[k] < 0.01 * velocity.max())
+    assert epochs.freeze.step == expected > 101
+    assert epochs.warning is None
+
+
+def test_rule_b_finds_the_largest_change_and_the_winter() -> None:
+    radius = curve()
+    epochs = rule_b(radius, frozen_from(450), STEPS)
+    assert epochs.sneeze.step == int(np.argmax(np.diff(radius)))
+    assert (epochs.freeze.step, epochs.freeze.value) == (450, 0.95)
+    assert "not reached: " in str(epochs.re_expansion)
+
+
+def test_a_second_burst_is_a_re_expansion() -> None:
+    epochs = rule_b(curve(pause=0.1), frozen_from(500), STEPS)
+    assert epochs.re_expansion.step is not None
+    assert 60 < epochs.re_expansion.step < 260
+    names = [name for name, _, _ in epochs.intervals(600)]
+    assert names == ["inhale", "sneeze", "deceleration", "re-expansion", "Fimbulwinter"]
+    bounds = [bound for _, first, last in epochs.intervals(600) for bound in (first, last)]
+    assert bounds == sorted(bounds)
+
+
+def test_a_minimum_at_the_windows_edge_is_no_inhale() -> None:
+    falling = (
+        curve(inhale=-50) - 0.1 * np.minimum(STEPS, 30) / 30
+    )  # as upstream's centroid radius: still falling at step 10
+    assert str(rule_a(falling, STEPS).inhale) == (
+        "not reached: the radius is still falling at step 10, the end of the window"
+    )
+    assert "the end of the window" in str(rule_b(falling, frozen_from(300), STEPS).inhale)
+    assert "never below that of the start" in str(rule_a(np.sqrt(STEPS + 1.0), STEPS).inhale)
+
+
+def test_a_freeze_where_the_search_begins_is_none() -> None:
+    early = 0.2 + 0.3 / (1 + np.exp((24.5 - STEPS) / 4))
+    assert "frozen at step 101 already" in str(rule_a(early, STEPS).freeze)
+
+
+def test_what_never_freezes_does_not() -> None:
+    growing = curve() + 1e-3 * STEPS
+    assert "never fell below 1% of its peak" in str(rule_a(growing, STEPS).freeze)
+    assert "never more than 90% of the tokens" in str(rule_b(growing, frozen_from(10**6), STEPS).freeze)
+    still = rule_a(np.exp(STEPS / 100), STEPS)
+    assert "still growing at the end" in str(still.sneeze)
+    assert "the sneeze was not found" in str(still.freeze)
+
+
+@pytest.mark.parametrize(
+    ("radius", "reason"),
+    [
+        (np.ones(601), "never changes"),
+        (np.full(601, np.nan), "not finite"),
+        (np.ones(1), "1 rows are too few"),
+        (np.linspace(1, 0.5, 601), "never grows"),
+    ],
+)
+def test_curves_without_epochs(radius: Array, reason: str) -> None:
+    steps = STEPS[: len(radius)]
+    assert reason in str(rule_a(radius, steps).sneeze)
+    assert reason in str(rule_b(radius, np.full(len(radius), np.nan), steps).sneeze)
+
+
+def test_rows_far_apart_have_no_inhale_but_steps_stay_steps() -> None:
+    epochs = rule_b(curve()[::10], frozen_from(450)[::10], STEPS[::10])
+    assert "2 rows up to step 19 are too few" in str(epochs.inhale)
+    assert epochs.sneeze.step == 20
+    assert epochs.freeze.step == 450
+
+
+def test_a_freeze_at_the_schedules_end_is_suspicious() -> None:
+    rate = np.concatenate([[np.nan], np.linspace(1e-3, 0, 600)])
+    assert rule_b(curve(), frozen_from(450), STEPS, learning_rate_R=rate).warning is None
+    warning = rule_b(curve(), frozen_from(570), STEPS, learning_rate_R=rate).warning
+    assert warning is not None
+    assert "at the freeze, step 570, the learning rate is 5.0% of its largest" in warning
+
+
+def test_over_runs() -> None:
+    runs: list[Epochs] = [rule_a(curve(sneeze=t), STEPS) for t in (20.5, 24.5, 31.5)]
+    got = over_runs(runs, lambda epochs: epochs.sneeze.step)
+    assert (got.mean, got.least, got.most) == (25, 20, 31)
+    assert got.std == pytest.approx(np.std([20, 24, 31], ddof=1))
+    assert spread([None, None]).num_reached == 0
+    assert spread([5.0]).std is None
