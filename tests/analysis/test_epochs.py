@@ -57,9 +57,8 @@ def test_a_second_burst_is_a_re_expansion() -> None:
 
 
 def test_a_minimum_at_the_windows_edge_is_no_inhale() -> None:
-    falling = (
-        curve(inhale=-50) - 0.1 * np.minimum(STEPS, 30) / 30
-    )  # as upstream's centroid radius: still falling at step 10
+    # As upstream's centroid radius, which is still falling at step 10.
+    falling = curve(inhale=-50, sneeze=80) - 0.1 * np.minimum(STEPS, 30) / 30
     assert str(rule_a(falling, STEPS).inhale) == (
         "not reached: the radius is still falling at step 10, the end of the window"
     )
