@@ -137,7 +137,7 @@ def _save(path: Path, fingerprint: str, arrays: Mapping[str, Array], facts: Mapp
 
 def _load(path: Path, fingerprint: str) -> tuple[dict[str, Array], dict[str, Any]] | None:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:  # np.load alone leaves a damaged file open
             arrays = {key: file[key] for key in file.files}
         facts = json.loads(arrays.pop(_FACTS).tobytes())
         return (arrays, facts) if facts.pop("fingerprint") == fingerprint else None
