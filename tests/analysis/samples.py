@@ -37,9 +37,10 @@ def save_recording(
     Returns:
         `path`.
     """
-    num_rows, num_tokens = runs[0].shape[:2]
+    num_tokens = runs[0].shape[1]
     tensors: dict[str, torch.Tensor] = {}
     for index, W_RVD in enumerate(runs):
+        num_rows = len(W_RVD)
         tensors[f"run_{index}_embeddings"] = torch.from_numpy(W_RVD).to(dtype).contiguous()
         tensors[f"run_{index}_recorded_steps"] = torch.tensor(range(num_rows) if steps is None else steps)
         loss = [float("nan"), *[1.0] * (num_rows - 1)] if losses is None else losses

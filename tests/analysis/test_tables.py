@@ -1,0 +1,60 @@
+"""The tables of small recordings, read back as a spreadsheet would."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flannel_pl
+from flannel_pl.analysis.measure import Measures, measure_run
+from flannel_pl.analysis.tables import key_figures, key_figures_csv, metrics_csv, steps_csv
+from tests.analysis.samples import save_recording, walk
+
+
+@pytest.fixture
+def measures(tmp_path: Path) -> Measures:
+    path = save_recording(tmp_path / "r.safetensors", [walk(1), walk(2)[:5]], dead=[0, 1, 4])
+    with flannel_pl.open_recording(path) as recording:
+        runs = tuple(measure_run(recording, index) for index in recording.runs)
+    return Measures(path, "trial", runs, pairs={}, dim=4, left_out={})
+
+
+def test_every_number_of_every_row(measures: Measures) -> None:
+    lines = list(csv.DictReader(metrics_csv(measures).splitlines()))
+    assert len(lines) == 3 * (7 + 5)
+    line = next(x for x in lines if (x["run"], x["set"], x["step"]) == ("1", "live", "3"))
+    expected = measures.runs[1].series["live"]["token_speed"][3]
+    assert line["label"] == "seed 43"
+    assert float(line["token_speed"]) == pytest.approx(expected, rel=1e-8)
+    assert line["loss"] == ""
+    first = next(x for x in lines if (x["run"], x["set"], x["step"]) == ("0", "all", "0"))
+    assert (first["token_speed"], first["loss"]) == ("", "")
+    second = next(x for x in lines if (x["run"], x["set"], x["step"]) == ("0", "all", "1"))
+    assert second["loss"] == "1"
+
+
+def test_means_over_runs_have_the_steps_of_all(measures: Measures) -> None:
+    lines = list(csv.DictReader(steps_csv(measures, "dead").splitlines()))
+    assert [line["step"] for line in lines] == list("01234")
+    values = [run.series["dead"]["origin_radius"][4] for run in measures.runs]
+    assert float(lines[4]["origin_radius_mean"]) == pytest.approx(np.mean(values), rel=1e-8)
+    assert float(lines[4]["origin_radius_std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-8)
+    assert lines[0]["token_speed_mean"] == ""
+
+
+def test_key_figures(measures: Measures) -> None:
+    figures = {figure.name: figure for figure in key_figures(measures, "dead")}
+    radius = [run.series["dead"]["origin_radius"][-1] for run in measures.runs]
+    assert figures["origin_radius, end"].values == pytest.approx(radius)
+    assert figures["origin_radius, end"].over_runs.mean == pytest.approx(np.mean(radius))
+    assert figures["loss, mean over steps"].values == (1, 1)
+    assert figures["tokens still moving"].values == pytest.approx((1 / 3, 1 / 3))
+    lines = list(csv.DictReader(key_figures_csv(list(figures.values()), measures).splitlines()))
+    assert [line["figure"] for line in lines] == list(figures)
+    assert float(lines[1]["seed 43"]) == pytest.approx(radius[1], rel=1e-8)
+
+
+def test_a_set_that_is_not_there_has_no_figures_but_the_loss(measures: Measures) -> None:
+    assert [figure.name for figure in key_figures(measures, "no such set")] == ["loss, mean over steps"]
+    assert steps_csv(measures, "no such set") == "step\n"
