@@ -1,0 +1,92 @@
+"""Measures a whole experiment, with what was measured before."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flannel_pl.analysis import cache
+from flannel_pl.analysis.divergence import Divergence, measure_divergence
+from flannel_pl.analysis.measure import Advance, Measures, measure_run
+from flannel_pl.analysis.sets import token_sets
+from flannel_pl.errors import UserError
+from flannel_pl.recording.disk import make_folder
+from flannel_pl.recording.reader import Recording
+
+
+def measure_experiment(
+    recording: Recording,
+    *,
+    cache_folder: Path | None = None,
+    expect: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
+) -> Measures:
+    """Measures every run of a recording, and how far the runs are from each other.
+
+    Args:
+        recording: An open recording.
+        cache_folder: Where to keep what was measured; runs that are there and have not changed are not read
+            again. None = nowhere.
+        expect: Told once how many recorded bytes are going to be read.
+        advance: Called with the bytes of every stretch of rows that is done.
+
+    Returns:
+        Its measures. Distances between runs are left out, with the reason, where there are none.
+
+    Raises:
+        UserError: If the embeddings were not recorded.
+        RunError: If a file cannot be read, or the cache not written.
+
+    Example:
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:      # doctest: +SKIP
+        ...     measures = measure_experiment(recording)
+    """
+    advance = advance or (lambda num_bytes: None)
+    marks = {index: cache.fingerprint(recording, index) for index in recording.runs} if cache_folder else {}
+    found = {
+        index: cache.load_run(cache_folder / f"run_{index}.npz", marks[index]) if cache_folder else None
+        for index in recording.runs
+    }
+    pairs = cache.load_divergence(cache_folder / "pairs.npz", marks.values()) if cache_folder else None
+    if expect is not None:
+        again = [index for index, measures in found.items() if measures is None]
+        again += list(recording.runs) if pairs is None and len(recording) > 1 else []
+        expect(sum(_embedding_bytes(recording, index) for index in again))
+    if cache_folder is not None:
+        make_folder(cache_folder)
+    runs = []
+    for index, measures in found.items():
+        if measures is None:
+            measures = measure_run(recording, index, advance=advance)
+            if cache_folder is not None:
+                cache.save_run(cache_folder / f"run_{index}.npz", marks[index], measures)
+        runs.append(measures)
+    left_out: dict[str, str] = {}
+    if pairs is None:
+        try:
+            pairs = _pairs(recording, advance)
+        except UserError as error:
+            pairs, left_out = {}, {"distances between runs": str(error)}
+        if cache_folder is not None and pairs:
+            cache.save_divergence(cache_folder / "pairs.npz", marks.values(), pairs)
+    dim = recording.run(recording.runs[0]).tensor("embeddings").shape[2]
+    return Measures(recording.path, title_of(recording), tuple(runs), pairs, dim, left_out)
+
+
+def title_of(recording: Recording) -> str:
+    """Returns the name of the experiment, or of the file where there is none."""
+    settings = recording.metadata.get("config", {}).get("experiment", {})
+    return str(settings.get("name") or recording.path.name.removesuffix(".safetensors"))
+
+
+def _embedding_bytes(recording: Recording, index: int) -> int:
+    run = recording.run(index)
+    if "embeddings" not in run.names:
+        return 0
+    W = run.tensor("embeddings")
+    return len(W) * W.row_bytes
+
+
+def _pairs(recording: Recording, advance: Advance) -> dict[str, Divergence]:
+    if len(recording) < 2:
+        raise UserError("it takes two runs to measure their distance")
+    sets, _ = token_sets(recording, recording.run(recording.runs[0]))
+    return measure_divergence(list(recording), sets, advance=advance)
