@@ -44,8 +44,8 @@ def widen(weights: Array) -> Array:
         return weights
     if weights.dtype.name != "bfloat16":
         return weights.astype(np.float32)
-    bits = np.ascontiguousarray(weights).view(np.uint16)  # ten times as fast as a cast
-    widened: Array = (bits.astype(np.uint32) << 16).view(np.float32)
+    bits = weights.view(np.uint16).astype(np.uint32)  # ten times as fast as a cast
+    widened: Array = np.left_shift(bits, 16, out=bits).view(np.float32)
     return widened
 
 
@@ -64,10 +64,7 @@ def changed(before_SD: Array, after_SD: Array) -> Array:
         [False, True]
     """
     integer = np.dtype(f"u{before_SD.dtype.itemsize}")
-    difference_SD = np.ascontiguousarray(before_SD).view(integer) != np.ascontiguousarray(after_SD).view(
-        integer
-    )
-    result: Array = difference_SD.any(axis=1)
+    result: Array = (before_SD.view(integer) != after_SD.view(integer)).any(axis=1)
     return result
 
 
@@ -106,7 +103,8 @@ def displacement(dW_SD: Array, ulp_SD: Array) -> Array:
     """Returns steps in units of the lattice: dW' = dW / ULP(W before).
 
     Exact while the result is representable. Not an integer where a weight fell below a power of two, since
-    the lattice is finer there; huge where it left 0.
+    the lattice is finer there. Huge where a weight left 0, 2^133 times its step for bfloat16 and 2^149 times
+    for float32; infinity where float32 holds no such number (from 0, steps of 2^-5 and 2^-21 or more).
 
     Args:
         dW_SD: The step, float32.
@@ -140,7 +138,8 @@ def lattice_norms(displacement_SD: Array) -> tuple[Array, Array, Array]:
     """
     size_SD = np.abs(displacement_SD)
     linf_S = size_SD.max(axis=1).astype(np.float64)
-    l1_S = size_SD.sum(axis=1).astype(np.float64)
+    with np.errstate(over="ignore"):
+        l1_S = size_SD.sum(axis=1).astype(np.float64)
     l2_S = np.sqrt(np.einsum("sd,sd->s", size_SD, size_SD)).astype(np.float64)
     far = np.isinf(l2_S)
     if far.any():  # squares beyond float32: steps away from 0

@@ -91,7 +91,7 @@ def phase_fractions(tokens: Mapping[str, Array], steps_R: Array) -> dict[str, Ar
         steps_R: Step of each row.
 
     Returns:
-        early, midlife, late, fimbulwinter -> (R,) float64; they add up to 1.
+        early, midlife, late, fimbulwinter -> (R,) float64; they add up to 1. NaN without tokens.
 
     Example:
         >>> ends = {"early_end": np.array([1]), "midlife_end": np.array([2]), "late_end": np.array([2])}
@@ -110,8 +110,10 @@ def phase_fractions(tokens: Mapping[str, Array], steps_R: Array) -> dict[str, Ar
 
 def _fraction_not_over(end_S: Array, steps_R: Array) -> Array:
     """Returns which fraction of phases is not over at each step; one that ended at 0 never was."""
+    if not len(end_S):
+        return np.full(len(steps_R), np.nan)
     over_R = np.searchsorted(np.sort(end_S[end_S > 0]), steps_R, side="left") + np.count_nonzero(end_S == 0)
-    fraction_R: Array = 1 - over_R / max(1, len(end_S))
+    fraction_R: Array = 1 - over_R / len(end_S)
     return fraction_R
 
 

@@ -168,6 +168,10 @@ class _Meter:
         self.has_lattice = W.dtype in LATTICE_DTYPES
 
     def measure(self, rows: range) -> _Stretch:
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite weights make NaN, which is the answer
+            return self._measure(rows)
+
+    def _measure(self, rows: range) -> _Stretch:
         first = max(0, rows.start - 1)
         stored_RVD = self.W[first : rows.stop]
         result = self._empty(len(rows))
@@ -275,6 +279,11 @@ def _stretches(W: LazyTensor) -> Iterator[range]:
 
 def _series(parts: list[_Stretch], sets: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     """Joins the stretches, and adds what only the centroids of all rows tell."""
+    with np.errstate(invalid="ignore"):  # infinite weights, and 0 / 0 before the centroid has moved
+        return _joined(parts, sets)
+
+
+def _joined(parts: list[_Stretch], sets: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     result: dict[str, dict[str, Array]] = {}
     centroids = {name: np.concatenate([part.centroids[name] for part in parts]) for name in sets}
     for name, centroids_RD in centroids.items():
@@ -286,8 +295,7 @@ def _series(parts: list[_Stretch], sets: Mapping[str, Array]) -> dict[str, dict[
         speeds = np.linalg.norm(np.diff(centroids_RD, axis=0), axis=1)
         series["centroid_speed"] = np.concatenate([[np.nan], speeds])
         path = np.concatenate([[0.0], np.cumsum(speeds)])
-        with np.errstate(invalid="ignore"):
-            series["path_efficiency"] = series["centroid_drift"] / path  # 0 / 0: it has not moved yet
+        series["path_efficiency"] = series["centroid_drift"] / path
         result[name] = series
     if "dead" in centroids and "live" in centroids:
         apart_RD = centroids["live"] - centroids["dead"]

@@ -1,21 +1,26 @@
 """Where a cloud of tokens is, how it moves: one pure function per metric, each for one recorded row.
 
 Formulas follow upstream (`upstream 1.21d` names the notebook a formula comes from). Weights are float32,
-sums and means float64 where that costs nothing. An empty set gives NaN; NaN weights give NaN.
+sums and means float64 where that costs nothing. An empty set gives NaN. Weights that are not finite make
+radii, speeds and centroids not finite, without a warning; from radial fractions and from the counts of
+outward and inward steps such tokens are left out.
 
 Shape suffixes: R rows, S tokens, D dimensions. c is the centroid, w_i a token, d the change since the row
 before.
 """
 
-import warnings
-
 import numpy as np
 
 from flannel_pl.recording.tensors import Array
 
+_SQUARES_VANISH = 2.0**-50
+"""Below this length the squares of components lose bits in float32, and below 2^-75 they are 0."""
+
 
 def token_norms(W_SD: Array) -> Array:
     """Returns |w_i| of each token, in the weights' unit; of a step, the lengths |dw_i|.
+
+    Also where the squares do not fit into float32: whatever moved has a length.
 
     Returns:
         (S,) float32.
@@ -25,6 +30,11 @@ def token_norms(W_SD: Array) -> Array:
         array([5., 0.], dtype=float32)
     """
     norms_S: Array = np.sqrt(np.einsum("sd,sd->s", W_SD, W_SD))
+    for beyond_S, exponent in ((norms_S < _SQUARES_VANISH, 100), (np.isposinf(norms_S), -100)):
+        if beyond_S.any():
+            scaled_SD = np.ldexp(W_SD[beyond_S], exponent)
+            with np.errstate(over="ignore"):
+                norms_S[beyond_S] = np.ldexp(np.sqrt(np.einsum("sd,sd->s", scaled_SD, scaled_SD)), -exponent)
     return norms_S
 
 
@@ -61,7 +71,8 @@ def centroid(W_SD: Array) -> Array:
     """
     if not len(W_SD):
         return np.full(W_SD.shape[1], np.nan)
-    centroid_D: Array = W_SD.mean(axis=0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # infinity and -infinity
+        centroid_D: Array = W_SD.mean(axis=0, dtype=np.float64)
     return centroid_D
 
 
@@ -91,7 +102,8 @@ def centred(W_SD: Array, centroid_D: Array) -> Array:
         >>> centred(np.float32([[3, 4]]), np.array([1.0, 1.0]))
         array([[2., 3.]], dtype=float32)
     """
-    difference_SD: Array = W_SD - centroid_D.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite
+        difference_SD: Array = W_SD - centroid_D.astype(np.float32)
     return difference_SD
 
 
@@ -153,9 +165,10 @@ def path_efficiency(centroids_RD: Array) -> float:
         >>> path_efficiency(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
         0.7142857142857143
     """
-    path = np.linalg.norm(np.diff(centroids_RD, axis=0), axis=1).sum()
-    drift = np.linalg.norm(centroids_RD[-1] - centroids_RD[0])
-    return float(drift / path) if path > 0 else float("nan")
+    with np.errstate(invalid="ignore"):  # weights that are not finite
+        path = np.linalg.norm(np.diff(centroids_RD, axis=0), axis=1).sum()
+        drift = np.linalg.norm(centroids_RD[-1] - centroids_RD[0])
+        return float(drift / path) if path > 0 else float("nan")
 
 
 def radial_fractions(W_SD: Array, dW_SD: Array, norms_S: Array, lengths_S: Array) -> Array:
@@ -170,7 +183,7 @@ def radial_fractions(W_SD: Array, dW_SD: Array, norms_S: Array, lengths_S: Array
         lengths_S: `token_norms(dW_SD)`.
 
     Returns:
-        (S,) float32; NaN for a token that did not move or began at the origin.
+        (S,) float32; NaN for a token that did not move, began at the origin or is not finite.
 
     Example:
         >>> W, dW = np.float32([[1, 0], [1, 0]]), np.float32([[2, 0], [0, 0]])
@@ -187,7 +200,7 @@ def sign_fractions(change_S: Array) -> tuple[float, float, float]:
     """Returns which fractions of the tokens got farther from the origin, nearer, neither (upstream 1.22b).
 
     Args:
-        change_S: |w_i| after minus |w_i| before.
+        change_S: |w_i| after minus |w_i| before. A token that is NaN is a token, but did none of the three.
 
     Example:
         >>> sign_fractions(np.array([1.0, 2.0, -1.0, 0.0]))
@@ -206,13 +219,15 @@ def separation(first_D: Array, second_D: Array) -> float:
         >>> separation(np.array([0.0, 0.0]), np.array([3.0, 4.0]))
         5.0
     """
-    return float(np.linalg.norm(first_D - second_D))
+    with np.errstate(invalid="ignore"):  # weights that are not finite
+        return float(np.linalg.norm(first_D - second_D))
 
 
 def eccentricity(W_SD: Array) -> float:
     """Returns lambda_max / lambda_min of the cloud's covariance matrix, in float64 (upstream 1.23c).
 
-    NaN for weights that are not finite, infinity for a cloud that is flat in some dimension.
+    NaN for weights that are not finite, infinity for a cloud that is flat in some direction: where lambda_min
+    is nothing but the rounding error of lambda_max.
 
     Example:
         >>> round(eccentricity(np.float32([[2, 0], [-2, 0], [0, 1], [0, -1]])), 6)
@@ -220,7 +235,8 @@ def eccentricity(W_SD: Array) -> float:
     """
     if len(W_SD) < 2 or not np.isfinite(W_SD).all():
         return float("nan")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        smallest, *_, largest = np.linalg.eigvalsh(np.cov(W_SD.T.astype(np.float64))).tolist()
-    return largest / smallest if smallest > 0 else float("inf")
+    covariance_DD = np.atleast_2d(np.cov(W_SD.T.astype(np.float64)))
+    variances_D = np.linalg.eigvalsh(covariance_DD)
+    smallest, largest = float(variances_D[0]), float(variances_D[-1])
+    rounding = len(variances_D) * float(np.finfo(np.float64).eps) * largest
+    return largest / smallest if smallest > rounding else float("inf")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flannel_pl.analysis import lattice
+from flannel_pl.analysis.metrics import token_norms
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +78,34 @@ def test_norms_against_float64_loops() -> None:
     np.testing.assert_allclose(l1_S, [sum(token) for token in exact], rtol=1e-6)
     np.testing.assert_allclose(l2_S, [sum(x * x for x in token) ** 0.5 for token in exact], rtol=1e-6)
     np.testing.assert_array_equal(linf_S, [max(token) for token in exact])
+
+
+def test_leaving_zero_in_every_dimension_is_far_and_no_warning() -> None:
+    after = lattice.widen(bf16(*[1e-3] * 64))[None]
+    moved = lattice.displacement(after, lattice.ulp(np.zeros_like(after), "bfloat16"))
+    l1_S, l2_S, linf_S = lattice.lattice_norms(moved)
+    hop = float(after[0, 0]) * 2.0**133
+    assert (l1_S[0], l2_S[0], linf_S[0]) == (64 * hop, 8 * hop, hop)  # 64 hops are beyond float32
+    # Where float32 was recorded, one is beyond it already.
+    moved = lattice.displacement(after, lattice.ulp(np.zeros_like(after), "float32"))
+    assert [norm_S[0] for norm_S in lattice.lattice_norms(moved)] == [np.inf] * 3
+
+
+def test_subnormals_are_a_lattice_too() -> None:
+    before, after = (
+        lattice.widen(bf16(2.0**-133, -(2.0**-131)))[None],
+        lattice.widen(bf16(0.0, 2.0**-132))[None],
+    )
+    moved = lattice.displacement(after - before, lattice.ulp(before, "bfloat16"))
+    assert moved.tolist() == [[-1.0, 6.0]]
+    lengths_S = token_norms(after - before)
+    mean_ulp_S = lattice.ulp(before, "bfloat16").mean(axis=1)
+    assert lattice.hop_classes(lengths_S, mean_ulp_S).tolist() == [lattice.LATTICE]
+
+
+def test_widening_keeps_the_shape() -> None:
+    for shape in ((), (0, 3), (2, 1, 3)):
+        assert lattice.widen(np.ones(shape, ml_dtypes.bfloat16)).shape == shape
 
 
 def test_what_does_not_move_is_frozen_and_no_perfect_lattice() -> None:

@@ -73,6 +73,28 @@ def test_a_single_row_is_frozen_at_its_start() -> None:
     assert phase_fractions(tokens, np.array([0]))["fimbulwinter"].tolist() == [1.0]
 
 
+def test_no_tokens_have_no_phases() -> None:
+    fractions = phase_fractions(Lifecycle(0, DIM).result(3), np.arange(4))
+    assert all(np.isnan(fraction_R).all() for fraction_R in fractions.values())
+
+
+def test_rows_need_not_be_one_step_apart() -> None:
+    life, still = Lifecycle(1, DIM), np.array([0.0])
+    for step, moves in ((50, True), (100, True), (150, False)):
+        norm_S = np.array([1.0]) if moves else still
+        life.update(step, np.array([moves]), norm_S, norm_S, norm_S)
+    tokens = life.result(150)
+    assert (tokens["freeze_step"][0], tokens["late_end"][0]) == (100, 100)
+    assert phase_fractions(tokens, np.array([0, 50, 100, 150]))["late"].tolist() == [1, 1, 1, 0]
+
+
+def test_zero_that_changes_its_sign_is_not_frozen_yet_does_not_move() -> None:
+    life, still = Lifecycle(1, DIM), np.array([0.0])
+    life.update(1, np.array([True]), still, still, still)
+    tokens = life.result(2)
+    assert (tokens["freeze_step"][0], tokens["late_end"][0]) == (1, 0)
+
+
 def test_quantiles_are_of_those_that_froze() -> None:
     got = freeze_quantiles(np.array([100, 200, 300, 400, 500, NEVER, NEVER, NEVER]))
     assert (got["min"], got["q25"], got["median"], got["q75"], got["max"]) == (100, 200, 300, 400, 500)

@@ -143,11 +143,12 @@ def test_float16_has_no_lattice_of_ours(tmp_path: Path) -> None:
     assert np.isfinite(got.series["all"]["token_speed"][1:]).all()
 
 
-def test_weights_that_are_nan_stay_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_stay_so(tmp_path: Path, value: float) -> None:
     W_RVD = walk(1)
-    W_RVD[3:, 2] = np.nan
+    W_RVD[3:, 2] = value
     got = measured(save_recording(tmp_path / "r.safetensors", [W_RVD], dead=[0, 1])).series
-    assert np.isnan(got["live"]["origin_radius"][3:]).all()
+    assert not np.isfinite(got["live"]["origin_radius"][3:]).any()
     assert np.isfinite(got["dead"]["origin_radius"]).all()
 
 
