@@ -1,5 +1,7 @@
 """The verbs of `flannel-pl`. A verb's modules are imported only when the verb is named."""
 
+import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -8,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.imports import quick_imports
@@ -81,25 +83,44 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 
 def _fit(words: list[str]) -> int:
-    _prepare_for_several_runs()
+    _prepare_for_several_runs(words)
     with quick_imports():
         from flannel_pl.fit import fit
 
     return fit(words)
 
 
-def _prepare_for_several_runs() -> None:
+def _prepare_for_several_runs(words: list[str]) -> None:
     """Has a second core import what the runs need while this one imports it for the launcher.
 
-    Not in a job that a scheduler starts for one run, nor where the imports have been paid for.
+    Not in a job that a scheduler starts for one run, nor where the imports have been paid for, nor for an
+    experiment that is begun: perhaps nothing of it is left to train.
     """
-    if "FLANNEL_PL_ATTEMPT" in os.environ or "torch" in sys.modules:
+    if "FLANNEL_PL_ATTEMPT" in os.environ or "torch" in sys.modules or _is_begun(words):
         return
     from flannel_pl.launch.devices import num_cores
     from flannel_pl.launch.fork_server import start_fork_server
 
     if num_cores() > 1:
         start_fork_server("flannel_pl.training.worker")
+
+
+def _is_begun(words: list[str]) -> bool:
+    """Guesses whether the experiment's folder is there. The parser would know, but takes all the imports."""
+    import yaml
+
+    from flannel_pl.experiment import ExperimentConfig
+
+    settings: dict[str, Any] = {"output_dir": ExperimentConfig.output_dir, "name": ExperimentConfig.name}
+    for word, following in itertools.pairwise([*words, ""]):
+        option, is_joined, value = word.partition("=")
+        value = value if is_joined else following
+        if option == "--config":
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+                settings |= yaml.safe_load(Path(value).read_text(encoding="utf-8"))["experiment"]
+        elif option in ("--experiment.output_dir", "--experiment.name"):
+            settings[option.removeprefix("--experiment.")] = value
+    return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()
 
 
 def _plan(words: list[str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flannel_pl.__main__ import _is_begun
 from flannel_pl.launch.devices import num_cores
 from flannel_pl.launch.fork_server import start_fork_server, stop_fork_server
 
@@ -58,3 +59,17 @@ def test_a_command_that_is_refused_leaves_none_behind(tmp_path: Path) -> None:
     while any(is_running(pid) for pid in seen):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def test_it_is_not_started_for_an_experiment_that_is_begun(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"experiment: {{output_dir: {tmp_path}, name: mine, seeds: 1..2}}")
+    assert not _is_begun(["--config", str(config)])
+    (tmp_path / "mine").mkdir()
+    assert _is_begun(["--config", str(config)])
+    assert _is_begun([f"--config={config}", "--trainer.max_steps", "5"])
+    assert not _is_begun(["--config", str(config), "--experiment.name", "other"])
+    assert _is_begun(["--experiment.name=mine", "--experiment.output_dir", str(tmp_path)])
+    config.write_text("experiment: [what\n")
+    assert not _is_begun(["--config", str(config)])
+    assert not _is_begun(["--config"])
