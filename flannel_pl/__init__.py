@@ -12,13 +12,15 @@ _HOMES = {
     "FlannelData": "flannel_pl.training.data",
     "StepRecorder": "flannel_pl.training.recorder",
     "TiedGPT2": "flannel_pl.training.module",
+    "compare": "flannel_pl.analysis.compare",
     "gather": "flannel_pl.recording.gather",
     "open_recording": "flannel_pl.recording.reader",
 }
 
-__all__ = ["FlannelData", "StepRecorder", "TiedGPT2", "__version__", "gather", "open_recording"]
+__all__ = ["FlannelData", "StepRecorder", "TiedGPT2", "__version__", "compare", "gather", "open_recording"]
 
 if TYPE_CHECKING:
+    from flannel_pl.analysis.compare import compare
     from flannel_pl.recording.gather import gather
     from flannel_pl.recording.reader import open_recording
     from flannel_pl.training.data import FlannelData

@@ -177,6 +177,12 @@ def _verify(words: list[str]) -> int:
     return _call(verify_verb, words)
 
 
+def _compare(words: list[str]) -> int:
+    from flannel_pl.analysis.compare_verb import compare_verb
+
+    return _call(compare_verb, words)
+
+
 def _status(words: list[str]) -> int:
     from flannel_pl.launch.status import status_verb
 
@@ -210,6 +216,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "gather": ("join the finished recordings of an experiment (again)", _gather),
     "info": ("show what is in a recording", _info),
     "verify": ("check every row of a recording against its checksum", _verify),
+    "compare": ("find where two recordings part, to the bit", _compare),
 }
 
 

@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
 ROOMS = {
-    "__init__": {"training", "recording"},  # the public names, resolved when first used
-    "__main__": {"fit", "corpus", "recording", "launch"},
+    "__init__": {"training", "recording", "analysis"},  # the public names, resolved when first used
+    "__main__": {"fit", "corpus", "recording", "launch", "analysis"},
     "fit": {"corpus", "training", "recording", "launch"},
     "errors": set[str](),
     "experiment": set[str](),
@@ -32,6 +32,7 @@ HEAVY_ALLOWED = {
     "training": {"torch", "lightning", "transformers"},
     "recording": {"torch"},
     "launch": {"torch"},
+    "analysis": {"matplotlib"},
 }
 
 

@@ -1,0 +1,67 @@
+"""The verb compare."""
+
+import re
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flannel_pl.analysis.compare import compare
+from flannel_pl.analysis.compare_text import describe, summarize
+from flannel_pl.errors import UserError
+
+PLOT_SUFFIXES = (".png", ".svg")
+
+
+def compare_verb(a: Path, b: Path, runs: str = "", plot: Path | None = None) -> int:
+    """Compares two recordings, to the bit: where they part, and how far they drift apart.
+
+    Args:
+        a: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder.
+        b: Another.
+        runs: Which run of A to compare with which of B: 0:3, or several, 0:3,1:4. Without it every run that
+            both have, or the one of each.
+        plot: Where to draw the distance of every tensor over the steps, .png or .svg.
+
+    Returns:
+        0 if they are equal, else 1.
+    """
+    pairs = _parse_pairs(runs) if runs else None
+    if plot is not None:
+        _check_plot(plot)
+    start_s = time.monotonic()
+    console = Console(stderr=True)
+    columns = (TextColumn("Comparing"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("Comparing", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        comparison = compare(a, b, runs=pairs, progress=show)
+    print(describe(comparison))
+    if plot is not None:
+        from flannel_pl.analysis.compare_plot import save_plot  # which imports matplotlib
+
+        save_plot(comparison, plot)
+        print(f"plot: {plot}")
+    print(summarize(comparison, elapsed_s=time.monotonic() - start_s))
+    return 0 if comparison.equal else 1
+
+
+def _parse_pairs(text: str) -> list[tuple[int, int]]:
+    """Reads "0:3,1:4"."""
+    pairs = [re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", part) for part in text.split(",")]
+    if not all(pairs):
+        raise UserError(
+            f"--runs is {text!r}, expected a run of A and one of B, e.g. 0:3, or several: 0:3,1:4"
+        )
+    return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+
+
+def _check_plot(path: Path) -> None:
+    if path.suffix not in PLOT_SUFFIXES:
+        raise UserError(f"--plot is {path}, expected a file that ends in {' or '.join(PLOT_SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--plot is {path}, but there is no folder {path.absolute().parent}; make it first")

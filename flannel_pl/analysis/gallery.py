@@ -1,0 +1,122 @@
+"""The report's figures in their order, with the words below each: how to read it, and its formula."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from flannel_pl.analysis import figures, maps
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure of the report."""
+
+    name: str
+    """Of its files, and of its function."""
+
+    heading: str
+    draw: Callable[..., Figure | None]
+    """Called with experiments, `token_set` and `bands`."""
+
+    caption: str
+    """How to read it."""
+
+    formula: str
+    needs: str
+    """What is missing when there is no such figure."""
+
+
+GALLERY = (
+    Kind(
+        "radius",
+        "Radius over time",
+        figures.radius,
+        "Two radii of the same tokens: the origin radius says how far they are from zero, the centroid "
+        "radius how far they are from their own centre. A cloud that drifts away as a whole grows in the "
+        "first and not in the second. Thin lines are runs, the thick one is their mean, the coloured area "
+        "one standard deviation to either side; grey and white are the epochs.",
+        "origin radius = mean_i |w_i|, centroid radius = mean_i |w_i - c|, c = mean_i w_i",
+        "the embeddings",
+    ),
+    Kind(
+        "inhale",
+        "The inhale",
+        figures.inhale,
+        "The first ten steps, enlarged: does the cloud shrink before it flies outward? Every row is a point; "
+        "lines that leave the figure at the top go on in the next one.",
+        "100 * (mean_i |w_i(t)| / mean_i |w_i(0)| - 1)",
+        "three recorded rows in the first 10 steps",
+    ),
+    Kind(
+        "sneeze",
+        "The sneeze",
+        figures.sneeze,
+        "Above, the origin radius of the first 120 steps; below, how much it grows in a step. Thin lines "
+        "and area are the runs as they are, the thick line is their mean, smoothed over 5 steps.",
+        "v(t) = (mean_i |w_i(t)| - mean_i |w_i(t-1)|) per step",
+        "three recorded rows in the first 120 steps",
+    ),
+    Kind(
+        "speed",
+        "Speed",
+        figures.speed,
+        "How far a token goes in one step, how far the centre of them all goes, and what is left of a "
+        "token's step without the centre's. Where the first two lie on one another, tokens move as one "
+        "body. Means over runs. The axis is logarithmic: a line that falls out of the figure is a "
+        "standstill.",
+        "token speed = mean_i |dw_i|, centroid speed = |dc|, thermal speed = mean_i |dw_i - dc|",
+        "two recorded rows, and some motion",
+    ),
+    Kind(
+        "frozen",
+        "Frozen tokens",
+        figures.frozen,
+        "The part of the tokens of which not one bit changed since the row before. A frozen token may thaw "
+        "again. The dotted line is the learning rate: a freeze while it goes to zero says little about the "
+        "model.",
+        "frozen fraction = |{i : bits of w_i(t) = bits of w_i(t-1)}| / number of tokens",
+        "two recorded rows",
+    ),
+    Kind(
+        "lifecycle",
+        "Phases of life",
+        maps.lifecycle,
+        "At each step, which part of the tokens is in which phase. A phase ends with the last time that a "
+        "token does something, so that nobody goes back: early until its last step longer than the square "
+        "root of D, midlife until the last that moves a component by more than one ULP, late until the last"
+        " that moves it at all, then Fimbulwinter. Mean over runs.",
+        "last t with |dW'|_2 > sqrt(D); with |dW'|_inf > 1; with |dW'|_1 > 0, where dW' = dW / ULP(W)",
+        "two recorded rows, in the format that the weights have (bfloat16 or float32)",
+    ),
+    Kind(
+        "displacement",
+        "Jumps on the lattice",
+        maps.displacement,
+        "Weights live on a lattice, whose spacing is the unit in the last place (ULP) of their number "
+        "format. Each column shows how far tokens jump at that step, measured in lattice points; brighter "
+        "is more tokens, on a logarithmic scale. Bottom row: tokens that do not move. Dashed: the square "
+        "root of D, one lattice point in every dimension.",
+        "|dW'|_2, dW' = (W(t) - W(t-1)) / ULP(W(t-1)); in bfloat16 ULP = 2^(E - 134), E the exponent's bits",
+        "two recorded rows, in the format that the weights have (bfloat16 or float32)",
+    ),
+    Kind(
+        "divergence",
+        "Distance between runs",
+        figures.divergence,
+        "How far apart runs are that differ in their seed only, a thin line for each pair, beside how far "
+        "each has come from its own start. Runs that move independently of each other, from independent "
+        "starts, end up at least the square root of 2 times as far from each other as from their starts.",
+        "|| W_a(t) - W_b(t) ||_F for runs a and b; dashed || W_a(t) - W_a(0) ||_F",
+        "two runs or more that differ in nothing but their seed, of the same tokens",
+    ),
+    Kind(
+        "loss",
+        "Loss",
+        figures.loss,
+        "Grey: the loss of each batch, all runs. Line and area: each run's running mean, their mean and "
+        "standard deviation. The loss in row t is that of the weights before step t.",
+        "mean cross-entropy over the predicted tokens of a batch, in nats",
+        "the loss of a step",
+    ),
+)

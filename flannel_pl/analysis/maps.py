@@ -1,0 +1,148 @@
+"""The report's figures of all tokens at once, like those of `figures`: phases of life, jumps on the lattice.
+
+Shape suffixes: R rows, B bins, C columns of the heat map.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from flannel_pl.analysis.curves import Experiments, Group, groups_and_set, in_words
+from flannel_pl.analysis.drawing import SHADE, STYLE, Band, add_legend, new_figure
+from flannel_pl.analysis.lattice import HISTOGRAM_EDGES
+from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
+from flannel_pl.recording.tensors import Array
+
+MAX_PANELS = 6
+"""Of a figure with a panel for each group."""
+
+MAX_COLUMNS = 500
+"""Of the heat map; rows beyond that are counted together."""
+
+PHASE_COLORS = dict(zip(PHASES, ("#d55e00", "#d9a83c", "#4f9fd0", "#7a8089"), strict=True))
+
+
+@matplotlib.rc_context(dict(STYLE))
+def lifecycle(
+    experiments: Experiments, *, token_set: str = "dead", bands: Sequence[Band] = ()
+) -> Figure | None:
+    """Draws the fractions of tokens in each phase of life as areas, a panel for each group of runs.
+
+    Args and Returns as of `radius`; bands are not drawn, and at most six groups are.
+    """
+    groups, token_set = groups_and_set(experiments, token_set)
+    groups = [
+        group
+        for group in groups
+        if all(token_set in run.tokens and len(run.steps_R) > 1 for run in group.runs)
+    ]
+    if not groups:
+        return None
+    shown = groups[:MAX_PANELS]
+    title = f"Phases of life of {in_words(token_set)}" + _shown(shown, groups)
+    fractions = [_mean_fractions(group, token_set) for group in shown]
+    if len(shown) == 1:
+        over = np.flatnonzero(fractions[0]["fimbulwinter"] > 0.5)
+        title = f"Fewer than half of {in_words(token_set)} come to rest for good"
+        if len(over):
+            step = shown[0].runs[0].steps_R[over[0]]
+            title = f"Half of {in_words(token_set)} have come to rest for good by step {step}"
+    figure, panels = new_figure(title, len(shown), height=2.2 + 1.6 * len(shown))
+    for axes, group, areas in zip(panels, shown, fractions, strict=True):
+        steps_R = group.runs[0].steps_R[: len(areas["early"])]
+        axes.stackplot(
+            steps_R,
+            *areas.values(),
+            labels=[name.capitalize() for name in areas],
+            colors=PHASE_COLORS.values(),
+        )
+        axes.set_xlim(steps_R[0], max(steps_R[-1], steps_R[0] + 1))
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if len(groups) > 1:
+            axes.set_title(group.name, loc="left", fontsize=10)
+    panels[len(panels) // 2].set_ylabel("tokens in the phase")
+    add_legend(panels[-1], columns=4)
+    return figure
+
+
+def _mean_fractions(group: Group, token_set: str) -> dict[str, Array]:
+    num_rows = min(len(run.steps_R) for run in group.runs)
+    runs = [phase_fractions(run.tokens[token_set], run.steps_R[:num_rows]) for run in group.runs]
+    return {name: np.mean([fractions[name] for fractions in runs], axis=0) for name in PHASES}
+
+
+@matplotlib.rc_context(dict(STYLE))
+def displacement(
+    experiments: Experiments, *, token_set: str = "dead", bands: Sequence[Band] = ()
+) -> Figure | None:
+    """Draws how many lattice points tokens jump over, as a heat map over time; a panel for each group.
+
+    Args and Returns as of `radius`; bands are not drawn, and at most six groups are.
+    """
+    groups, token_set = groups_and_set(experiments, token_set)
+    groups = [group for group in groups if _counts(group, token_set).any()]
+    if not groups:
+        return None
+    shown = groups[:MAX_PANELS]
+    title = f"How far {in_words(token_set)} jump on the lattice of their number format{_shown(shown, groups)}"
+    figure, panels = new_figure(title, len(shown), height=4.2 if len(shown) == 1 else 1.4 + 2.0 * len(shown))
+    counts = [_counts(group, token_set) for group in shown]
+    num_bins = 1 + max(int(np.flatnonzero(counts_RB.any(axis=0))[-1]) for counts_RB in counts)
+    smallest = min(1 / counts_RB.sum(axis=1).max() for counts_RB in counts)
+    scale = LogNorm(max(smallest, 1e-5) / 2, 1)
+    for axes, group, counts_RB in zip(panels, shown, counts, strict=True):
+        _draw_heat_map(axes, group.runs[0].steps_R, counts_RB[:, :num_bins], scale)
+        reach = np.interp(np.log2(np.sqrt(group.dim)), np.log2(HISTOGRAM_EDGES[1:-1]), np.arange(1, 27))
+        axes.axhline(reach, color=SHADE, linewidth=1, linestyle="--")
+        axes.text(1, reach, r"$\sqrt{D}$ ", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+        if len(groups) > 1:
+            axes.set_title(group.name, loc="left", fontsize=10)
+    panels[len(panels) // 2].set_ylabel(r"displacement $|dW'|_2$ (ULP)")
+    bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=panels, pad=0.02, aspect=30)
+    bar.set_label("fraction of tokens")
+    return figure
+
+
+def _counts(group: Group, token_set: str) -> Array:
+    """Returns the tokens of all runs by their displacement, (R, B)."""
+    runs = [run.histogram.get(token_set) for run in group.runs]
+    there = [counts_RB for counts_RB in runs if counts_RB is not None]
+    if not there:
+        return np.zeros((0, len(HISTOGRAM_EDGES) - 1))
+    num_rows = min(len(counts_RB) for counts_RB in there)
+    total: Array = np.sum([counts_RB[:num_rows] for counts_RB in there], axis=0)
+    return total
+
+
+def _draw_heat_map(axes: Axes, steps_R: Array, counts_RB: Array, scale: LogNorm) -> None:
+    """Draws counts of tokens; each column is the motion from one edge to the next."""
+    moves = np.arange(1, len(counts_RB))  # nothing moved to row 0
+    columns = np.array_split(moves, min(len(moves), MAX_COLUMNS))
+    counts_CB = np.array([counts_RB[rows].sum(axis=0) for rows in columns], np.float64)
+    totals_C1 = counts_CB.sum(axis=1, keepdims=True)
+    fractions_CB = np.divide(counts_CB, totals_C1, out=np.zeros_like(counts_CB), where=totals_C1 > 0)
+    edges = steps_R[[0, *(rows[-1] for rows in columns)]]
+    num_bins = counts_CB.shape[1]
+    shown_BC = np.ma.masked_equal(fractions_CB.T, 0)
+    axes.pcolormesh(edges, np.arange(num_bins + 1), shown_BC, norm=scale, cmap="viridis", rasterized=True)
+    axes.grid(visible=False)
+    every = max(1, num_bins // 7)
+    powers = range(0, num_bins - 2, every)
+    axes.set_yticks(
+        [0.5, *(power + 2 for power in powers)], ["frozen", *(_power_of_two(power) for power in powers)]
+    )
+
+
+def _shown(shown: Sequence[Group], groups: Sequence[Group]) -> str:
+    return "" if len(shown) == len(groups) else f", the first {len(shown)} of {len(groups)} groups of runs"
+
+
+def _power_of_two(power: int) -> str:
+    return f"{2**power:,}" if power <= 12 else f"$2^{{{power}}}$"

@@ -1,0 +1,61 @@
+"""What two recordings say of where they come from, and what of that differs: why their bits may, too."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from flannel_pl.experiment import flatten
+from flannel_pl.recording.reader import Recording, RunRecording
+
+GROUPS = ("model", "data", "trainer", "recorder")
+"""Groups of the config; the others say which runs there are and how they are started."""
+
+FACTS = ("versions", "python", "device", "device_name", "threads", "git")
+"""Keys of the provenance that can decide a bit; the hashes of the data are looked at besides."""
+
+_ABSENT = object()
+
+
+def differences(a: Recording, run_a: RunRecording, b: Recording, run_b: RunRecording) -> tuple[str, ...]:
+    """Names what differs between the origins of two runs: seed, config, data, software, device.
+
+    Args:
+        a: Where `run_a` is from.
+        run_a: A run.
+        b: Where `run_b` is from.
+        run_b: Another.
+
+    Returns:
+        One line per key, e.g. "model.init_scale: 0.02 in A, 0.03 in B"; one line in all if only one
+        of them says anything but its seed, since the notebook's own files do not.
+
+    Example:
+        >>> with flannel_pl.open_recording("runs/quickstart") as rec:            # doctest: +SKIP
+        ...     differences(rec, rec.run(0), rec, rec.run(1))
+        ('seed: 42 in A, 43 in B',)
+    """
+    seeds = [f"seed: {run_a.seed} in A, {run_b.seed} in B"] if run_a.seed != run_b.seed else []
+    ours, theirs = dict(_origin(a, run_a)), dict(_origin(b, run_b))
+    if bool(ours) != bool(theirs):
+        return (*seeds, f"config, software, device: {'B' if ours else 'A'} does not say")
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    words = [
+        f"{key}: {_word(ours.get(key, _ABSENT))} in A, {_word(theirs.get(key, _ABSENT))} in B" for key in keys
+    ]
+    return (*seeds, *words)
+
+
+def _origin(recording: Recording, run: RunRecording) -> Iterator[tuple[str, Any]]:
+    """Yields dotted key and value of all that a recording says."""
+    config = run.metadata.get("config") or recording.metadata.get("config", {})
+    resolved = dict(flatten({group: config[group] for group in GROUPS if group in config}))
+    # Of the data files the content counts, not where they lie.
+    yield from ((key, value) for key, value in (resolved | run.swept).items() if not key.endswith("_path"))
+    provenance = run.metadata.get("provenance") or recording.metadata.get("provenance", {})
+    yield from flatten({key: provenance[key] for key in FACTS if key in provenance})
+    for name, digest in (provenance.get("data") or {}).items():
+        yield f"content of the {name}", digest
+
+
+def _word(value: Any) -> str:
+    return "nothing" if value is _ABSENT else json.dumps(value)
