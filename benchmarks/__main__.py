@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import disk, experiment, machine, startup, steps
+from benchmarks import analysis, disk, experiment, machine, startup, steps
 from benchmarks.figures import Figure, put_into, table
 from benchmarks.sizes import SIZES
 
@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "experiment": experiment.measure,
     "startup": startup.measure,
     "disk": disk.measure,
+    "analysis": analysis.measure,
 }
 README = machine.RESULTS.parents[1] / "README.md"
 
@@ -68,6 +69,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="experiment: steps of each (default: 60, on a GPU 1000)")
     add("--notebook_repeats", type=int, default=1, help="experiment: how often the notebook is run")
     add("--shard_steps", type=int, default=1000, help="disk: steps in the recording")
+    add("--report_steps", type=int, default=500, help="analysis: steps of each of the two runs")
     add("--startup_runs", type=int, default=6, help="startup: runs of a command")
     add("--repeats", type=int, default=3, help="of everything else")
     add("--folder", type=Path, help="where to record (default: the temporary folder)")
@@ -80,7 +82,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.steps = options.steps or (1000 if on_gpu else 60)
     if not machine.is_plain(options.machine):
         parser.error(f"--machine is {options.machine!r}, expected a plain name")
-    counts = ("num_blocks", "block_steps", "seeds", "notebook_repeats", "shard_steps", "repeats")
+    counts = (
+        "num_blocks",
+        "block_steps",
+        "seeds",
+        "notebook_repeats",
+        "shard_steps",
+        "report_steps",
+        "repeats",
+    )
     for name in (name for name in counts if getattr(options, name) < 1):
         parser.error(f"--{name} is {getattr(options, name)}, expected at least 1")
     if options.steps <= experiment.SKIP_STEPS:

@@ -1,7 +1,7 @@
 """What the disk allows and what flannel-pl makes of it: gather, verify, a cold row; and the short verbs.
 
-A recording of one run at the notebook's sizes is made for it (batches of one short window: only the rows
-count). It lies in the page cache, except where a row is read cold. What is written is timed with its fsync.
+A recording of one run at the notebook's sizes is made for it. It lies in the page cache, except where a
+row is read cold. What is written is timed with its fsync.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import flannel_pl
 from benchmarks.figures import Figure, ratios
-from benchmarks.sizes import CONFIG, SIZES
-from flannel_pl.experiment import ExperimentPaths
+from benchmarks.recordings import record
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.schema import RECORDABLE
 from flannel_pl.recording.verify import verify
@@ -32,8 +31,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     Args:
         options: `shard_steps`, `repeats`, `size`, `folder`.
     """
-    paths = ExperimentPaths(options.folder / "disk" / "flannel3", "flannel3")
-    _record(options, paths.folder.parent)
+    paths = record(options.folder / "disk", size=options.size, seeds="42", steps=options.shard_steps)
     shard, copy = paths.run(0).recording, options.folder / "copy"
     num_mb = shard.stat().st_size / 1e6
     piece = memoryview(os.urandom(PIECE_BYTES))
@@ -74,17 +72,6 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         _verb("status", str(paths.folder)),
         _verb("info", str(paths.gathered)),
     ]
-
-
-def _record(options: argparse.Namespace, output_dir: Path) -> None:
-    """Makes an experiment of one long run."""
-    command = [sys.executable, "-m", "flannel_pl", "fit", "--config", str(CONFIG)]
-    command += ["--model.hidden_dim", str(SIZES[options.size].hidden_dim)]
-    command += ["--model.max_seq_len", "8", "--data.batch_size", "1", "--trainer.accelerator", "cpu"]
-    command += ["--experiment.seeds", "42", "--trainer.max_steps", str(options.shard_steps)]
-    command += ["--experiment.output_dir", str(output_dir), "--experiment.gather", "none"]
-    command += ["--trainer.enable_progress_bar", "false"]
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
 def _read_through(path: Path) -> None:

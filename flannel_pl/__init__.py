@@ -15,12 +15,23 @@ _HOMES = {
     "compare": "flannel_pl.analysis.compare",
     "gather": "flannel_pl.recording.gather",
     "open_recording": "flannel_pl.recording.reader",
+    "report": "flannel_pl.analysis.report",
 }
 
-__all__ = ["FlannelData", "StepRecorder", "TiedGPT2", "__version__", "compare", "gather", "open_recording"]
+__all__ = [
+    "FlannelData",
+    "StepRecorder",
+    "TiedGPT2",
+    "__version__",
+    "compare",
+    "gather",
+    "open_recording",
+    "report",
+]
 
 if TYPE_CHECKING:
     from flannel_pl.analysis.compare import compare
+    from flannel_pl.analysis.report import report
     from flannel_pl.recording.gather import gather
     from flannel_pl.recording.reader import open_recording
     from flannel_pl.training.data import FlannelData

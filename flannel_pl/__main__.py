@@ -183,6 +183,12 @@ def _compare(words: list[str]) -> int:
     return _call(compare_verb, words)
 
 
+def _report(words: list[str]) -> int:
+    from flannel_pl.analysis.report_verb import report_verb
+
+    return _call(report_verb, words, several="paths")
+
+
 def _status(words: list[str]) -> int:
     from flannel_pl.launch.status import status_verb
 
@@ -190,10 +196,15 @@ def _status(words: list[str]) -> int:
     return _call(status_verb, ["--watch=true" if word == "--watch" else word for word in words])
 
 
-def _call(verb: Callable[..., int | None], words: list[str]) -> int:
+def _call(verb: Callable[..., int | None], words: list[str], *, several: str | None = None) -> int:
     """Calls a function with arguments from the command line and returns its exit code, 0 if it has none.
 
     Its signature and docstring are the --help.
+
+    Args:
+        verb: The function.
+        words: The command line behind the verb's name.
+        several: Its argument that takes all plain words, one at least; None = there is no such argument.
     """
     from jsonargparse import ArgumentParser, auto_cli
 
@@ -202,10 +213,18 @@ def _call(verb: Callable[..., int | None], words: list[str]) -> int:
             raise UserError(f"{' '.join(message.split())}; see flannel-pl {name} --help")
 
     name = verb.__name__.removesuffix("_verb")
-    code: int | None = auto_cli(
-        verb, args=words, as_positional=True, parser_class=Parser, prog=f"flannel-pl {name}"
-    )
-    return code or 0
+    program = f"flannel-pl {name}"
+    if several is None:
+        code: int | None = auto_cli(verb, args=words, as_positional=True, parser_class=Parser, prog=program)
+        return code or 0
+    from docstring_parser import parse
+
+    described = parse(verb.__doc__)
+    parser = Parser(prog=program, description=described.short_description)
+    text = next(one.description for one in described.params if one.arg_name == several)
+    parser.add_argument(several, nargs="+", type=Path, metavar="PATH", help=text)
+    parser.add_function_arguments(verb, skip={several}, as_group=False)
+    return verb(**parser.parse_args(words).as_dict()) or 0
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -216,6 +235,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "gather": ("join the finished recordings of an experiment (again)", _gather),
     "info": ("show what is in a recording", _info),
     "verify": ("check every row of a recording against its checksum", _verify),
+    "report": ("show what a recording holds: metrics, epochs, figures, as a page", _report),
     "compare": ("find where two recordings part, to the bit", _compare),
 }
 

@@ -1,6 +1,7 @@
 """Fixtures of all rooms: small data to train on, awkward paths, and a look at what a test leaves behind."""
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flannel_pl.__main__ import main
 from flannel_pl.corpus.prepare import prepare
 
 SMALL_VOCAB_SIZE = 100
@@ -72,6 +74,19 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
         vocab_size=SMALL_VOCAB_SIZE,
     )
     return SmallData(folder)
+
+
+@pytest.fixture(scope="session")
+def example_runs(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what examples read: runs/quickstart, runs/flannel3 and its first run, runs/flannel1."""
+    folder = tmp_path_factory.mktemp("examples")
+    runs = folder / "runs"
+    settings = ["--experiment.seeds", "42..43", "--trainer.max_steps", "20"]
+    place = ["--experiment.name", "quickstart", "--experiment.output_dir", str(runs)]
+    assert main(["fit", *small_data.arguments, *settings, *place]) == 0
+    shutil.copytree(runs / "quickstart", runs / "flannel3")
+    shutil.copytree(runs / "quickstart" / "run_0", runs / "flannel1")
+    return folder
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""The examples in docstrings give what they say; those marked +SKIP need a recording or a long training."""
+"""The examples in docstrings give what they say; those marked +SKIP need a cluster or long training."""
 
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,10 @@ MODULES = [module.name for module in pkgutil.walk_packages(flannel_pl.__path__, 
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
-def test_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name))
+def test_examples(
+    name: str, example_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(example_runs)
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs={"flannel_pl": flannel_pl})
     assert not failed, capsys.readouterr().out

@@ -55,6 +55,7 @@ def test_every_verb_explains_its_arguments(verb: str) -> None:
         "gather": "The experiment's folder",
         "info": "path",
         "status": "--watch",
+        "report": "PATH [PATH ...]",
         "compare": "Which run of A to compare with which of B",
         "verify": "Checks every row of a recording against its checksum.",
     }

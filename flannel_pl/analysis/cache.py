@@ -22,6 +22,12 @@ from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.tensors import Array
 
+MEASURING = (
+    *("sets", "metrics", "lattice", "lifecycle", "tensor_compare", "adam", "replay"),
+    *("meter", "measure", "divergence"),
+)
+"""Modules that decide what is measured; the others only show it."""
+
 _FACTS = "facts"
 
 
@@ -41,6 +47,9 @@ def fingerprint(recording: Recording, index: int) -> str:
         repr([(name, run.tensor(name).shape, run.tensor(name).dtype) for name in run.names]).encode()
     )
     digest.update(repr((run.seed, run.swept)).encode())
+    config = run.metadata.get("config") or recording.metadata.get("config") or {}
+    # Not all of it: more seeds for an experiment change nothing for the runs that are there.
+    digest.update(json.dumps([config.get(group) for group in ("model", "trainer")], sort_keys=True).encode())
     for name in ("recorded_steps", "recorded_tokens", "checksums"):
         if name in run.names:
             digest.update(np.asarray(run.tensor(name)).tobytes())
@@ -121,10 +130,10 @@ def _joined(fingerprints: Iterable[str]) -> str:
 
 
 def _code() -> bytes:
-    """Returns a hash of the code in this folder, which may measure something else tomorrow."""
+    """Returns a hash of the code that measures, which may measure something else tomorrow."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for name in MEASURING:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.digest()
 
 

@@ -116,8 +116,8 @@ def compare(
         RunError: If a file cannot be read or is damaged.
 
     Example:
-        >>> result = compare("runs/flannel1", "runs/flannel3", runs=[(0, 0)])    # doctest: +SKIP
-        >>> result.equal, result.runs[0].first                                   # doctest: +SKIP
+        >>> result = compare("runs/flannel1", "runs/flannel3", runs=[(0, 0)])
+        >>> result.equal, result.runs[0].first
         (True, None)
     """
     with open_recording(a) as in_a, open_recording(b) as in_b:

@@ -36,7 +36,10 @@ def draw(comparison: Comparison) -> Figure:
         The figure; of equal recordings an empty one whose title says so.
 
     Example:
-        >>> figure = draw(compare("runs/flannel1", "runs/flannel3"))             # doctest: +SKIP
+        >>> from flannel_pl.analysis.compare import compare
+        >>> figure = draw(compare("runs/flannel1", "runs/flannel3", runs=[(0, 1)]))
+        >>> figure.get_suptitle()
+        'Frobenius distance between A and B'
     """
     lines: dict[str, list[tuple[int, RunComparison, Array]]] = {}
     for number, run in enumerate(comparison.runs):

@@ -20,7 +20,13 @@ def describe(comparison: Comparison) -> str:
         comparison: From `compare`.
 
     Example:
-        >>> print(describe(compare("runs/flannel1", "runs/flannel3")))           # doctest: +SKIP
+        >>> from flannel_pl.analysis.compare import compare
+        >>> print(describe(compare("runs/flannel1", "runs/flannel3", runs=[(0, 0)])))  # doctest: +ELLIPSIS
+        A  runs/flannel1
+        B  runs/flannel3
+        <BLANKLINE>
+        run 0 (seed 42): 21 rows (steps 0 to 20), 100 tokens
+          equal            recorded_steps, logits, losses_f32, ...
     """
     lines = [f"{name}  {path}" for name, path in zip("AB", comparison.paths, strict=True)]
     for run in comparison.runs:

@@ -6,7 +6,6 @@ Shape suffixes: R rows, N runs, K rows that are drawn.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import matplotlib
 import numpy as np
 
 from flannel_pl.analysis.divergence import Divergence
@@ -66,6 +65,8 @@ def _colors(number: int) -> list[str]:
     """Returns a colour for each group; of more groups than there are colours, a scale from dark to light."""
     if number <= len(COLORS):
         return list(COLORS[:number])
+    import matplotlib  # here: tables have groups too, and draw nothing
+
     scale = matplotlib.colormaps["plasma"](np.linspace(0.3, 0.75, number))
     return [matplotlib.colors.to_hex(color) for color in scale]
 
@@ -147,6 +148,29 @@ def curves_of(groups: Sequence[Group], token_set: str | None, name: str) -> list
         values_NR = _finite(np.stack([source[name][:num_rows] for source in sources]))
         result.append(Curve(group, group.runs[0].steps_R[:num_rows], values_NR))
     return [curve for curve in result if curve.has_values]
+
+
+def distances_of(group: Group, token_set: str) -> tuple[Curve, Curve] | None:
+    """Returns how far a group's runs are from each other, and from their own starts.
+
+    Args:
+        group: Runs that differ in their seed only.
+        token_set: dead, live or all.
+
+    Returns:
+        Frobenius distances, one curve per pair, and one per run; None if there is no pair.
+    """
+    found = group.pairs.get(token_set)
+    if found is None:
+        return None
+    members = {run.run for run in group.runs}
+    rows = [number for number, pair in enumerate(found.pairs) if members.issuperset(pair)]
+    runs = sorted({run for pair in found.pairs for run in pair})
+    own = [number for number, run in enumerate(runs) if run in members]
+    if not rows or not np.isfinite(found.distance_PR[rows]).any():
+        return None
+    steps_R = group.runs[0].steps_R[: found.distance_PR.shape[1]]
+    return Curve(group, steps_R, found.distance_PR[rows]), Curve(group, steps_R, found.evolution_NR[own])
 
 
 def _finite(values: Array) -> Array:

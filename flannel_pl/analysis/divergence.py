@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flannel_pl.analysis.lattice import widen
+from flannel_pl.analysis.sets import token_ids
 from flannel_pl.errors import UserError
 from flannel_pl.recording.reader import RunRecording
 from flannel_pl.recording.tensors import Array
@@ -61,9 +62,12 @@ def measure_divergence(
         UserError: If runs have other tokens, other dimensions or other steps.
 
     Example:
-        >>> with flannel_pl.open_recording("runs/quickstart") as recording:      # doctest: +SKIP
+        >>> from flannel_pl.analysis.sets import token_sets
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     sets, _ = token_sets(recording, recording.run(0))
-        ...     measure_divergence(list(recording), sets)["dead"].distance_PR[:, -1]
+        ...     found = measure_divergence(list(recording), sets)
+        >>> found["dead"].pairs, found["dead"].distance_PR.shape
+        (((0, 1),), (1, 21))
     """
     _check_alike(runs)
     advance = advance or (lambda num_bytes: None)
@@ -75,6 +79,10 @@ def measure_divergence(
     evolution = {name: np.empty((len(runs), num_rows)) for name in sets}
 
     def measure_row(row: int) -> int:
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite weights make NaN, which is the answer
+            return measure_finite_row(row)
+
+    def measure_finite_row(row: int) -> int:
         W_NVD = [widen(tensor[row]) for tensor in tensors]
         space_VD = np.empty_like(W_NVD[0])  # one for all pairs: making memory anew takes longer than they do
         for number, (first, second) in enumerate(pairs):
@@ -113,10 +121,5 @@ def _check_alike(runs: Sequence[RunRecording]) -> None:
         common = min(len(steps), other.num_rows)
         if not np.array_equal(steps[:common], other.steps[:common]):
             raise UserError(f"run {first.index} and run {other.index} were recorded at other steps")
-        if not np.array_equal(_tokens(first), _tokens(other)):
+        if not np.array_equal(token_ids(first), token_ids(other)):
             raise UserError(f"run {first.index} and run {other.index} are recordings of other tokens")
-
-
-def _tokens(run: RunRecording) -> Array:
-    name = "recorded_tokens"
-    return np.asarray(run.tensor(name)) if name in run.names else np.arange(run.tensor("embeddings").shape[1])

@@ -241,22 +241,31 @@ def save(figure: Figure, path: Path) -> tuple[Path, Path]:
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
         write_file(png, content.getbuffer())
+        figure.set_layout_engine("none")  # the layout is found; once more would take as long as all the rest
         write_file(svg, _svg(figure))
     return png, svg
 
 
 def to_svg(figure: Figure) -> str:
-    """Returns a figure as SVG for a page: text and axes in the page's colour, and no background.
+    """Returns a figure as SVG for a page, see `for_page`.
 
     Args:
         figure: From `figures`.
+    """
+    with matplotlib.rc_context(dict(STYLE)):
+        return for_page(_svg(figure).decode())
+
+
+def for_page(file: str) -> str:
+    """Returns the SVG of a page: text and axes in the page's colour, and no background.
+
+    Args:
+        file: Content of an SVG file that `save` wrote.
 
     Returns:
         An `svg` element, in which `currentColor` stands for the colour of text.
     """
-    with matplotlib.rc_context(dict(STYLE)):
-        text = _svg(figure).decode()
-    svg = text[text.index("<svg") :]
+    svg = file[file.index("<svg") :]
     return svg.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
 
 

@@ -21,6 +21,7 @@ from flannel_pl.analysis.curves import (
     Experiments,
     Group,
     curves_of,
+    distances_of,
     groups_and_set,
     groups_of,
     in_words,
@@ -65,8 +66,12 @@ def radius(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
         The figure; None without the radii.
 
     Example:
-        >>> figure = radius(measures, bands=[("inhale", 0, 2)])      # doctest: +SKIP
-        >>> save(figure, Path("report/figures/radius"))              # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> from flannel_pl.analysis.drawing import save
+        >>> from flannel_pl.analysis.measured import measure_experiment
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:
+        ...     figure = radius(measure_experiment(recording), bands=[("inhale", 0, 2)])
+        >>> png, svg = save(figure, Path("radius"))
     """
     groups, token_set = groups_and_set(experiments, token_set)
     origin = curves_of(groups, token_set, "origin_radius")
@@ -274,7 +279,7 @@ def divergence(
     Args and Returns as of `radius`; None without two runs that differ in nothing but their seed.
     """
     groups, token_set = groups_and_set(experiments, token_set)
-    curves = [pair for group in groups if (pair := _distances(group, token_set)) is not None]
+    curves = [pair for group in groups if (pair := distances_of(group, token_set)) is not None]
     if not curves:
         return None
     title = f"Distance between runs, over {in_words(token_set)}"
@@ -303,21 +308,6 @@ def divergence(
     add_bands([axes], bands)
     add_legend(axes)
     return figure
-
-
-def _distances(group: Group, token_set: str) -> tuple[Curve, Curve] | None:
-    """Returns distances between a group's runs, and of its runs from their starts."""
-    found = group.pairs.get(token_set)
-    if found is None:
-        return None
-    members = {run.run for run in group.runs}
-    rows = [number for number, pair in enumerate(found.pairs) if members.issuperset(pair)]
-    runs = sorted({run for pair in found.pairs for run in pair})
-    own = [number for number, run in enumerate(runs) if run in members]
-    if not rows or not np.isfinite(found.distance_PR[rows]).any():
-        return None
-    steps_R = group.runs[0].steps_R[: found.distance_PR.shape[1]]
-    return Curve(group, steps_R, found.distance_PR[rows]), Curve(group, steps_R, found.evolution_NR[own])
 
 
 @matplotlib.rc_context(dict(STYLE))

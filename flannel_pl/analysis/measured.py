@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flannel_pl.analysis import cache
 from flannel_pl.analysis.divergence import Divergence, measure_divergence
-from flannel_pl.analysis.measure import Advance, Measures, measure_run
+from flannel_pl.analysis.measure import NO_EMBEDDINGS, Advance, Measures, measure_run, measured_bytes
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.errors import UserError
 from flannel_pl.recording.disk import make_folder
@@ -32,12 +32,13 @@ def measure_experiment(
         Its measures. Distances between runs are left out, with the reason, where there are none.
 
     Raises:
-        UserError: If the embeddings were not recorded.
         RunError: If a file cannot be read, or the cache not written.
 
     Example:
-        >>> with flannel_pl.open_recording("runs/quickstart") as recording:      # doctest: +SKIP
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     measures = measure_experiment(recording)
+        >>> measures.title, len(measures.runs), measures.pairs["dead"].pairs
+        ('quickstart', 2, ((0, 1),))
     """
     advance = advance or (lambda num_bytes: None)
     marks = {index: cache.fingerprint(recording, index) for index in recording.runs} if cache_folder else {}
@@ -48,8 +49,9 @@ def measure_experiment(
     pairs = cache.load_divergence(cache_folder / "pairs.npz", marks.values()) if cache_folder else None
     if expect is not None:
         again = [index for index, measures in found.items() if measures is None]
-        again += list(recording.runs) if pairs is None and len(recording) > 1 else []
-        expect(sum(_embedding_bytes(recording, index) for index in again))
+        paired = recording.runs if pairs is None and len(recording) > 1 else ()
+        num_bytes = sum(measured_bytes(recording, index) for index in again)
+        expect(num_bytes + sum(_embedding_bytes(recording, index) for index in paired))
     if cache_folder is not None:
         make_folder(cache_folder)
     runs = []
@@ -67,14 +69,19 @@ def measure_experiment(
             pairs, left_out = {}, {"distances between runs": str(error)}
         if cache_folder is not None and pairs:
             cache.save_divergence(cache_folder / "pairs.npz", marks.values(), pairs)
-    dim = recording.run(recording.runs[0]).tensor("embeddings").shape[2]
-    return Measures(recording.path, title_of(recording), tuple(runs), pairs, dim, left_out)
+    return Measures(recording.path, title_of(recording), tuple(runs), pairs, _dim(recording), left_out)
 
 
 def title_of(recording: Recording) -> str:
     """Returns the name of the experiment, or of the file where there is none."""
     settings = recording.metadata.get("config", {}).get("experiment", {})
     return str(settings.get("name") or recording.path.name.removesuffix(".safetensors"))
+
+
+def _dim(recording: Recording) -> int:
+    """Returns D, 0 without embeddings."""
+    tensors = [run.tensor("embeddings") for run in recording if "embeddings" in run.names]
+    return tensors[0].shape[2] if tensors else 0
 
 
 def _embedding_bytes(recording: Recording, index: int) -> int:
@@ -88,5 +95,7 @@ def _embedding_bytes(recording: Recording, index: int) -> int:
 def _pairs(recording: Recording, advance: Advance) -> dict[str, Divergence]:
     if len(recording) < 2:
         raise UserError("it takes two runs to measure their distance")
+    if not all("embeddings" in run.names for run in recording):
+        raise UserError(NO_EMBEDDINGS)
     sets, _ = token_sets(recording, recording.run(recording.runs[0]))
     return measure_divergence(list(recording), sets, advance=advance)

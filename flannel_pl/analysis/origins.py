@@ -30,7 +30,7 @@ def differences(a: Recording, run_a: RunRecording, b: Recording, run_b: RunRecor
         of them says anything but its seed, since the notebook's own files do not.
 
     Example:
-        >>> with flannel_pl.open_recording("runs/quickstart") as rec:            # doctest: +SKIP
+        >>> with flannel_pl.open_recording("runs/quickstart") as rec:
         ...     differences(rec, rec.run(0), rec, rec.run(1))
         ('seed: 42 in A, 43 in B',)
     """

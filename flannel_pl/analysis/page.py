@@ -60,6 +60,7 @@ class Page:
 
     epochs: Sequence[Table] = ()
     comparison: Sequence[Table] = ()
+    key_tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     left_out: Sequence[tuple[str, str]] = ()
     """What, why."""
@@ -121,13 +122,19 @@ def _sections(page: Page) -> list[tuple[str, str]]:
     return [
         ("What was recorded", facts(page.recorded)),
         ("Key figures", key_figures(page.key_figures)),
-        ("Epochs", "\n".join(table(one) for one in page.epochs)),
-        ("Beside the published figures", "\n".join(table(one) for one in page.comparison)),
         ("Figures", pictures(page.pictures)),
+        ("Epochs", tables(page.epochs)),
+        ("Beside the published figures", tables(page.comparison)),
+        ("All key figures", tables(page.key_tables)),
         ("Left out", facts(page.left_out)),
         ("Provenance", _folded("Versions, command, data", facts(page.provenance))),
         ("Files", files(page.files)),
     ]
+
+
+def tables(several: Sequence[Table]) -> str:
+    """Returns tables one below the other; nothing if there are none."""
+    return "\n".join(table(one) for one in several)
 
 
 def table(one: Table) -> str:
@@ -135,9 +142,8 @@ def table(one: Table) -> str:
 
     Example:
         >>> print(table(Table("Epochs", ["run", "inhale"], [["seed 42", "2"]])))  # doctest: +ELLIPSIS
+        <h3>Epochs</h3>
         <div class="scroll" tabindex="0" role="region" aria-label="Epochs">
-        <table>
-        <caption>Epochs</caption>
         ...
         <tr><th scope="row">seed 42</th><td class="number">2</td></tr>
         ...
@@ -149,8 +155,9 @@ def table(one: Table) -> str:
     )
     rows = "\n".join(_row(cells, kinds) for cells in one.rows)
     return (
+        f"<h3>{escape(one.caption)}</h3>\n"  # no caption: it would scroll away with the table
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(one.caption)}">\n'
-        f"<table>\n<caption>{escape(one.caption)}</caption>\n<thead><tr>{header}</tr></thead>\n"
+        f"<table>\n<thead><tr>{header}</tr></thead>\n"
         f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>\n{_paragraph(one.note, 'note')}"
     )
 

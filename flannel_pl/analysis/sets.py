@@ -26,10 +26,10 @@ def token_sets(recording: Recording, run: RunRecording) -> tuple[dict[str, Array
         it is missing.
 
     Example:
-        >>> with flannel_pl.open_recording("runs/quickstart") as recording:      # doctest: +SKIP
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     sets, missing = token_sets(recording, recording.run(0))
-        ...     len(sets["dead"])
-        3699
+        >>> len(sets["dead"]) + len(sets["live"]) == len(sets["all"]), missing
+        (True, {})
     """
     num_tokens = run.tensor("embeddings").shape[1]
     sets = {"all": np.arange(num_tokens)}
@@ -38,12 +38,19 @@ def token_sets(recording: Recording, run: RunRecording) -> tuple[dict[str, Array
         masks = recording.masks
     except UserError as error:
         return sets, dict.fromkeys(("dead", "live"), str(error))
-    recorded = np.asarray(run.tensor(RECORDED_TOKENS)) if RECORDED_TOKENS in run.names else sets["all"]
+    ids_V = token_ids(run)
     for name in ("dead", "live"):
         mask_V = np.asarray(masks[f"{name}_mask"]).astype(bool)
-        positions = np.flatnonzero(mask_V[recorded])
+        positions = np.flatnonzero(mask_V[ids_V])
         if len(positions):
             sets[name] = positions
         else:
             missing[name] = f"no {name} token is recorded"
     return {name: sets[name] for name in SET_NAMES if name in sets}, missing
+
+
+def token_ids(run: RunRecording) -> Array:
+    """Returns the vocabulary ids of the tokens that a run's embeddings are recorded of, (V,) int64."""
+    if RECORDED_TOKENS in run.names:
+        return np.asarray(run.tensor(RECORDED_TOKENS)).astype(np.int64)
+    return np.arange(run.tensor("embeddings").shape[1])

@@ -1,34 +1,21 @@
-"""Measures as tables: every number of every row as CSV, and the few that sum an experiment up.
+"""Measures as tables: every number as CSV.
 
 Shape suffixes: R rows.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from flannel_pl.analysis.epochs import Spread, spread
-from flannel_pl.analysis.lifecycle import freeze_quantiles
-from flannel_pl.analysis.measure import Measures, RunMeasures
-from flannel_pl.analysis.metrics import liftoff_step
+from flannel_pl.analysis.curves import Group, curves_of, distances_of, mean_and_std
+from flannel_pl.analysis.key_figures import KeyFigure
+from flannel_pl.analysis.measure import Measures
 from flannel_pl.recording.tensors import Array
 
 SIGNIFICANT_DIGITS = 9
 """Of the numbers in a CSV file; a float32 has no more."""
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """One number of every run, and its spread over them."""
-
-    name: str
-    values: tuple[float | None, ...]
-    """In the order of the runs; None where a run does not have it."""
-
-    over_runs: Spread
 
 
 def metrics_csv(measures: Measures) -> str:
@@ -46,7 +33,7 @@ def metrics_csv(measures: Measures) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "label", "set", "step", *names, *scalars])
     for run in measures.runs:
-        for token_set, series in run.series.items():
+        for token_set, series in (run.series or {"all": {}}).items():
             columns = [series.get(name) for name in names]
             columns += [run.scalars.get(name) if token_set == "all" else None for name in scalars]
             for row, step in enumerate(run.steps_R):
@@ -55,80 +42,120 @@ def metrics_csv(measures: Measures) -> str:
     return text.getvalue()
 
 
-def steps_csv(measures: Measures, token_set: str) -> str:
-    """Returns the mean and the sample standard deviation over runs of each series, a line per step.
+def steps_csv(groups: Sequence[Group], token_set: str) -> str:
+    """Returns mean and sample standard deviation over runs of each series: a line per group and step.
 
     Args:
-        measures: Of one experiment; only steps that every run has are in it.
+        groups: Runs that differ in their seed only, see `curves.groups_of`.
         token_set: dead, live or all.
 
     Returns:
-        CSV text with a header: step, then name_mean and name_std for each series.
+        CSV text with a header: group, step, then name_mean and name_std of each series. Undefined is empty.
     """
-    runs = [run for run in measures.runs if token_set in run.series]
-    num_rows = min((len(run.steps_R) for run in runs), default=0)
-    names = _in_order(name for run in runs for name in run.series[token_set])
-    names = [name for name in names if all(name in run.series[token_set] for run in runs)]
-    columns: list[Array] = []
-    for name in names:
-        values_NR = np.stack([run.series[token_set][name][:num_rows] for run in runs])
-        columns.append(values_NR.mean(axis=0))
-        columns.append(values_NR.std(axis=0, ddof=1) if len(runs) > 1 else np.full(num_rows, np.nan))
+    names = _in_order(
+        name for group in groups for run in group.runs for name in run.series.get(token_set, {})
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
-    for row in range(num_rows):
-        writer.writerow([int(runs[0].steps_R[row]), *(_number(column[row]) for column in columns)])
+    writer.writerow(["group", "step", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
+    for group in groups:
+        columns = [column for name in names for column in _mean_and_std(group, token_set, name)]
+        num_rows = min(len(run.steps_R) for run in group.runs)
+        for row, step in enumerate(group.runs[0].steps_R[:num_rows]):
+            cells = ["" if column is None else _number(column[row]) for column in columns]
+            writer.writerow([group.name, int(step), *cells])
     return text.getvalue()
 
 
-def key_figures(measures: Measures, token_set: str) -> list[KeyFigure]:
-    """Returns the numbers that sum up what happened to a token set.
+def _mean_and_std(group: Group, token_set: str, name: str) -> tuple[Array | None, Array | None]:
+    curves = curves_of([group], token_set, name)
+    return mean_and_std(curves[0].values_NR) if curves else (None, None)
+
+
+def distances_csv(groups: Sequence[Group], token_sets: Iterable[str]) -> str:
+    """Returns how far runs are from each other: a line per group, token set and step.
+
+    Args:
+        groups: Runs that differ in their seed only.
+        token_sets: Of dead, live, all.
+
+    Returns:
+        CSV text with a header: mean, sample standard deviation, least and most over pairs of the Frobenius
+        distance, mean and std over runs of that from the own start, and the ratio of the means.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ("distance_mean", "distance_std", "distance_least", "distance_most")
+    writer.writerow(["group", "set", "step", *names, "evolution_mean", "evolution_std", "ratio"])
+    for group in groups:
+        for token_set in token_sets:
+            distances = distances_of(group, token_set)
+            if distances is None:
+                continue
+            between, own = distances
+            own_mean_R, own_std_R = mean_and_std(own.values_NR)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratio_R = np.where(own_mean_R > 0, between.mean_R / own_mean_R, np.nan)
+            least_R, most_R = between.values_NR.min(axis=0), between.values_NR.max(axis=0)
+            columns = (*mean_and_std(between.values_NR), least_R, most_R, own_mean_R, own_std_R, ratio_R)
+            for row, step in enumerate(between.steps_R):
+                cells = [_number(column[row]) for column in columns]
+                writer.writerow([group.name, token_set, int(step), *cells])
+    return text.getvalue()
+
+
+def tokens_csv(measures: Measures, tokens: Mapping[int, Mapping[str, Array]]) -> str:
+    """Returns when each token came to rest: a line per run and token.
 
     Args:
         measures: Of one experiment.
-        token_set: dead, live or all; runs without it count as not having the number.
+        tokens: Number of a run -> token set -> vocabulary ids, (S,), see `sets.token_sets`.
 
     Returns:
-        Radii and centroid at the start and the end, the lift-off, path efficiency, peak speed, when tokens
-        froze, and the mean loss.
+        CSV text with a header: run, label, token, dead (1, 0, or empty where that is not known), then the
+        steps of `lifecycle.Lifecycle.result`.
     """
-    both_ends = ("origin_radius", "centroid_radius", "centroid_norm", "std_per_dim", "bounding_radius")
-    wanted: list[tuple[str, Callable[[RunMeasures], float | None]]] = []
-    for name in both_ends:
-        wanted.append((f"{name}, start", _at(token_set, name, 0)))
-        wanted.append((f"{name}, end", _at(token_set, name, -1)))
-    wanted += [
-        ("lift-off step", lambda run: _liftoff(run, token_set)),
-        ("path_efficiency", _at(token_set, "path_efficiency", -1)),
-        ("token_speed, largest", lambda run: _largest(run, token_set, "token_speed")),
-        ("frozen_fraction, end", _at(token_set, "frozen_fraction", -1)),
-    ]
-    for quantile in ("q25", "median", "q75", "max", "still_moving"):
-        wanted.append(
-            (
-                f"freeze step, {quantile}" if quantile != "still_moving" else "tokens still moving",
-                _freeze(token_set, quantile),
-            )
-        )
-    wanted.append(("loss, mean over steps", _mean_loss))
-    figures = []
-    for name, pick in wanted:
-        values = tuple(pick(run) for run in measures.runs)
-        if any(value is not None for value in values):
-            figures.append(KeyFigure(name, values, spread(values)))
-    return figures
-
-
-def key_figures_csv(figures: Sequence[KeyFigure], measures: Measures) -> str:
-    """Returns key figures: a line each, with mean, standard deviation, range and the value of every run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["figure", "mean", "std", "least", "most", *(run.label for run in measures.runs)])
-    for figure in figures:
-        over = figure.over_runs
-        cells = [over.mean, over.std, over.least, over.most, *figure.values]
-        writer.writerow([figure.name, *("" if cell is None else _number(cell) for cell in cells)])
+    names = _in_order(name for run in measures.runs for named in run.tokens.values() for name in named)
+    writer.writerow(["run", "label", "token", "dead", *names])
+    for run in measures.runs:
+        found = run.tokens.get("all")
+        if found is None:
+            continue
+        ids = tokens[run.run]
+        known = "dead" in ids or "live" in ids
+        dead = set(ids["dead"].tolist()) if "dead" in ids else set()
+        columns = [found[name].tolist() for name in names]
+        for position, token in enumerate(ids["all"].tolist()):
+            is_dead = int(token in dead) if known else ""
+            writer.writerow([run.run, run.label, token, is_dead, *(column[position] for column in columns)])
+    return text.getvalue()
+
+
+def key_figures_csv(groups: Sequence[tuple[Group, Sequence[KeyFigure]]], *, by_run: bool) -> str:
+    """Returns key figures: a line per group and figure, or per group, figure and run.
+
+    Args:
+        groups: Runs that differ in their seed only, and their key figures.
+        by_run: Whether to return the values of the runs, or what they are over all of them.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    what = ["run", "value"] if by_run else ["mean", "std", "least", "most", "num_reached", "num_runs"]
+    writer.writerow(["group", "figure", *what])
+    for group, figures in groups:
+        for figure in figures:
+            over = figure.over_runs
+            if by_run:
+                for run, value in zip(group.runs, figure.values, strict=True):
+                    writer.writerow(
+                        [group.name, figure.name, run.label, "" if value is None else _number(value)]
+                    )
+            else:
+                numbers = (over.mean, over.std, over.least, over.most)
+                cells = ["" if cell is None else _number(cell) for cell in numbers]
+                writer.writerow([group.name, figure.name, *cells, over.num_reached, over.num_runs])
     return text.getvalue()
 
 
@@ -138,44 +165,3 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 def _number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.{SIGNIFICANT_DIGITS}g}"
-
-
-def _at(token_set: str, name: str, row: int) -> Callable[[RunMeasures], float | None]:
-    def pick(run: RunMeasures) -> float | None:
-        series_R = run.series.get(token_set, {}).get(name)
-        return None if series_R is None else _finite(series_R[row])
-
-    return pick
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _liftoff(run: RunMeasures, token_set: str) -> float | None:
-    series = run.series.get(token_set)
-    if series is None:
-        return None
-    return liftoff_step(series["centroid_norm"], series["bounding_radius"], run.steps_R)
-
-
-def _largest(run: RunMeasures, token_set: str, name: str) -> float | None:
-    series_R = run.series.get(token_set, {}).get(name)
-    if series_R is None or np.isnan(series_R).all():
-        return None
-    return float(np.nanmax(series_R))
-
-
-def _freeze(token_set: str, quantile: str) -> Callable[[RunMeasures], float | None]:
-    def pick(run: RunMeasures) -> float | None:
-        tokens = run.tokens.get(token_set)
-        return None if tokens is None else _finite(freeze_quantiles(tokens["freeze_step"])[quantile])
-
-    return pick
-
-
-def _mean_loss(run: RunMeasures) -> float | None:
-    loss_R = run.scalars.get("loss")
-    if loss_R is None or len(loss_R) < 2:
-        return None
-    return _finite(loss_R[1:].mean())  # row 0 has none

@@ -171,9 +171,10 @@ def compare_tensor(
         RunError: If a file cannot be read.
 
     Example:
-        >>> with flannel_pl.open_recording("runs/quickstart") as rec:            # doctest: +SKIP
-        ...     rows = np.arange(rec.run(0).num_rows)
-        ...     compare_tensor("losses", rec.run(0).losses, rec.run(1).losses, Alignment(rows, rows, rows))
+        >>> with flannel_pl.open_recording("runs/quickstart") as rec:
+        ...     a, b, rows = rec.run(0).losses_f32, rec.run(1).losses_f32, np.arange(21)
+        ...     compare_tensor("losses_f32", a, b, Alignment(rows, rows, rows)).first.step
+        1
     """
     dtypes = (a.dtype, b.dtype)
     num_rows = len(alignment.steps_R)

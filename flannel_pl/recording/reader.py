@@ -38,8 +38,10 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
         RunError: If a file cannot be read or is damaged.
 
     Example:
-        >>> with open_recording("runs/flannel3") as rec:                       # doctest: +SKIP
-        ...     drift = rec.run(3).embeddings[10:20, rec.masks["dead_indices"]]  # (10, n_dead, D)
+        >>> with open_recording("runs/flannel3") as rec:
+        ...     W = rec.run(1).embeddings[10:20, rec.masks["dead_indices"]]  # (10, n_dead, D)
+        >>> W.shape[0], W.dtype
+        (10, dtype(bfloat16))
     """
     if framework not in ("np", "pt"):
         raise UserError(f"framework is {framework!r}, expected 'np' (numpy arrays) or 'pt' (torch tensors)")

@@ -6,14 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import flannel_pl
 from flannel_pl.analysis import measure as measure_module
-from flannel_pl.analysis.measure import RunMeasures, measure_run
-from flannel_pl.errors import UserError
+from flannel_pl.analysis.measure import RunMeasures, measure_run, measured_bytes
 from tests.analysis.samples import Array, save_recording, walk
 
 DEAD = [0, 1, 4, 5]
+ONLY_EMBEDDINGS = {
+    "cos_grad_step": "grads are not recorded",
+    "adam_exact_fraction": "momentum and variance are not recorded",
+    "adam_within_one_fraction": "momentum and variance are not recorded",
+}
+"""What the recordings here lack; see test_adam.py."""
 
 
 def measured(path: Path, index: int = 0) -> RunMeasures:
@@ -82,7 +88,7 @@ def test_every_metric_of_every_set(
         assert got.tokens["dead"]["freeze_step"].tolist() == [3, 0, -1, -1]
         assert got.histogram["all"].sum(axis=1).tolist() == [0, *[9] * 6]
         assert np.isnan(got.scalars["loss"][0])
-        assert not got.left_out
+        assert got.left_out == ONLY_EMBEDDINGS
 
 
 def test_lattice_displacement_is_in_units_of_the_last_place(tmp_path: Path) -> None:
@@ -114,7 +120,7 @@ def test_nothing_that_ever_moves_is_frozen_not_a_perfect_lattice(tmp_path: Path)
 def test_sets_without_tokens_are_left_out_with_the_reason(tmp_path: Path) -> None:
     got = measured(save_recording(tmp_path / "r.safetensors", [walk(1)]))
     assert set(got.series) == {"live", "all"}
-    assert got.left_out == {"the dead tokens": "no dead token is recorded"}
+    assert got.left_out == ONLY_EMBEDDINGS | {"the dead tokens": "no dead token is recorded"}
     got = measured(save_recording(tmp_path / "bare.safetensors", [walk(1)], masks=False))
     assert set(got.series) == {"all"}
     assert "has no masks" in got.left_out["the dead tokens"]
@@ -152,10 +158,24 @@ def test_weights_that_are_not_finite_stay_so(tmp_path: Path, value: float) -> No
     assert np.isfinite(got["dead"]["origin_radius"]).all()
 
 
-def test_without_embeddings_there_is_nothing_to_measure(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_without_embeddings_there_is_the_loss_and_a_reason(tmp_path: Path) -> None:
+    path = save_recording(tmp_path / "r.safetensors", [walk(1)], dead=[0])
+    tensors = load_file(path)
+    del tensors["run_0_embeddings"]
+    save_file(tensors, path)
+    with flannel_pl.open_recording(path) as recording:
+        measures = measure_run(recording, 0)
+        assert measured_bytes(recording, 0) == 0
+    assert (measures.series, measures.tokens, measures.histogram) == ({}, {}, {})
+    assert measures.scalars["loss"][1:].tolist() == [1] * 6
+    reason = "the embeddings are not recorded; --recorder.tensors [embeddings, losses] would"
+    assert measures.left_out == {"every metric of tokens": reason}
 
-    path = tmp_path / "r.safetensors"
-    save_file({"run_0_losses_f32": torch.ones(3), "run_0_recorded_steps": torch.arange(3)}, path)
-    with pytest.raises(UserError, match=r"has no embeddings \(it has .*record them with --recorder.tensors"):
-        measured(path)
+
+def test_a_file_of_the_notebook_has_its_loss_in_bfloat16_only(tmp_path: Path) -> None:
+    path = save_recording(tmp_path / "r.safetensors", [walk(1)])
+    tensors = load_file(path)
+    tensors["run_0_losses"] = tensors.pop("run_0_losses_f32").bfloat16() + 0.01
+    save_file(tensors, path)
+    with flannel_pl.open_recording(path) as recording:
+        assert measure_run(recording, 0).scalars["loss"][1:].tolist() == [1.0078125] * 6

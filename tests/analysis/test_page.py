@@ -1,8 +1,6 @@
 """The page: what it says, that it needs nothing from elsewhere, and how a browser shows it."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flannel_pl.analysis.page import Page, Picture, Table, render
+from tests.analysis.browser import check_drawing, visit
 from tests.analysis.synthetic import make_measures, make_page
 from tests.analysis.test_figures import contrast
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 VOID = {"meta", "link", "br", "image", "use", "path", "rect", "stop"}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Parsed(HTMLParser):
@@ -175,19 +173,6 @@ def test_contrast_is_that_of_wcag_aa(dark: bool) -> None:
     assert contrast(found["warn-ink"], found["warn-ground"]) > 4.5
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)} is on the path")
-    with playwright.sync_playwright() as started:
-        # A browser refuses to run as root with its sandbox, and containers run as root.
-        running = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_browser_shows_the_page(
@@ -195,41 +180,13 @@ def test_a_browser_shows_the_page(
 ) -> None:
     path = tmp_path / "index.html"
     path.write_text(page, encoding="utf-8")
-    said: list[str] = []
-    requested: list[str] = []
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme="dark" if scheme == "dark" else "light"
-    )
-    tab = context.new_page()
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("requestfailed", lambda request: said.append(request.url))
-    tab.on("request", lambda request: requested.append(request.url))
-    tab.goto(path.as_uri())
-    tab.click("summary")  # the folded part may not overflow either
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    too_wide = """[...document.querySelectorAll('body *')].filter(one =>
-        !one.closest('svg, .scroll') && one.getBoundingClientRect().right > innerWidth).length"""
-    assert tab.evaluate(too_wide) == 0
-    assert said == []
-    assert [url for url in requested if not url.startswith("data:")] == [path.as_uri()]
-    loaded = """Promise.all([...document.querySelectorAll('svg image')].map(one => {
-        const image = new Image(); image.src = one.href.baseVal; return image.decode().then(() => true);
-    }))"""
-    images = tab.evaluate(loaded)
-    assert len(images) > 1
-    assert all(images)
-    figures = tab.evaluate(
-        "[...document.querySelectorAll('svg')].map(one => one.getBoundingClientRect().width)"
-    )
-    assert len(figures) == 9
-    assert min(figures) > 330
-    ground, ink = (
-        tab.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}")
-        for where, what in (("body", "backgroundColor"), ("svg", "color"))
-    )
+    with visit(browser, path, width=width, scheme=scheme) as tab:
+        check_drawing(tab, num_figures=9)
+        ground, ink = (
+            tab.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}")
+            for where, what in (("body", "backgroundColor"), ("svg", "color"))
+        )
     assert [rgb(ground), rgb(ink)] == [colors(scheme == "dark")[name] for name in ("ground", "ink")]
-    context.close()
 
 
 def rgb(computed: str) -> str:

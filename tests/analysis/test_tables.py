@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import flannel_pl
+from flannel_pl.analysis.curves import groups_of
+from flannel_pl.analysis.key_figures import key_figures
 from flannel_pl.analysis.measure import Measures, measure_run
-from flannel_pl.analysis.tables import key_figures, key_figures_csv, metrics_csv, steps_csv
+from flannel_pl.analysis.tables import key_figures_csv, metrics_csv, steps_csv
 from tests.analysis.samples import save_recording, walk
 
 
@@ -35,7 +37,7 @@ def test_every_number_of_every_row(measures: Measures) -> None:
 
 
 def test_means_over_runs_have_the_steps_of_all(measures: Measures) -> None:
-    lines = list(csv.DictReader(steps_csv(measures, "dead").splitlines()))
+    lines = list(csv.DictReader(steps_csv(groups_of(measures), "dead").splitlines()))
     assert [line["step"] for line in lines] == list("01234")
     values = [run.series["dead"]["origin_radius"][4] for run in measures.runs]
     assert float(lines[4]["origin_radius_mean"]) == pytest.approx(np.mean(values), rel=1e-8)
@@ -44,17 +46,27 @@ def test_means_over_runs_have_the_steps_of_all(measures: Measures) -> None:
 
 
 def test_key_figures(measures: Measures) -> None:
-    figures = {figure.name: figure for figure in key_figures(measures, "dead")}
+    (group,) = groups_of(measures)
+    figures = {figure.name: figure for figure in key_figures(group, "dead")}
     radius = [run.series["dead"]["origin_radius"][-1] for run in measures.runs]
     assert figures["origin_radius, end"].values == pytest.approx(radius)
     assert figures["origin_radius, end"].over_runs.mean == pytest.approx(np.mean(radius))
     assert figures["loss, mean over steps"].values == (1, 1)
     assert figures["tokens still moving"].values == pytest.approx((1 / 3, 1 / 3))
-    lines = list(csv.DictReader(key_figures_csv(list(figures.values()), measures).splitlines()))
-    assert [line["figure"] for line in lines] == list(figures)
-    assert float(lines[1]["seed 43"]) == pytest.approx(radius[1], rel=1e-8)
+    over_runs, by_run = (
+        list(csv.DictReader(key_figures_csv([(group, list(figures.values()))], by_run=by_run).splitlines()))
+        for by_run in (False, True)
+    )
+    assert [line["figure"] for line in over_runs] == list(figures)
+    assert float(over_runs[1]["std"]) == pytest.approx(np.std(radius, ddof=1), rel=1e-6)
+    assert [line["run"] for line in by_run[2:4]] == ["seed 42", "seed 43"]
+    assert float(by_run[3]["value"]) == pytest.approx(radius[1], rel=1e-8)
 
 
 def test_a_set_that_is_not_there_has_no_figures_but_the_loss(measures: Measures) -> None:
-    assert [figure.name for figure in key_figures(measures, "no such set")] == ["loss, mean over steps"]
-    assert steps_csv(measures, "no such set") == "step\n"
+    (group,) = groups_of(measures)
+    assert [figure.name for figure in key_figures(group, "no such set")] == ["loss, mean over steps"]
+    assert steps_csv([group], "no such set").splitlines() == [
+        "group,step",
+        *(f"trial,{row}" for row in range(5)),
+    ]

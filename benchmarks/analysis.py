@@ -1,0 +1,58 @@
+"""How fast a report is made of recorded embeddings, and in how much memory."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from benchmarks.recordings import record
+
+NUM_RUNS = 2
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Returns throughput and peak memory of `flannel-pl report`, the whole process.
+
+    Args:
+        options: `report_steps`, `repeats`, `size`, `folder`.
+    """
+    paths = record(
+        options.folder / "analysis",
+        size=options.size,
+        seeds=f"42..{41 + NUM_RUNS}",
+        steps=options.report_steps,
+        tensors="[embeddings, losses]",
+    )
+    num_mb = sum(paths.run(index).recording.stat().st_size for index in range(NUM_RUNS)) / 1e6
+    measuring, whole, again_s, peaks_gb = [], [], [], []
+    for _ in range(options.repeats):
+        shutil.rmtree(paths.folder / "report", ignore_errors=True)
+        first_s, peak_bytes = _report(paths.folder)
+        second_s, _ = _report(paths.folder)
+        measuring.append(num_mb / (first_s - second_s))
+        whole.append(num_mb / first_s)
+        again_s.append(second_s)
+        peaks_gb.append(peak_bytes / 1e9)
+    what = f"report of {NUM_RUNS} x {num_mb / NUM_RUNS:.3g} MB of embeddings"
+    return [
+        Figure(f"{what}, measuring", "MB/s", measuring, limit=100, bound=">="),
+        Figure(f"{what}, the whole process", "MB/s", whole),
+        Figure(f"{what}, peak memory", "GB", peaks_gb, limit=1),
+        Figure("the same again, nothing has changed", "s", again_s),
+    ]
+
+
+def _report(folder: Path) -> tuple[float, int]:
+    """Returns the wall time in s and the peak of resident memory in bytes."""
+    began_s = time.monotonic()
+    command = [sys.executable, "-m", "flannel_pl", "report", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"flannel-pl report ended with {process.returncode}")
+    return time.monotonic() - began_s, used.ru_maxrss * 1024

@@ -1,0 +1,125 @@
+"""What a recording says of itself: what is in it, under which settings, made where by what."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_pl.analysis.sets import token_sets
+from flannel_pl.analysis.words import counted
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.recording.info import HIGHLIGHTS
+from flannel_pl.recording.reader import Recording, RunRecording
+
+PROVENANCE = (
+    "command",
+    "created",
+    "git",
+    "versions",
+    "python",
+    "platform",
+    "device",
+    "device_name",
+    "threads",
+)
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is worth knowing of a recording besides its numbers."""
+
+    facts: tuple[tuple[str, str], ...]
+    """What was recorded: name, value."""
+
+    provenance: tuple[tuple[str, str], ...]
+
+    config: dict[str, Any]
+    """Of the experiment, in groups; empty if the recording does not say."""
+
+    swept: dict[int, dict[str, Any]]
+    """Number of a run -> the config keys in which runs differ, and their values."""
+
+    missing_runs: tuple[int, ...]
+    """Runs that were asked for and are not in the recording."""
+
+
+def background_of(recording: Recording) -> Background:
+    """Returns what a recording says of itself.
+
+    Args:
+        recording: Open.
+
+    Example:
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:
+        ...     background_of(recording).facts[0]
+        ('recording', 'runs/quickstart')
+    """
+    first = recording.run(recording.runs[0])
+    config = recording.metadata.get("config") or first.metadata.get("config") or {}
+    provenance = first.metadata.get("provenance") or recording.metadata.get("provenance") or {}
+    return Background(
+        facts=tuple(_facts(recording, first, config)),
+        provenance=tuple((key, _words(key, provenance[key])) for key in PROVENANCE if key in provenance),
+        config=config,
+        swept={run.index: run.swept for run in recording},
+        missing_runs=tuple(sorted(set(_asked(recording)) - set(recording.runs))),
+    )
+
+
+def _facts(recording: Recording, first: RunRecording, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    num_bytes = sum(file.stat().st_size for file in recording.files)
+    yield "recording", str(recording.path)
+    yield "size", f"{readable_bytes(num_bytes)} in {counted(len(recording.files), 'file')}"
+    seeds = [run.seed for run in recording]
+    seen = ", ".join("unknown" if seed is None else str(seed) for seed in dict.fromkeys(seeds))
+    yield "runs", f"{len(recording)}, seeds {seen}"
+    swept = {key: None for run in recording for key in run.swept}
+    if swept:
+        yield "swept", ", ".join(swept)
+    yield "rows", _rows(recording)
+    yield "tensors", ", ".join(f"{name} {first.tensor(name).dtype}" for name in first.names)
+    yield "tokens", _tokens(recording, first)
+    for group, keys in HIGHLIGHTS.items():
+        found = [f"{key} {config[group][key]}" for key in keys if key in config.get(group, {})]
+        if found:
+            yield group, ", ".join(found)
+
+
+def _rows(recording: Recording) -> str:
+    lengths = [run.num_rows for run in recording]
+    steps_R = max((run.steps for run in recording), key=len)
+    every = int(steps_R[1] - steps_R[0]) if len(steps_R) > 1 else 1
+    spacing = "every step" if every == 1 else f"every {every} steps"
+    count = f"{min(lengths):,} to {max(lengths):,}" if min(lengths) != max(lengths) else f"{lengths[0]:,}"
+    return f"{count} a run, steps {steps_R[0]} to {steps_R[-1]}, {spacing}"
+
+
+def _tokens(recording: Recording, run: RunRecording) -> str:
+    if "embeddings" not in run.names:
+        return "their embeddings are not recorded"
+    sets, _ = token_sets(recording, run)
+    parts = [counted(len(sets["all"]), "token")]
+    for name, words in (("dead", "never occur in the text (dead)"), ("live", "do (live)")):
+        if name in sets:
+            parts.append(f"{len(sets[name]):,} {words}")
+    return ", ".join(parts)
+
+
+def _asked(recording: Recording) -> list[int]:
+    """Returns the runs of the experiment, if the recording is its folder or lies in it."""
+    folder = recording.path if recording.path.is_dir() else recording.path.parent
+    try:
+        record = json.loads(ExperimentPaths.find(folder.absolute()).record.read_text(encoding="utf-8"))
+        return [int(run["index"]) for run in record["runs"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _words(key: str, value: Any) -> str:
+    if key == "command" and isinstance(value, list):
+        return shlex.join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return str(value)

@@ -1,0 +1,121 @@
+"""The epochs of runs that differ in their seed only: of each run, and of the mean over them.
+
+Shape suffixes: R rows.
+"""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flannel_pl.analysis.curves import Group, curves_of
+from flannel_pl.analysis.epochs import Epochs, Mark, Spread, over_runs, rule_a, rule_b
+from flannel_pl.recording.tensors import Array
+
+MARKS = {
+    "inhale": "inhale ends",
+    "sneeze": "sneeze peaks",
+    "re_expansion": "re-expansion begins",
+    "freeze": "Fimbulwinter begins",
+}
+"""Boundaries -> what a table calls them."""
+
+
+@dataclass(frozen=True)
+class GroupEpochs:
+    """What one rule finds in a group of runs."""
+
+    rule: str
+    """A or B, see `epochs`."""
+
+    token_set: str
+    labels: tuple[str, ...]
+    """Of the runs."""
+
+    runs: tuple[Epochs, ...]
+
+    mean: Epochs
+    """In the curve that is the mean over runs; upstream's published steps are of this."""
+
+    last_step: int
+
+    def over_runs(self, mark: str) -> Spread:
+        """Returns the spread over runs of the step of a boundary, a key of `MARKS`."""
+        return over_runs(self.runs, lambda epochs: getattr(epochs, mark).step)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What casts doubt on a boundary."""
+        named = zip(("mean over runs", *self.labels), (self.mean, *self.runs), strict=True)
+        return [f"rule {self.rule}, {name}: {epochs.warning}" for name, epochs in named if epochs.warning]
+
+
+def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
+    """Finds the epochs of a group by rules A and B.
+
+    Args:
+        group: Runs that differ in their seed only.
+        token_set: dead, live or all.
+
+    Returns:
+        Rule A, rule B; B only if the tokens' standstill was measured. Nothing if the group has no such set.
+
+    Example:
+        >>> from flannel_pl.analysis.curves import groups_of
+        >>> from flannel_pl.analysis.measured import measure_experiment
+        >>> with flannel_pl.open_recording("runs/quickstart") as recording:
+        ...     (group,) = groups_of(measure_experiment(recording))
+        >>> rule_a, rule_b = epochs_of(group, "dead")
+        >>> rule_a.rule, rule_b.labels
+        ('A', ('seed 42', 'seed 43'))
+    """
+    radius, frozen = (_mean_and_runs(group, token_set, of) for of in ("origin_radius", "frozen_fraction"))
+    rates = _mean_and_runs(group, None, "learning_rate")
+    if not radius:
+        return []
+    steps_R = group.runs[0].steps_R[: len(radius[0])]
+    found = {
+        "A": [
+            rule_a(radius_R, steps_R, learning_rate_R=rate_R)
+            for radius_R, rate_R in itertools.zip_longest(radius, rates)
+        ]
+    }
+    if frozen:
+        found["B"] = [
+            rule_b(radius_R, frozen_R, steps_R, learning_rate_R=rate_R)
+            for radius_R, frozen_R, rate_R in itertools.zip_longest(radius, frozen, rates)
+        ]
+    labels = tuple(run.label for run in group.runs)
+    return [
+        GroupEpochs(rule, token_set, labels, tuple(runs), mean, int(steps_R[-1]))
+        for rule, (mean, *runs) in found.items()
+    ]
+
+
+def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array]:
+    """Returns a series' mean over runs, then that of each run; nothing if not all runs have it."""
+    curves = curves_of([group], token_set, name)
+    return [curves[0].mean_R, *curves[0].values_NR] if curves else []
+
+
+def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:
+    """Returns every boundary: a line per group, rule and run, with step and value, or the reason for none.
+
+    Args:
+        several: Name of a group, and what was found in it.
+
+    Returns:
+        CSV text with a header.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "set", "rule", "run", "boundary", "step", "value", "reason"])
+    for name, one in several:
+        for label, epochs in zip(("mean over runs", *one.labels), (one.mean, *one.runs), strict=True):
+            for mark in MARKS:
+                found: Mark = getattr(epochs, mark)
+                value = "" if found.value is None else f"{found.value:.9g}"
+                step = "" if found.step is None else found.step
+                writer.writerow([name, one.token_set, one.rule, label, mark, step, value, found.reason or ""])
+    return text.getvalue()

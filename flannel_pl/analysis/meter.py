@@ -1,0 +1,196 @@
+"""Measures stretches of a run's rows: where the tokens are, how they move, what the optimizer did.
+
+Shape suffixes: r rows of a stretch, V recorded tokens, S tokens of a set, D dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flannel_pl.analysis import lattice, metrics
+from flannel_pl.analysis.lifecycle import Lifecycle
+from flannel_pl.analysis.replay import OptimizerMeter
+from flannel_pl.recording.tensors import Array, LazyTensor
+
+MOTION = (
+    *("token_speed", "thermal_speed", "radial_fraction", "abs_radial_fraction"),
+    *("outward_fraction", "inward_fraction", "zero_fraction"),
+    *("frozen_fraction", "zero_component_fraction"),
+)
+LATTICE = ("lattice_l1", "lattice_l2", "lattice_linf", "lattice_hop_fraction", "thermal_hop_fraction")
+CLOUD = ("origin_radius", "centroid_radius", "bounding_radius", "std_per_dim")
+LATTICE_DTYPES = ("bfloat16", "float32")
+
+
+@dataclass
+class Stretch:
+    """What some rows give, r of them."""
+
+    series: dict[str, dict[str, Array]]
+    centroids: dict[str, Array]
+    """Token set -> (r, D) float64."""
+
+    histogram: dict[str, Array]
+    lifecycles: dict[str, Lifecycle]
+
+
+@dataclass
+class _Row:
+    """One row, and what the next one needs of it."""
+
+    stored_VD: Array
+    W_VD: Array
+    norms_V: Array
+    centroids: dict[str, Array]
+
+
+class Meter:
+    """Measures stretches of a run's rows, several at the same time."""
+
+    def __init__(
+        self, W: LazyTensor, steps_R: Array, sets: Mapping[str, Array], optimizer: OptimizerMeter
+    ) -> None:
+        self.W, self.steps_R, self.sets, self.optimizer = W, steps_R, sets, optimizer
+        self.has_lattice = W.dtype in LATTICE_DTYPES
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that are read for one row."""
+        return self.W.row_bytes + self.optimizer.row_bytes
+
+    def measure(self, rows: range) -> Stretch:
+        """Measures consecutive rows; reads one more, the one before them.
+
+        Raises:
+            RunError: If a file cannot be read.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite weights make NaN, which is the answer
+            return self._measure(rows)
+
+    def _measure(self, rows: range) -> Stretch:
+        first = max(0, rows.start - 1)
+        stored_RVD = self.W[first : rows.stop]
+        others = self.optimizer.read(rows)
+        result = self._empty(len(rows))
+        before: _Row | None = None
+        for number, stored_VD in enumerate(stored_RVD, start=first):
+            row = self._row(stored_VD)
+            if number in rows:
+                position = number - rows.start
+                self._measure_cloud(result, position, row)
+                if before is not None:
+                    dW_VD = row.W_VD - before.W_VD
+                    self._measure_motion(result, position, before, row, dW_VD, step=int(self.steps_R[number]))
+                    stored = {name: values_rVD[position] for name, values_rVD in others.items()}
+                    self._measure_optimizer(result, position, before, row, dW_VD, stored, number=number)
+            before = row
+        return result
+
+    def _empty(self, num_rows: int) -> Stretch:
+        names = (*CLOUD, *MOTION, *(LATTICE if self.has_lattice else ()), *self.optimizer.names)
+        bins = len(lattice.HISTOGRAM_EDGES) - 1
+        dim = self.W.shape[2]
+        return Stretch(
+            series={one: {name: np.full(num_rows, np.nan) for name in names} for one in self.sets},
+            centroids={one: np.empty((num_rows, dim)) for one in self.sets},
+            histogram={one: np.zeros((num_rows, bins), np.int64) for one in self.sets},
+            lifecycles={one: Lifecycle(len(tokens), dim) for one, tokens in self.sets.items()},
+        )
+
+    def _row(self, stored_VD: Array) -> _Row:
+        W_VD = lattice.widen(stored_VD)
+        centroids = {name: metrics.centroid(self._of(W_VD, name)) for name in self.sets}
+        return _Row(stored_VD, W_VD, metrics.token_norms(W_VD), centroids)
+
+    def _of(self, values: Array, name: str) -> Array:
+        """Returns a set's part of an array of all tokens, itself if that is all of it."""
+        tokens = self.sets[name]
+        return values if len(tokens) == len(values) else values[tokens]
+
+    def _measure_cloud(self, result: Stretch, position: int, row: _Row) -> None:
+        for name in self.sets:
+            centroid_D, W_SD = row.centroids[name], self._of(row.W_VD, name)
+            centred_SD = metrics.centred(W_SD, centroid_D)
+            distances_S = metrics.token_norms(centred_SD)
+            result.centroids[name][position] = centroid_D
+            series = result.series[name]
+            series["origin_radius"][position] = metrics.origin_radius(self._of(row.norms_V, name))
+            series["centroid_radius"][position] = metrics.centroid_radius(distances_S)
+            series["bounding_radius"][position] = metrics.bounding_radius(distances_S)
+            series["std_per_dim"][position] = metrics.std_per_dim(centred_SD)
+
+    def _measure_optimizer(
+        self,
+        result: Stretch,
+        position: int,
+        before: _Row,
+        row: _Row,
+        dW_VD: Array,
+        stored: Mapping[str, Array],
+        *,
+        number: int,
+    ) -> None:
+        values = self.optimizer.measure(
+            stored,
+            row=number,
+            before_VD=before.stored_VD,
+            after_VD=row.stored_VD,
+            dW_VD=dW_VD,
+            sets=self.sets,
+        )
+        for name, measured in values.items():
+            for metric, value in measured.items():
+                result.series[name][metric][position] = value
+
+    def _measure_motion(
+        self, result: Stretch, position: int, before: _Row, row: _Row, dW_VD: Array, *, step: int
+    ) -> None:
+        lengths_V = metrics.token_norms(dW_VD)
+        radial_V = metrics.radial_fractions(before.W_VD, dW_VD, before.norms_V, lengths_V)
+        change_V = row.norms_V - before.norms_V
+        changed_V = lattice.changed(before.stored_VD, row.stored_VD)
+        zeros_V = np.count_nonzero(dW_VD == 0, axis=1) / dW_VD.shape[1]
+        for name in self.sets:
+            series = result.series[name]
+            dc_D = row.centroids[name] - before.centroids[name]
+            radial_S = self._of(radial_V, name)
+            series["token_speed"][position] = metrics.mean(self._of(lengths_V, name))
+            thermal_S = metrics.token_norms(metrics.centred(self._of(dW_VD, name), dc_D))
+            series["thermal_speed"][position] = metrics.mean(thermal_S)
+            series["radial_fraction"][position] = metrics.mean_or_nan(radial_S)
+            series["abs_radial_fraction"][position] = metrics.mean_or_nan(np.abs(radial_S))
+            outward, inward, zero = metrics.sign_fractions(self._of(change_V, name))
+            series["outward_fraction"][position] = outward
+            series["inward_fraction"][position] = inward
+            series["zero_fraction"][position] = zero
+            series["frozen_fraction"][position] = 1 - self._of(changed_V, name).mean()
+            series["zero_component_fraction"][position] = metrics.mean(self._of(zeros_V, name))
+        if self.has_lattice:
+            self._measure_lattice(result, position, before, dW_VD, lengths_V, changed_V, step=step)
+
+    def _measure_lattice(
+        self,
+        result: Stretch,
+        position: int,
+        before: _Row,
+        dW_VD: Array,
+        lengths_V: Array,
+        changed_V: Array,
+        *,
+        step: int,
+    ) -> None:
+        ulp_VD = lattice.ulp(before.W_VD, self.W.dtype)
+        l1_V, l2_V, linf_V = lattice.lattice_norms(lattice.displacement(dW_VD, ulp_VD))
+        hops_V = lattice.hop_classes(lengths_V, ulp_VD.mean(axis=1))
+        for name in self.sets:
+            series = result.series[name]
+            l1_S, l2_S, linf_S = (self._of(norms_V, name) for norms_V in (l1_V, l2_V, linf_V))
+            series["lattice_l1"][position] = metrics.mean(l1_S)
+            series["lattice_l2"][position] = metrics.mean(l2_S)
+            series["lattice_linf"][position] = metrics.mean(linf_S)
+            hops_S = self._of(hops_V, name)
+            series["lattice_hop_fraction"][position] = (hops_S == lattice.LATTICE).mean()
+            series["thermal_hop_fraction"][position] = (hops_S == lattice.THERMAL).mean()
+            result.histogram[name][position] = lattice.histogram(l2_S)
+            result.lifecycles[name].update(step, self._of(changed_V, name), l1_S, l2_S, linf_S)

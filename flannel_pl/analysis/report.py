@@ -1,0 +1,196 @@
+"""The report: what recordings show, as a page, figures and tables in a folder.
+
+Recordings are measured (`measured`), the measures drawn (`gallery`), put into words (`summary`) and tables
+(`report_tables`), and all of it into a folder. What was measured is kept beside the recording, so that a
+report made again reads only what has changed.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_pl.analysis.background import background_of
+from flannel_pl.analysis.drawing import for_page, save
+from flannel_pl.analysis.gallery import GALLERY, Kind
+from flannel_pl.analysis.measured import measure_experiment, title_of
+from flannel_pl.analysis.page import Picture, render
+from flannel_pl.analysis.report_tables import tables_of
+from flannel_pl.analysis.sets import SET_NAMES, token_ids, token_sets
+from flannel_pl.analysis.summary import Experiment, bands_of, page_of
+from flannel_pl.errors import UserError
+from flannel_pl.recording.disk import make_folder, write_file
+from flannel_pl.recording.reader import Recording, open_recording
+from flannel_pl.recording.tensors import Array
+
+Progress = Callable[[str, int, int], object]
+"""Called with "measuring" or "drawing", how much is done, and how much there is: bytes, or figures."""
+
+MEASURED = "measured"
+"""Folder, in a recording's own report, of what was measured of it."""
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `report` made."""
+
+    page: Path
+    """index.html."""
+
+    measured_bytes: int
+    """Recorded bytes that were read; what had not changed since the last report was not."""
+
+
+def report(
+    *paths: str | Path,
+    out: str | Path | None = None,
+    token_set: str = "dead",
+    progress: Progress | None = None,
+) -> Report:
+    """Makes a report of one recording, or of several laid over one another.
+
+    Args:
+        paths: Anything `open_recording` takes: an experiment's folder, a gathered file, an index, a shard.
+        out: Folder to write to; None = `report` in the folder of the one recording (beside a single file
+            NAME_report), and for several `report` in the current folder.
+        token_set: dead, live or all: whose figures are drawn. Tables of numbers have all three.
+        progress: Called while it works.
+
+    Returns:
+        Where everything is.
+
+    Raises:
+        UserError: If there is no recording, or `token_set` is no such set.
+        RunError: If a file cannot be read, or the disk fails.
+
+    Example:
+        >>> report("runs/quickstart").page.as_posix()
+        'runs/quickstart/report/index.html'
+    """
+    if token_set not in SET_NAMES:
+        raise UserError(f"the token set is {token_set!r}, expected one of {', '.join(SET_NAMES)}")
+    if not paths:
+        raise UserError("there is nothing to report: expected at least one recording")
+    progress = progress or (lambda stage, done, total: None)
+    with ExitStack() as stack:
+        recordings = [stack.enter_context(open_recording(path)) for path in paths]
+        folder = _folder(recordings, out)
+        make_folder(folder)
+        experiments, num_bytes = _measure(recordings, folder, progress)
+    texts = tables_of(experiments)
+    for name, (text, _) in texts.items():
+        write_file(folder / name, text.encode())
+    pictures, missing = _draw(folder, experiments, token_set, progress)
+    page = page_of(
+        experiments,
+        token_set,
+        pictures=pictures,
+        missing=[(kind.heading, kind.needs) for kind in missing],
+        files=[(name, what) for name, (_, what) in texts.items()],
+    )
+    write_file(folder / "index.html", render(page).encode())
+    return Report(folder / "index.html", num_bytes)
+
+
+def home_of(path: Path) -> Path:
+    """Returns where the report of a single recording is unless it is asked for elsewhere.
+
+    Example:
+        >>> home_of(Path("old/flannel1.safetensors")).as_posix()
+        'old/flannel1_report'
+    """
+    if path.is_dir():
+        return path / "report"
+    return path.parent / f"{path.name.removesuffix('.index.json').removesuffix('.safetensors')}_report"
+
+
+def _folder(recordings: Sequence[Recording], out: str | Path | None) -> Path:
+    if out is not None:
+        if Path(out).exists() and not Path(out).is_dir():
+            raise UserError(f"--out is {out}, which is a file; expected a folder, which need not exist")
+        return Path(out)
+    return home_of(recordings[0].path) if len(recordings) == 1 else Path("report")
+
+
+def _cache_folder(recording: Recording, folder: Path, number: int) -> Path:
+    """Returns where measures are kept: at the recording's home, or with the report if that is read-only."""
+    home = home_of(recording.path)
+    writable = home if home.is_dir() else home.parent
+    if os.access(writable, os.W_OK):
+        return home / MEASURED
+    return folder / MEASURED / str(number)
+
+
+def _measure(
+    recordings: Sequence[Recording], folder: Path, progress: Progress
+) -> tuple[list[Experiment], int]:
+    done = total = 0
+
+    def expect(num_bytes: int) -> None:
+        nonlocal total
+        total += num_bytes
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress("measuring", done, total)
+
+    experiments = []
+    for number, (recording, name) in enumerate(zip(recordings, _names(recordings), strict=True)):
+        measures = measure_experiment(
+            recording,
+            cache_folder=_cache_folder(recording, folder, number),
+            expect=expect,
+            advance=advance,
+        )
+        experiments.append(Experiment(name, measures, background_of(recording), _token_ids(recording)))
+    return experiments, done
+
+
+def _names(recordings: Sequence[Recording]) -> list[str]:
+    """Returns the experiments' names; with their paths where two have the same."""
+    titles = [title_of(recording) for recording in recordings]
+    return [
+        title if titles.count(title) == 1 else f"{title} ({recording.path})"
+        for title, recording in zip(titles, recordings, strict=True)
+    ]
+
+
+def _token_ids(recording: Recording) -> dict[int, dict[str, Array]]:
+    """Returns the vocabulary ids of each run's token sets."""
+    result = {}
+    for run in recording:
+        if "embeddings" in run.names:
+            sets, _ = token_sets(recording, run)
+            ids_V = token_ids(run)
+            result[run.index] = {name: ids_V[positions] for name, positions in sets.items()}
+    return result
+
+
+def _draw(
+    folder: Path, experiments: Sequence[Experiment], token_set: str, progress: Progress
+) -> tuple[list[Picture], list[Kind]]:
+    """Writes the figures; returns them for the page, and the kinds of which there is none."""
+    several = [(one.name, one.measures) for one in experiments]
+    drawn_of = several if len(several) > 1 else several[0][1]
+    bands = bands_of(experiments, token_set)
+    make_folder(folder / FIGURES)
+    pictures, missing = [], []
+    for number, kind in enumerate(GALLERY):
+        progress("drawing", number, len(GALLERY))
+        path = folder / FIGURES / kind.name
+        figure = kind.draw(drawn_of, token_set=token_set, bands=bands)
+        if figure is None:
+            missing.append(kind)
+            for suffix in (".png", ".svg"):  # of an earlier report
+                path.with_suffix(suffix).unlink(missing_ok=True)
+            continue
+        png, svg = save(figure, path)
+        files = {"PNG": f"{FIGURES}/{png.name}", "SVG": f"{FIGURES}/{svg.name}"}
+        svg_text = for_page(svg.read_text(encoding="utf-8"))
+        pictures.append(Picture(kind.heading, svg_text, kind.caption, kind.formula, files))
+    progress("drawing", len(GALLERY), len(GALLERY))
+    return pictures, missing

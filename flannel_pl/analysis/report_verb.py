@@ -1,0 +1,48 @@
+"""The verb report."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flannel_pl.errors import UserError
+
+
+def report_verb(
+    paths: list[Path], out: Path | None = None, tokens: Literal["dead", "live", "all"] = "dead"
+) -> None:
+    """Shows what a recording holds: metrics, epochs, figures, as a page (index.html), CSV, PNG and SVG.
+
+    Args:
+        paths: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder;
+            several are laid over one another.
+        out: Folder to write to. Default: report in the folder of the one recording, and for several in the
+            current folder.
+        tokens: Whose figures are drawn; the tables have all three.
+    """
+    if not paths:
+        raise UserError("report needs a recording: a folder, a .safetensors file or its index")
+    from flannel_pl.analysis.report import report  # which imports matplotlib
+
+    start_s = time.monotonic()
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        tasks = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage.capitalize())
+            bar.update(tasks[stage], completed=done, total=total)
+
+        made = report(*paths, out=out, token_set=tokens, progress=show)
+    elapsed_s = time.monotonic() - start_s
+    print(f"report: {made.page}")
+    if made.measured_bytes:
+        print(f"{made.measured_bytes / 1e9:.3g} GB read and drawn in {elapsed_s:.1f} s")
+    else:
+        print(f"nothing had changed since it was measured; drawn in {elapsed_s:.1f} s")

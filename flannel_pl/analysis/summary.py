@@ -1,0 +1,263 @@
+"""What a report says in words and tables: from measures to the parts of its page."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flannel_pl.analysis.background import Background
+from flannel_pl.analysis.curves import Group, groups_of, in_words
+from flannel_pl.analysis.drawing import Band
+from flannel_pl.analysis.group_epochs import MARKS, GroupEpochs, epochs_of
+from flannel_pl.analysis.group_figures import (
+    Find,
+    distance_at,
+    mean_loss,
+    series_at,
+)
+from flannel_pl.analysis.key_figures import KeyFigure, key_figures
+from flannel_pl.analysis.measure import Measures
+from flannel_pl.analysis.page import Page, Picture, Table
+from flannel_pl.analysis.published import (
+    HEADER,
+    Comparison,
+    compare_with_published,
+    comparison_cells,
+    other_settings,
+)
+from flannel_pl.analysis.words import counted, number, plus_minus
+from flannel_pl.recording.tensors import Array
+
+RULES = {
+    "A": "Rule A: the inhale ends at the smallest origin radius of steps 0 to 10; the sneeze peaks where the "
+    "growth of the radius, smoothed over 5 rows, is largest; Fimbulwinter begins at the first step after 100 "
+    "at which that growth is below 1 % of its peak.",
+    "B": "Rule B: the inhale ends at the smallest origin radius of steps 0 to 19; the sneeze peaks where the "
+    "radius grows most from one row to the next; the re-expansion begins where, after that, the growth stops "
+    "falling and rises again; Fimbulwinter begins when more than 90 % of the tokens do not move.",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recording of a report."""
+
+    name: str
+    """What it is called beside the others."""
+
+    measures: Measures
+    background: Background
+
+    tokens: Mapping[int, Mapping[str, Array]]
+    """Number of a run -> token set -> vocabulary ids, (S,)."""
+
+
+def named_groups(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Group]]:
+    """Returns the groups of runs that differ in their seed only, each with its experiment."""
+    return [(one, group) for one in experiments for group in groups_of([(one.name, one.measures)])]
+
+
+def bands_of(experiments: Sequence[Experiment], token_set: str) -> list[Band]:
+    """Returns the epochs to shade in figures: by rule A of the mean over runs, if there is one group."""
+    groups = named_groups(experiments)
+    if len(groups) > 1:
+        return []
+    found = epochs_of(groups[0][1], _there(groups[0][1], token_set))
+    return found[0].mean.intervals(found[0].last_step) if found else []
+
+
+def page_of(
+    experiments: Sequence[Experiment],
+    token_set: str,
+    *,
+    pictures: Sequence[Picture],
+    missing: Sequence[tuple[str, str]],
+    files: Sequence[tuple[str, str]],
+) -> Page:
+    """Returns the page of a report.
+
+    Args:
+        experiments: What was measured.
+        token_set: dead, live or all; where an experiment has no such tokens, it is all of them.
+        pictures: The figures.
+        missing: Heading and need of the figures that could not be drawn.
+        files: Name of each table, and what is in it.
+    """
+    groups = named_groups(experiments)
+    epochs = [
+        (group.name, found) for _, group in groups for found in epochs_of(group, _there(group, token_set))
+    ]
+    compared = [(one, group, compare_with_published(group)) for one, group in groups]
+    shown = [(group, key_figures(group, _there(group, token_set))) for _, group in groups]
+    return Page(
+        title=" and ".join(one.name for one in experiments),
+        lead=lead(experiments, token_set),
+        warnings=warnings(experiments, epochs),
+        recorded=_of_each(experiments, lambda one: one.background.facts),
+        key_figures=cards(groups[0][1], _there(groups[0][1], token_set)) if len(groups) == 1 else (),
+        key_tables=[key_figure_table(shown, token_set)],
+        epochs=[epoch_table(name, found) for name, found in epochs],
+        comparison=[published_table(group, lines, one.background) for one, group, lines in compared if lines],
+        pictures=pictures,
+        left_out=left_out(experiments, missing),
+        provenance=_of_each(experiments, lambda one: one.background.provenance),
+        files=files,
+    )
+
+
+def _there(group: Group, token_set: str) -> str:
+    """Returns the token set, or "all" where a run does not have it."""
+    return token_set if all(token_set in run.series for run in group.runs) else "all"
+
+
+def _of_each(
+    experiments: Sequence[Experiment], pick: Callable[[Experiment], Sequence[tuple[str, str]]]
+) -> list[tuple[str, str]]:
+    several = len(experiments) > 1
+    return [
+        (f"{one.name}: {name}" if several else name, value)
+        for one in experiments
+        for name, value in pick(one)
+    ]
+
+
+def lead(experiments: Sequence[Experiment], token_set: str) -> str:
+    """Returns the sentence below the title."""
+    several = [f"{counted(len(one.measures.runs), 'run')} of {one.measures.title}" for one in experiments]
+    return f"{', '.join(several)}: what training did to {in_words(token_set)}."
+
+
+def warnings(experiments: Sequence[Experiment], epochs: Sequence[tuple[str, GroupEpochs]]) -> list[str]:
+    """Returns what a reader has to know before the numbers."""
+    found = []
+    for one in experiments:
+        if one.background.missing_runs:
+            runs = ", ".join(map(str, one.background.missing_runs))
+            found.append(
+                f"{one.name}: {counted(len(one.background.missing_runs), 'run')} of the experiment "
+                f"{'is' if len(one.background.missing_runs) == 1 else 'are'} not in this recording ({runs})"
+            )
+    for name, one_rule in epochs:
+        doubtful = one_rule.warnings
+        if doubtful:
+            more = f" (and in {counted(len(doubtful) - 1, 'more curve')})" if len(doubtful) > 1 else ""
+            found.append(f"{name}, {doubtful[0]}{more}")
+    return found
+
+
+def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
+    """Returns the figures at the head of the page: name, value, remark."""
+    start_end: tuple[tuple[str, Find, Find], ...] = (
+        ("origin radius", *_both_ends(token_set, "origin_radius")),
+        ("centroid radius", *_both_ends(token_set, "centroid_radius")),
+        ("distance between runs", distance_at(token_set, 0), distance_at(token_set, None)),
+    )
+    found = []
+    for name, first, last in start_end:
+        before, after = first(group), last(group)
+        if before and after:
+            times = f"{after.mean / before.mean:.2f} times the start's" if before.mean else ""
+            remark = f"at the end; {plus_minus(before.mean, before.std)} at the start. {times}".rstrip(". ")
+            found.append((name, plus_minus(after.mean, after.std), remark))
+    found_epochs = epochs_of(group, token_set)
+    for mark, words in MARKS.items() if found_epochs else ():
+        step, over_runs = getattr(found_epochs[0].mean, mark).step, found_epochs[0].over_runs(mark)
+        if step is not None:
+            each = f"; each run's: {number(over_runs.least)} to {number(over_runs.most)}"
+            several = len(group.runs) > 1 and over_runs.num_reached
+            found.append((words, number(step), "step, by rule A" + (each if several else "")))
+    single: tuple[tuple[str, Find, str], ...] = (
+        (
+            "frozen at the end",
+            series_at(token_set, "frozen_fraction", None),
+            "of the tokens, in the last row",
+        ),
+        ("loss", mean_loss(), "mean over all steps, in nats"),
+    )
+    for name, find, remark in single:
+        if figure := find(group):
+            found.append((name, plus_minus(figure.mean, figure.std), remark))
+    return found
+
+
+def _both_ends(token_set: str, name: str) -> tuple[Find, Find]:
+    return series_at(token_set, name, 0), series_at(token_set, name, None)
+
+
+def key_figure_table(named: Sequence[tuple[Group, Sequence[KeyFigure]]], token_set: str) -> Table:
+    """Returns all key figures, a column for each group of runs."""
+    names = dict.fromkeys(figure.name for _, figures in named for figure in figures)
+    columns = [{figure.name: figure.over_runs for figure in figures} for _, figures in named]
+    rows = [
+        [
+            name,
+            *(
+                plus_minus(column[name].mean, column[name].std) if name in column else "-"
+                for column in columns
+            ),
+        ]
+        for name in names
+    ]
+    note = "Mean over runs and sample standard deviation. The CSV files have every run's."
+    header = ["figure", *(group.name for group, _ in named)]
+    return Table(f"Key figures of {in_words(token_set)}", header, rows, note)
+
+
+def epoch_table(name: str, epochs: GroupEpochs) -> Table:
+    """Returns where one rule finds the epochs' boundaries: in the mean over runs, over runs, in each run."""
+    marks = {mark: words for mark, words in MARKS.items() if epochs.rule == "B" or mark != "re_expansion"}
+    rows = [["mean over runs", *(number(getattr(epochs.mean, mark).step) for mark in marks)]]
+    if len(epochs.runs) > 1:
+        spreads = [epochs.over_runs(mark) for mark in marks]
+        rows.append(["of each run: mean ± std", *(plus_minus(one.mean, one.std) for one in spreads)])
+        ranges = [
+            "-" if one.least is None or one.most is None else f"{number(one.least)} to {number(one.most)}"
+            for one in spreads
+        ]
+        rows.append(["of each run: range", *ranges])
+    for label, run in zip(epochs.labels, epochs.runs, strict=True):
+        rows.append([label, *(number(getattr(run, mark).step) for mark in marks)])
+    caption = f"Epochs of {in_words(epochs.token_set)} by rule {epochs.rule}, {name}"
+    note = " ".join([RULES[epochs.rule], "Numbers are steps; a dash: not reached.", *_reasons(epochs)])
+    return Table(caption, ["", *marks.values()], rows, note)
+
+
+def _reasons(epochs: GroupEpochs) -> Iterator[str]:
+    """Says why a boundary was not reached in the mean over runs."""
+    for mark, words in MARKS.items():
+        found = getattr(epochs.mean, mark)
+        if found.step is None and (epochs.rule == "B" or mark != "re_expansion"):
+            yield f"Where {words.split(' ', 1)[0]} is missing for the mean: {found.reason}."
+
+
+def published_table(group: Group, lines: Sequence[Comparison], background: Background) -> Table:
+    """Returns upstream's published figures beside those of a group of runs."""
+    others = other_settings(background.config, background.swept[group.runs[0].run])
+    note = (
+        "Published: ten seeds, another text and another device (MPS), standard deviations of the "
+        "population; here they are of the sample. The difference is in published standard deviations, or in "
+        "this recording's where none was published. A figure of the mean curve has the spread of what the "
+        "rule finds in each run. Pairs of runs are not independent of each other."
+    )
+    if others:
+        note += " Settings differ: " + "; ".join(others) + "."
+    return Table(f"Dead tokens: published figures beside {group.name}", HEADER, comparison_cells(lines), note)
+
+
+def left_out(experiments: Sequence[Experiment], pictures: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns what could not be computed or drawn, and why.
+
+    Args:
+        experiments: Of the report.
+        pictures: Heading and need of the figures that were not drawn.
+    """
+    lines = []
+    for one in experiments:
+        where = f"{one.name}: " if len(experiments) > 1 else ""
+        lines += [(where + name, reason) for name, reason in one.measures.left_out.items()]
+        runs_of: dict[tuple[str, str], list[str]] = {}
+        for run in one.measures.runs:
+            for pair in run.left_out.items():
+                runs_of.setdefault(pair, []).append(run.label)
+        for (name, reason), runs in runs_of.items():
+            some = f" ({', '.join(runs)})" if len(runs) < len(one.measures.runs) else ""
+            lines.append((where + name, reason + some))
+    return lines + [(f"figure: {heading}", f"it needs {needs}") for heading, needs in pictures]

@@ -1,0 +1,50 @@
+"""Numbers as a report writes them."""
+
+import math
+
+
+def number(value: float | None) -> str:
+    """Returns a number with six significant digits; a dash for none.
+
+    Example:
+        >>> number(0.51335712), number(366), number(None)
+        ('0.513357', '366', '-')
+    """
+    return "-" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def plus_minus(mean: float | None, std: float | None) -> str:
+    """Returns a mean with as many decimals as its standard deviation allows: three digits of that.
+
+    Example:
+        >>> plus_minus(0.5133571, 0.0185167), plus_minus(2, 0), plus_minus(366, None), plus_minus(None, None)
+        ('0.5134 ± 0.0185', '2 ± 0', '366', '-')
+    """
+    if mean is None or std is None or not (math.isfinite(mean) and math.isfinite(std)):
+        return number(mean)
+    if std == 0:
+        return f"{number(mean)} ± 0"
+    decimals = 2 - math.floor(math.log10(std))
+    if decimals > 9:
+        return f"{number(mean)} ± {std:.2e}"
+    return f"{mean:.{max(0, decimals)}f} ± {std:.{max(0, decimals)}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun.
+
+    Example:
+        >>> counted(1, "run"), counted(3699, "token")
+        ('1 run', '3,699 tokens')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def minutes(seconds: float) -> str:
+    """Returns a duration.
+
+    Example:
+        >>> minutes(4.21), minutes(130)
+        ('4.2 s', '2 min 10 s')
+    """
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60)} s"

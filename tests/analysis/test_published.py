@@ -1,0 +1,176 @@
+"""Upstream's published figures beside those of recordings whose figures are known."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from flannel_pl.analysis.curves import Group, groups_of
+from flannel_pl.analysis.group_epochs import epochs_csv, epochs_of
+from flannel_pl.analysis.group_figures import Figure
+from flannel_pl.analysis.published import (
+    PUBLISHED,
+    SETTINGS,
+    Comparison,
+    compare_with_published,
+    comparison_csv,
+    comparison_markdown,
+    other_settings,
+)
+from flannel_pl.experiment import flatten
+from tests.analysis.synthetic import INHALE_STEP, SPEED_PEAK_STEP, make_measures
+
+CONFIG = Path(__file__).parents[2] / "configs" / "flannel3.yaml"
+
+
+@pytest.fixture(scope="module")
+def group() -> Group:
+    (only,) = groups_of(make_measures())
+    return only
+
+
+def found(group: Group) -> dict[str, Comparison]:
+    return {line.published.name: line for line in compare_with_published(group)}
+
+
+def check(line: Comparison, mean: Any, std: Any, num: int) -> None:
+    assert line.ours is not None
+    assert line.ours.mean == pytest.approx(mean)
+    assert line.ours.std == (None if std is None else pytest.approx(std))
+    assert line.ours.num == num
+
+
+def test_the_published_figures_are_those_of_the_issue() -> None:
+    published = {one.name: (one.mean, one.std) for one in PUBLISHED}
+    assert published["origin radius, step 0"] == (0.159387, 0.000143)
+    assert published["origin radius, step 1000"] == (0.525185, 0.022288)
+    assert published["centroid radius, step 0"] == (0.159365, 0.000143)
+    assert published["centroid radius, step 1000"] == (0.114290, 0.003882)
+    assert published["inhale: step of its end, each run"] == (2, 0)
+    assert published["inhale: depth of the mean, as a part"] == (0.00541, None)
+    assert published["sneeze: peak speed of the mean"] == (0.005191, None)
+    assert published["sneeze: step of the peak"] == (24, None)
+    assert published["freeze: step, rule A on the mean"] == (393, None)
+    assert round(published["distance between runs, step 0"][0], 3) == 13.765
+    assert round(published["distance between runs, step 1000"][0], 2) == 45.73
+    assert 7.095 < published["loss, mean of 1000 steps"][0] < 7.144
+
+
+def test_figures_are_found_where_they_are(group: Group) -> None:
+    lines = found(group)
+    end = np.array([run.series["dead"]["origin_radius"][1000] for run in group.runs])
+    check(lines["origin radius, step 1000"], end.mean(), end.std(ddof=1), 10)
+    assert lines["inhale: step of its end, each run"].ours == Figure(INHALE_STEP, 0, 10)
+    depths = [
+        run.series["dead"]["origin_radius"][0] - run.series["dead"]["origin_radius"][INHALE_STEP]
+        for run in group.runs
+    ]
+    check(lines["inhale: depth, each run"], np.mean(depths), np.std(depths, ddof=1), 10)
+    # Growth k leads from row k to row k + 1: upstream's numbering, so the peak is one before its row.
+    step = lines["sneeze: step of the peak"].ours
+    assert step is not None
+    assert step.mean in (SPEED_PEAK_STEP - 1, SPEED_PEAK_STEP)
+    distance_P = group.pairs["dead"].distance_PR[:, 1000]
+    evolution_N = group.pairs["dead"].evolution_NR[:, 1000]
+    check(lines["distance between runs, step 1000"], distance_P.mean(), distance_P.std(ddof=1), 45)
+    check(lines["ratio of the two, step 1000"], distance_P.mean() / evolution_N.mean(), None, 45)
+    growth_R = np.diff(group.pairs["dead"].distance_PR.mean(axis=0))
+    check(lines["parting: largest growth per step"], growth_R.max(), None, 45)
+    check(lines["parting: step of that growth"], growth_R.argmax(), None, 45)
+    losses = [np.nanmean(run.scalars["loss"]) for run in group.runs]
+    check(lines["loss, mean of 1000 steps"], np.mean(losses), np.std(losses, ddof=1), 10)
+
+
+def test_differences_are_in_standard_deviations() -> None:
+    one = PUBLISHED[0]
+    assert Comparison(one, Figure(one.mean + 0.000143, 5.0, 10)).difference == pytest.approx(1)
+    single = replace(one, std=None)
+    assert Comparison(single, Figure(one.mean - 3.0, 1.5, 10)).difference == pytest.approx(-2)
+    assert Comparison(replace(one, std=0.0), Figure(one.mean + 1, 2.0, 10)).difference == pytest.approx(0.5)
+    assert Comparison(single, Figure(one.mean, None, 1)).difference is None
+    assert Comparison(one, None).difference is None
+
+
+def test_a_recording_that_ends_before_has_no_figures_of_step_1000() -> None:
+    (group,) = groups_of(make_measures(num_rows=301))
+    lines = found(group)
+    missing = {name for name, line in lines.items() if line.ours is None}
+    assert {name for name in lines if "1000" in name} <= missing
+    assert lines["origin radius, step 0"].ours is not None
+    text = comparison_markdown(list(lines.values()))
+    assert "| origin radius, step 1000 | 0.5252 ± 0.0223 | - | - | - | 1.23a |" in text
+
+
+def test_a_single_run_has_no_spread_and_no_pairs() -> None:
+    (group,) = groups_of(make_measures(num_runs=1))
+    lines = found(group)
+    ours = lines["origin radius, step 1000"].ours
+    assert ours is not None
+    assert (ours.std, ours.num) == (None, 1)
+    assert lines["origin radius, step 1000"].difference is not None
+    assert lines["distance between runs, step 0"].ours is None
+
+
+def test_without_dead_tokens_there_is_nothing_to_compare() -> None:
+    (group,) = groups_of(make_measures(dead=False))
+    assert compare_with_published(group) == []
+
+
+def test_settings_are_those_of_the_notebook() -> None:
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    assert other_settings(config, {}) == []
+    assert SETTINGS.keys() <= dict(flatten(config)).keys()
+
+
+def test_other_settings_are_named() -> None:
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    config["trainer"]["precision"] = "32-true"
+    assert other_settings(config, {"model.init_scale": 0.03}) == [
+        "trainer.precision is 32-true, published bf16-mixed",
+        "model.init_scale is 0.03, published 0.02",
+    ]
+    assert other_settings({}, {}) == ["the recording does not say its settings"]
+
+
+def test_csv_has_all_digits(group: Group) -> None:
+    lines = compare_with_published(group)
+    rows = list(csv.DictReader(comparison_csv([("flannel3", lines)]).splitlines()))
+    assert [row["figure"] for row in rows] == [one.name for one in PUBLISHED]
+    ours = lines[1].ours
+    assert ours is not None
+    assert float(rows[1]["mean"]) == pytest.approx(ours.mean, rel=1e-8)
+    assert (rows[1]["count"], rows[7]["published_std"]) == ("10", "")
+
+
+def test_epochs_of_the_mean_of_each_run_and_over_runs(group: Group) -> None:
+    rule_a, rule_b = epochs_of(group, "dead")
+    assert (rule_a.rule, rule_b.rule) == ("A", "B")
+    assert rule_a.labels == tuple(f"seed {seed}" for seed in range(42, 52))
+    assert [epochs.inhale.step for epochs in rule_a.runs] == [INHALE_STEP] * 10
+    assert rule_a.over_runs("inhale").mean == INHALE_STEP
+    frozen_R = np.mean([run.series["dead"]["frozen_fraction"] for run in group.runs], axis=0)
+    assert rule_b.mean.freeze.step == np.flatnonzero(frozen_R > 0.9)[0]
+    rows = list(csv.DictReader(epochs_csv([("flannel3", rule_a)]).splitlines()))
+    assert len(rows) == 11 * 4
+    assert (rows[0]["run"], rows[0]["boundary"], rows[0]["step"]) == ("mean over runs", "inhale", "2")
+    assert rows[2]["reason"] == "rule A knows none"
+
+
+def test_a_freeze_with_the_learning_rate_is_doubted_by_name(group: Group) -> None:
+    assert epochs_of(group, "dead")[1].warnings == []
+    rate_R = np.where(group.runs[0].steps_R < 100, 1e-3, 1e-6)
+    runs = [replace(run, scalars={**run.scalars, "learning_rate": rate_R}) for run in group.runs[:2]]
+    rule_b = epochs_of(replace(group, runs=tuple(runs)), "dead")[1]
+    assert [text.partition(": at the freeze, step ")[0] for text in rule_b.warnings] == [
+        "rule B, mean over runs",
+        "rule B, seed 42",
+        "rule B, seed 43",
+    ]
+
+
+def test_a_set_that_is_not_there_has_no_epochs(group: Group) -> None:
+    assert epochs_of(group, "no such set") == []

@@ -1,0 +1,66 @@
+"""The verb report as a user meets it: words, exit codes, a real terminal."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flannel_pl.__main__ import main
+from tests.analysis.samples import save_recording, walk
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Path:
+    return save_recording(tmp_path / "trial.safetensors", [walk(1), walk(2)], dead=[0, 1, 4])
+
+
+def test_says_where_the_report_is_and_what_was_read(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(trial)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"report: {trial.parent / 'trial_report' / 'index.html'}"
+    assert second.startswith("2.02e-06 GB read and drawn in ")
+    assert main(["report", str(trial), "--tokens", "live"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("nothing had changed since it was measured; ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: paths; see flannel-pl report --help"),
+        (["no_such"], "There is no no_such; expected a recording (.safetensors), an index, or a folder"),
+        (["--tokens", "dea", "x"], "Expected a typing.Literal['dead', 'live', 'all']. Got value: dea"),
+    ],
+)
+def test_wrong_use(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_broken_file_is_named_and_leaves_no_half_report(
+    trial: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial.write_bytes(trial.read_bytes()[:200])
+    assert main(["report", str(trial)]) == 1
+    assert str(trial) in capsys.readouterr().err
+    assert not (trial.parent / "trial_report").exists()
+
+
+def test_help_is_quick_and_needs_no_matplotlib() -> None:
+    code = (
+        "import sys; from flannel_pl.__main__ import main\n"
+        "try: main(['report', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    )
+    times = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        times.append(time.perf_counter() - start_s)
+        assert result.returncode == 0
+        assert "PATH [PATH ...]" in result.stdout
+    assert min(times) < 0.5
