@@ -4,9 +4,10 @@ BIN := .venv/bin
 
 .PHONY: demo test test-slow bench bench-gpu lint types clean
 
-demo: .venv/installed ## the quickstart experiment, to its gathered file, and what is in it
+demo: .venv/installed ## the quickstart experiment, to its gathered file, what is in it, and a report
 	$(BIN)/flannel-pl fit --config configs/quickstart.yaml
 	$(BIN)/flannel-pl info runs/quickstart/quickstart.safetensors
+	$(BIN)/flannel-pl report runs/quickstart
 
 test: lint types ## lint, types, and the tests that take seconds
 	$(BIN)/python -m pytest

@@ -20,6 +20,9 @@ from flannel_pl.errors import UserError
 from flannel_pl.recording.reader import RunRecording
 from flannel_pl.recording.tensors import Array
 
+SPACE_BYTES = 256 * 2**20
+"""That the rows at hand may take, of all threads together; one row of every run at least."""
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -95,11 +98,16 @@ def measure_divergence(
                 evolution[name][number, row] = np.sqrt(squares_V[tokens].sum(dtype=np.float64))
         return sum(tensor.row_bytes for tensor in tensors)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(_num_threads(sum(tensor.row_bytes for tensor in tensors))) as threads:
         for num_bytes in threads.map(measure_row, range(num_rows)):
             advance(num_bytes)
     names = tuple((runs[first].index, runs[second].index) for first, second in pairs)
     return {name: Divergence(names, distance[name], evolution[name]) for name in sets}
+
+
+def _num_threads(row_bytes: int) -> int:
+    """Returns how many threads there may be: each has a row of every run, as stored and as float32."""
+    return max(1, min(os.cpu_count() or 1, SPACE_BYTES // (3 * row_bytes)))
 
 
 def _squared_distances(A_VD: Array, B_VD: Array, space_VD: Array) -> Array:

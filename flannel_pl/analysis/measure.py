@@ -37,6 +37,9 @@ NO_EMBEDDINGS = "the embeddings are not recorded; --recorder.tensors [embeddings
 STRETCH_BYTES = 24 * 2**20
 """Recorded bytes that a thread takes at a time, of all tensors that are read together."""
 
+MAX_THREADS = 8
+"""More would take more memory than a gigabyte, and hardly any disk is faster than so many."""
+
 
 @dataclass(frozen=True)
 class RunMeasures:
@@ -120,7 +123,7 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     advance = advance or (lambda num_bytes: None)
     stretches = list(_stretches(len(W), meter.row_bytes))
     parts: list[Stretch] = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
         for part, rows in zip(threads.map(meter.measure, stretches), stretches, strict=True):
             parts.append(part)
             advance(len(rows) * meter.row_bytes)
