@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 import flannel_pl
 
-arguments = sys.argv[1:] if len(sys.argv) > 2 else []
-source = Path(arguments[0]) if arguments else Path("runs/quickstart")  # what `make demo` records
-picture = Path(arguments[1]) if arguments else Path("world_lines.png")
+# In a notebook the words behind the program are not ours: there these are what `make demo` records.
+words = sys.argv[1:] if Path(sys.argv[0]).name == "world_lines.py" else []
+source = Path(words[0]) if words else Path("runs/quickstart")
+picture = Path(words[1]) if len(words) > 1 else Path("world_lines.png")
 
 # %% [markdown]
 # Only the ten tokens' rows are read, whatever the size of the file. `W_RSD` has R recorded steps, S = 10
@@ -27,7 +28,8 @@ picture = Path(arguments[1]) if arguments else Path("world_lines.png")
 # %%
 with flannel_pl.open_recording(source) as recording:
     run = recording.run(0)
-    tokens_S = np.random.default_rng(0).choice(recording.masks["dead_indices"], size=10, replace=False)
+    dead = np.flatnonzero(recording.masks["dead_mask"])
+    tokens_S = np.random.default_rng(0).choice(dead, size=min(10, len(dead)), replace=False)
     tokens_S.sort()
     W_RSD = run.embeddings[:, tokens_S].astype(np.float32)
     title = f"{len(tokens_S)} dead tokens, seed {run.seed}, steps 0 to {run.steps[-1]}"

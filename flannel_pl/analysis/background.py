@@ -76,13 +76,15 @@ def _facts(recording: Recording, first: RunRecording, config: dict[str, Any]) ->
     seen = ", ".join("unknown" if seed is None else str(seed) for seed in dict.fromkeys(seeds))
     yield "runs", f"{len(recording)}, seeds {seen}"
     swept = {key: None for run in recording for key in run.swept}
-    if swept:
-        yield "swept", ", ".join(swept)
+    for key in swept:
+        values = dict.fromkeys(str(run.swept[key]) for run in recording if key in run.swept)
+        yield f"swept: {key}", ", ".join(values)
     yield "rows", _rows(recording)
     yield "tensors", ", ".join(f"{name} {first.tensor(name).dtype}" for name in first.names)
     yield "tokens", _tokens(recording, first)
     for group, keys in HIGHLIGHTS.items():
-        found = [f"{key} {config[group][key]}" for key in keys if key in config.get(group, {})]
+        given = [key for key in keys if key in config.get(group, {}) and f"{group}.{key}" not in swept]
+        found = [f"{key} {config[group][key]}" for key in given]
         if found:
             yield group, ", ".join(found)
 

@@ -23,7 +23,7 @@ from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.tensors import Array
 
 MEASURING = (
-    *("sets", "metrics", "lattice", "lifecycle", "tensor_compare", "adam", "replay"),
+    *("sets", "settings", "metrics", "lattice", "lifecycle", "tensor_compare", "adam", "replay"),
     *("meter", "measure", "divergence"),
 )
 """Modules that decide what is measured; the others only show it."""
@@ -77,6 +77,7 @@ def save_run(path: Path, fingerprint: str, measures: RunMeasures) -> None:
     arrays |= {f"scalars/{name}": array for name, array in measures.scalars.items()}
     arrays |= {f"histogram/{name}": array for name, array in measures.histogram.items()}
     facts = {"run": measures.run, "label": measures.label, "left_out": measures.left_out}
+    facts["num_tokens"] = measures.num_tokens
     _save(path, fingerprint, arrays, facts)
 
 

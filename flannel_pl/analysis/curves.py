@@ -10,6 +10,7 @@ import numpy as np
 
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.measure import Measures, RunMeasures
+from flannel_pl.analysis.series import mean_and_std, smoothed
 from flannel_pl.recording.tensors import Array
 
 Experiments = Measures | Sequence[tuple[str, Measures]]
@@ -31,6 +32,21 @@ class Group:
     pairs: Mapping[str, Divergence]
     dim: int
     color: str
+
+    @property
+    def legend(self) -> str:
+        """The name as matplotlib shows it: no formula, and not hidden for an underscore at its beginning."""
+        return legend(self.name)
+
+
+def legend(name: str) -> str:
+    """Returns a name as matplotlib shows it in a legend.
+
+    Example:
+        >>> legend("_under")
+        ' _under'
+    """
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def groups_of(experiments: Experiments) -> list[Group]:
@@ -109,9 +125,9 @@ class Curve:
         return replace(self, values_NR=_finite(change_NR))
 
     def velocity(self) -> "Curve":
-        """Returns the change per step, from row 1."""
+        """Returns the change per step to the next row, as `epochs` counts it; the last row has none."""
         velocity_NR = np.diff(self.values_NR, axis=1) / np.diff(self.steps_R)
-        return replace(self, steps_R=self.steps_R[1:], values_NR=velocity_NR)
+        return replace(self, steps_R=self.steps_R[:-1], values_NR=velocity_NR)
 
     def smoothed(self, window: int) -> "Curve":
         """Returns running means over rows, see `smoothed`."""
@@ -169,53 +185,13 @@ def distances_of(group: Group, token_set: str) -> tuple[Curve, Curve] | None:
     own = [number for number, run in enumerate(runs) if run in members]
     if not rows or not np.isfinite(found.distance_PR[rows]).any():
         return None
-    steps_R = group.runs[0].steps_R[: found.distance_PR.shape[1]]
-    return Curve(group, steps_R, found.distance_PR[rows]), Curve(group, steps_R, found.evolution_NR[own])
+    steps_R = group.runs[0].steps_R[: min(len(run.steps_R) for run in group.runs)]
+    values = found.distance_PR[rows, : len(steps_R)], found.evolution_NR[own, : len(steps_R)]
+    return Curve(group, steps_R, values[0]), Curve(group, steps_R, values[1])
 
 
 def _finite(values: Array) -> Array:
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def mean_and_std(values_NR: Array) -> tuple[Array, Array]:
-    """Returns mean and sample standard deviation over runs, where a run is NaN over the others.
-
-    Returns:
-        Two (R,) float64 arrays; NaN where there is no run, and no two for the standard deviation.
-
-    Example:
-        >>> [x.tolist() for x in mean_and_std(np.array([[1.0, 2.0], [3.0, np.nan]]))]
-        [[2.0, 2.0], [1.4142135623730951, nan]]
-    """
-    count_R = np.isfinite(values_NR).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean_R = np.nansum(values_NR, axis=0) / count_R
-        std_R = np.sqrt(np.nansum((values_NR - mean_R) ** 2, axis=0) / (count_R - 1))
-    std_R[count_R < 2] = np.nan
-    return mean_R, std_R
-
-
-def smoothed(values_R: Array, window: int) -> Array:
-    """Returns the running mean over a centred box, over what there is of it at the ends and beside NaN.
-
-    Args:
-        values_R: A series.
-        window: Rows of the box, odd.
-
-    Returns:
-        (R,) float64; NaN where the series is.
-
-    Example:
-        >>> smoothed(np.array([np.nan, 1.0, 2.0, 6.0]), 3).tolist()
-        [nan, 1.5, 3.0, 4.0]
-    """
-    there_R = np.isfinite(values_R)
-    box = np.ones(min(window, 2 * len(values_R) - 1))
-    start = len(box) // 2
-    rows = slice(start, start + len(values_R))
-    sum_R = np.convolve(np.where(there_R, values_R, 0), box)[rows]
-    count_R = np.convolve(there_R.astype(np.float64), box)[rows]
-    return np.where(there_R, sum_R / np.maximum(count_R, 1), np.nan)
 
 
 def thinned(values_R: Array, max_points: int = MAX_POINTS) -> Array:

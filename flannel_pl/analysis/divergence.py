@@ -35,7 +35,7 @@ class Divergence:
     """||W_i - W_j||_F, float64, in the weights' unit."""
 
     evolution_NR: Array
-    """||W_i(t) - W_i(0)||_F, float64."""
+    """||W_i(t) - W_i(0)||_F of every run that is in a pair, by their numbers, float64."""
 
     @property
     def ratio_R(self) -> Array:
@@ -103,6 +103,27 @@ def measure_divergence(
             advance(num_bytes)
     names = tuple((runs[first].index, runs[second].index) for first, second in pairs)
     return {name: Divergence(names, distance[name], evolution[name]) for name in sets}
+
+
+def joined(parts: Sequence[Divergence]) -> Divergence:
+    """Puts groups of runs together, between which nothing was measured.
+
+    Args:
+        parts: Of different runs; where one has fewer rows than another, the rest is NaN.
+    """
+    num_rows = max(part.distance_PR.shape[1] for part in parts)
+    runs = [run for part in parts for run in sorted({run for pair in part.pairs for run in pair})]
+    evolution_NR = np.concatenate([_padded(part.evolution_NR, num_rows) for part in parts])
+    return Divergence(
+        pairs=tuple(pair for part in parts for pair in part.pairs),
+        distance_PR=np.concatenate([_padded(part.distance_PR, num_rows) for part in parts]),
+        evolution_NR=evolution_NR[np.argsort(runs)],
+    )
+
+
+def _padded(values_KR: Array, num_rows: int) -> Array:
+    missing = num_rows - values_KR.shape[1]
+    return np.pad(values_KR, ((0, 0), (0, missing)), constant_values=np.nan)
 
 
 def _num_threads(row_bytes: int) -> int:

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flannel_pl.analysis.curves import Curve, Group, mean_and_std, thinned
+from flannel_pl.analysis.curves import Curve, Group, legend, thinned
+from flannel_pl.analysis.series import mean_and_std
 from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.tensors import Array
 
@@ -124,9 +125,9 @@ def draw_curves(
 def describe(group: Group, *, alone: bool) -> str:
     """Returns a group's words in a legend."""
     if len(group.runs) == 1:
-        return group.runs[0].label if alone else group.name
+        return legend(group.runs[0].label) if alone else group.legend
     words = f"mean of {len(group.runs)} runs"
-    return f"{words} \u00b1 standard deviation" if alone else f"{group.name}, {words}"
+    return f"{words} \u00b1 standard deviation" if alone else f"{group.legend}, {words}"
 
 
 def new_figure(title: str, panels: int = 1, *, height: float = 3.6) -> tuple[Figure, list[Axes]]:

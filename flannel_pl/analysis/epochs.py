@@ -4,12 +4,12 @@ Two rules, which are not equivalent (upstream 3.3); both look at the radius arou
 otherwise:
 
 - Rule A (upstream 1.22d, 1.23a): the inhale ends at the smallest radius of steps 0 to 10; the velocity is the
-  change of the radius per row, smoothed by a box of 5; the sneeze peaks at its maximum; the freeze is the
-  first step after 100 at which the velocity is below 1 % of that maximum.
+  change of the radius per step, smoothed by a box of 5; the sneeze peaks at its maximum; the freeze is the
+  first step after 100 and after the sneeze at which the velocity is below 1 % of that maximum.
 - Rule B (upstream 1.24b, 1.27a): the inhale ends at the smallest radius of the first 20 steps; the sneeze
-  peaks at the largest change of the radius; Fimbulwinter begins at the first step at which more than 90 % of
-  the tokens are frozen. The re-expansion, if there is one, begins where the deceleration between those two
-  turns into acceleration.
+  peaks at the largest change of the radius; Fimbulwinter begins at the first step after that at which more
+  than 90 % of the tokens are frozen (some may thaw again). The re-expansion, if there is one, begins where
+  the deceleration between those two turns into acceleration.
 
 A boundary that lies at the edge of the window it was sought in is none: then the reason is given instead of
 a step.
@@ -22,12 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flannel_pl.analysis.series import Spread, smoothed, spread
+from flannel_pl.analysis.words import counted
 from flannel_pl.recording.tensors import Array
 
 INHALE_WINDOW_A, INHALE_WINDOW_B = 10, 19
 """Last step at which the two rules look for the inhale's end."""
 
-SMOOTHING_ROWS = 5
+SMOOTHING_STEPS = 5
 FREEZE_AFTER_STEP, FREEZE_FRACTION = 100, 0.01
 FROZEN_FRACTION = 0.9
 
@@ -43,7 +45,7 @@ class Mark:
     """The step; None if it was not reached."""
 
     value: float | None = None
-    """What belongs to it: the inhale's depth as a fraction of the first radius, a velocity per row, a frozen
+    """What belongs to it: the inhale's depth as a fraction of the first radius, a velocity per step, a frozen
     fraction."""
 
     reason: str | None = None
@@ -62,7 +64,7 @@ class Epochs:
     """Where the radius is smallest; value: how much smaller than at the start, as a fraction of that."""
 
     sneeze: Mark
-    """Where the radius grows fastest; value: by how much per row."""
+    """Where the radius grows fastest; value: by how much per step."""
 
     re_expansion: Mark
     """Where the deceleration after the sneeze turns into acceleration; rule B only."""
@@ -96,20 +98,6 @@ class Epochs:
         return found
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A boundary over several runs."""
-
-    mean: float | None
-    std: float | None
-    """Sample standard deviation; None for fewer than two runs."""
-
-    least: float | None
-    most: float | None
-    num_reached: int
-    num_runs: int
-
-
 def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = None) -> Epochs:
     """Finds the epochs by the velocity of the radius.
 
@@ -122,21 +110,26 @@ def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = N
         >>> steps = np.arange(301)
         >>> radius = 0.2 - 0.01 * np.exp(-((steps - 2.0) ** 2)) + 0.3 / (1 + np.exp((24.5 - steps) / 4))
         >>> epochs = rule_a(radius, steps)
-        >>> epochs.inhale.step, epochs.sneeze.step, str(epochs.freeze)
-        (2, 24, 'not reached: it was frozen at step 101 already, and its search begins there')
+        >>> epochs.inhale.step, epochs.sneeze.step
+        (2, 24)
+        >>> epochs.freeze.reason
+        'at step 100, where the search begins, the velocity is below 1% of its peak already'
     """
     if (refusal := _refusal(radius_R)) is not None:
         return Epochs(refusal, refusal, Mark(None, reason="rule A knows none"), refusal)
-    velocity_R = _smoothed(np.diff(radius_R))
+    velocity_R = _smoothed(_velocity(radius_R, steps_R), steps_R)
     sneeze = _sneeze(velocity_R, steps_R, of="the smoothed velocity")
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None and sneeze.value is not None:
-        slow = velocity_R < FREEZE_FRACTION * sneeze.value
-        rows = np.flatnonzero(slow & (steps_R[:-1] > FREEZE_AFTER_STEP))
-        what = (
-            f"the velocity never fell below {FREEZE_FRACTION:.0%} of its peak after step {FREEZE_AFTER_STEP}"
+        begin = max(FREEZE_AFTER_STEP, sneeze.step)
+        rows = np.flatnonzero((velocity_R < FREEZE_FRACTION * sneeze.value) & (steps_R[:-1] > begin))
+        below = f"below {FREEZE_FRACTION:.0%} of its peak"
+        freeze = _first(
+            *(rows, steps_R, velocity_R),
+            never=f"after step {begin} the velocity is never {below}",
+            earliest=int(np.searchsorted(steps_R, begin, side="right")),
+            edge=f"at step {begin}, where the search begins, the velocity is {below} already",
         )
-        freeze = _first(rows, steps_R, velocity_R, what, edge="its search begins there")
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_A)
     warning = _schedule_warning(freeze, steps_R, learning_rate_R)
     return Epochs(inhale, sneeze, Mark(None, reason="rule A knows none"), freeze, warning)
@@ -162,55 +155,43 @@ def rule_b(
     """
     if (refusal := _refusal(radius_R)) is not None:
         return Epochs(refusal, refusal, refusal, refusal)
-    change_R = np.diff(radius_R)
+    change_R = _velocity(radius_R, steps_R)
     sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
-    rows = np.flatnonzero(frozen_fraction_R > FROZEN_FRACTION)
-    what = f"never more than {FROZEN_FRACTION:.0%} of the tokens were frozen"
-    freeze = _first(rows, steps_R, frozen_fraction_R, what)
+    freeze = Mark(None, reason="the sneeze was not found")
+    if sneeze.step is not None:
+        rows = np.flatnonzero((frozen_fraction_R > FROZEN_FRACTION) & (steps_R > sneeze.step))
+        never = f"after the sneeze never more than {FROZEN_FRACTION:.0%} of the tokens stand still"
+        freeze = _first(rows, steps_R, frozen_fraction_R, never=never)
     again = _re_expansion(change_R, steps_R, sneeze=sneeze, freeze=freeze)
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_B)
     return Epochs(inhale, sneeze, again, freeze, _schedule_warning(freeze, steps_R, learning_rate_R))
-
-
-def spread(values: Sequence[float | None]) -> Spread:
-    """Returns mean, sample standard deviation and range of what was reached.
-
-    Args:
-        values: One per run; None where it was not reached.
-
-    Example:
-        >>> spread([2, 4, None])
-        Spread(mean=3.0, std=1.4142135623730951, least=2, most=4, num_reached=2, num_runs=3)
-    """
-    reached = [value for value in values if value is not None]
-    if not reached:
-        return Spread(None, None, None, None, 0, len(values))
-    std = float(np.std(reached, ddof=1)) if len(reached) > 1 else None
-    return Spread(float(np.mean(reached)), std, min(reached), max(reached), len(reached), len(values))
 
 
 def _refusal(radius_R: Array) -> Mark | None:
     if not np.isfinite(radius_R).all():
         return Mark(None, reason="the radius is not finite everywhere")
     if len(radius_R) < 3:
-        return Mark(None, reason=f"{len(radius_R)} rows are too few")
+        return Mark(None, reason=f"{counted(len(radius_R), 'row')} cannot show it")
     if np.ptp(radius_R) == 0:
         return Mark(None, reason="the radius never changes")
     return None
 
 
-def _smoothed(velocity_R: Array) -> Array:
-    """Returns a moving mean; at the ends, of what there is of the box."""
-    box = np.ones(SMOOTHING_ROWS)
-    smoothed_R: Array = np.convolve(velocity_R, box, "same")[: len(velocity_R)]
-    counts_R = np.convolve(np.ones(len(velocity_R)), box, "same")[: len(velocity_R)]
-    return smoothed_R / counts_R
+def _velocity(radius_R: Array, steps_R: Array) -> Array:
+    """Returns the change per step; number k leads from row k to row k + 1."""
+    velocity_R: Array = np.diff(radius_R) / np.diff(steps_R)
+    return velocity_R
+
+
+def _smoothed(velocity_R: Array, steps_R: Array) -> Array:
+    """Returns a moving mean over SMOOTHING_STEPS steps, however many rows that are."""
+    return smoothed(velocity_R, SMOOTHING_STEPS // int(np.diff(steps_R).max()) | 1)
 
 
 def _inhale(radius_R: Array, steps_R: Array, *, window: int) -> Mark:
     rows = np.flatnonzero(steps_R <= window)
     if len(rows) < 3:
-        return Mark(None, reason=f"{len(rows)} rows up to step {window} are too few")
+        return Mark(None, reason=f"{counted(len(rows), 'row')} up to step {window} cannot show it")
     lowest = int(np.argmin(radius_R[rows]))
     if lowest == 0:
         return Mark(None, reason="the radius is never below that of the start")
@@ -224,18 +205,26 @@ def _sneeze(velocity_R: Array, steps_R: Array, *, of: str) -> Mark:
     peak = int(np.argmax(velocity_R))
     if velocity_R[peak] <= 0:
         return Mark(None, reason="the radius never grows")
+    if peak == 0:
+        return Mark(None, reason=f"{of} is largest in the first step")
     if peak == len(velocity_R) - 1:
         return Mark(None, reason=f"{of} is still growing at the end")
     return Mark(int(steps_R[peak]), float(velocity_R[peak]))
 
 
-def _first(rows: Array, steps_R: Array, values_R: Array, never: str, *, edge: str | None = None) -> Mark:
+def _first(
+    rows: Array, steps_R: Array, values_R: Array, *, never: str, earliest: int | None = None, edge: str = ""
+) -> Mark:
+    """Returns the first of some rows, unless it is where the search begins, or the last of all."""
     if not len(rows):
         return Mark(None, reason=never)
-    step, value = int(steps_R[rows[0]]), float(values_R[rows[0]])
-    if edge is not None and rows[0] == np.searchsorted(steps_R, FREEZE_AFTER_STEP, side="right"):
-        return Mark(None, value, f"it was frozen at step {step} already, and {edge}")
-    return Mark(step, value)
+    row = int(rows[0])
+    if row == earliest:
+        return Mark(None, float(values_R[row]), edge)
+    if row == len(values_R) - 1:
+        reason = f"it may begin at step {steps_R[row]}, but there the recording ends"
+        return Mark(None, float(values_R[row]), reason)
+    return Mark(int(steps_R[row]), float(values_R[row]))
 
 
 def _re_expansion(change_R: Array, steps_R: Array, *, sneeze: Mark, freeze: Mark) -> Mark:
@@ -245,14 +234,14 @@ def _re_expansion(change_R: Array, steps_R: Array, *, sneeze: Mark, freeze: Mark
     """
     if sneeze.step is None:
         return Mark(None, reason="the sneeze was not found")
-    smoothed_R = _smoothed(_smoothed(change_R))
+    smoothed_R = _smoothed(_smoothed(change_R, steps_R), steps_R)
     inside = (steps_R[:-1] >= sneeze.step) & (steps_R[:-1] < (freeze.step or steps_R[-1]))
     rows = np.flatnonzero(inside)
-    if len(rows) < 2 * SMOOTHING_ROWS:
+    if len(rows) < 2 * SMOOTHING_STEPS:
         return Mark(None, reason="sneeze and freeze leave no room for it")
     lowest = rows[int(np.argmin(smoothed_R[rows]))]
     later = smoothed_R[lowest : rows[-1] + 1]
-    if lowest > rows[-1] - SMOOTHING_ROWS:
+    if lowest > rows[-1] - SMOOTHING_STEPS:
         return Mark(None, reason="the velocity falls until the freeze")
     if later.max() < 2 * max(smoothed_R[lowest], 0) + FREEZE_FRACTION * (sneeze.value or 0):
         return Mark(None, reason="the velocity does not grow again after the sneeze")

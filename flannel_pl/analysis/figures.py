@@ -25,7 +25,6 @@ from flannel_pl.analysis.curves import (
     groups_and_set,
     groups_of,
     in_words,
-    smoothed,
 )
 from flannel_pl.analysis.drawing import (
     SHADE,
@@ -37,6 +36,7 @@ from flannel_pl.analysis.drawing import (
     draw_line,
     new_figure,
 )
+from flannel_pl.analysis.series import smoothed
 from flannel_pl.recording.tensors import Array
 
 INHALE_LAST_STEP = 10
@@ -201,7 +201,7 @@ def speed(experiments: Experiments, *, token_set: str = "dead", bands: Sequence[
             draw_curves(axes, curves, linestyle=linestyle, each=False, spread=False, label="")
             axes.plot([], [], color=SHADE, linestyle=linestyle, label=label)
     for group in groups if len(groups) > 1 else ():
-        axes.plot([], [], color=group.color, label=group.name)
+        axes.plot([], [], color=group.color, label=group.legend)
     axes.set_ylim(SMALLEST_SPEED * highest, 1.6 * highest)
     axes.set_ylabel(f"length of a step{_spacing(groups)}")
     add_bands([axes], bands)
@@ -291,7 +291,7 @@ def divergence(
         group = distance.group
         pairs = len(distance.values_NR)
         label = f"between runs, mean of {pairs} pairs" if pairs > 1 else "between the two runs"
-        draw_curves(axes, [distance], label=label if alone else group.name, each=alone)
+        draw_curves(axes, [distance], label=label if alone else group.legend, each=alone)
         draw_curves(
             axes,
             [evolution],

@@ -22,6 +22,9 @@ class Kind:
     caption: str
     """How to read it."""
 
+    alone: str
+    """What else is seen if there is one group of runs; of several, only the means over runs are drawn."""
+
     formula: str
     needs: str
     """What is missing when there is no such figure."""
@@ -34,8 +37,9 @@ GALLERY = (
         figures.radius,
         "Two radii of the same tokens: the origin radius says how far they are from zero, the centroid "
         "radius how far they are from their own centre. A cloud that drifts away as a whole grows in the "
-        "first and not in the second. Thin lines are runs, the thick one is their mean, the coloured area "
-        "one standard deviation to either side; grey and white are the epochs.",
+        "first and not in the second. Lines are means over runs, the coloured area is one standard deviation "
+        "to either side.",
+        "Thin lines are runs; shaded or not, the epochs by rule A.",
         "origin radius = mean_i |w_i|, centroid radius = mean_i |w_i - c|, c = mean_i w_i",
         "the embeddings",
     ),
@@ -45,6 +49,7 @@ GALLERY = (
         figures.inhale,
         "The first ten steps, enlarged: does the cloud shrink before it flies outward? Every row is a point; "
         "lines that leave the figure at the top go on in the next one.",
+        "Thin lines are runs.",
         "100 * (mean_i |w_i(t)| / mean_i |w_i(0)| - 1)",
         "three recorded rows in the first 10 steps",
     ),
@@ -52,19 +57,21 @@ GALLERY = (
         "sneeze",
         "The sneeze",
         figures.sneeze,
-        "Above, the origin radius of the first 120 steps; below, how much it grows in a step. Thin lines "
-        "and area are the runs as they are, the thick line is their mean, smoothed over 5 steps.",
-        "v(t) = (mean_i |w_i(t)| - mean_i |w_i(t-1)|) per step",
+        "Above, the origin radius of the first 120 steps; below, how much it grows from a step to the next. "
+        "There the thick line is the mean over runs, smoothed over 5 steps; thin lines and area are not "
+        "smoothed.",
+        "Shaded or not, the epochs by rule A.",
+        "v(t) = (mean_i |w_i(t+1)| - mean_i |w_i(t)|) per step",
         "three recorded rows in the first 120 steps",
     ),
     Kind(
         "speed",
         "Speed",
         figures.speed,
-        "How far a token goes in one step, how far the centre of them all goes, and what is left of a "
-        "token's step without the centre's. Where the first two lie on one another, tokens move as one "
-        "body. Means over runs. The axis is logarithmic: a line that falls out of the figure is a "
-        "standstill.",
+        "How far a token goes in one step, and how far the centre of them all goes. Where these two lie on "
+        "one another, tokens move as one body. Means over runs. The axis is logarithmic: a line that falls "
+        "out of the figure is a standstill.",
+        "Dotted: what is left of a token's step without the centre's. Shaded or not, the epochs by rule A.",
         "token speed = mean_i |dw_i|, centroid speed = |dc|, thermal speed = mean_i |dw_i - dc|",
         "two recorded rows, and some motion",
     ),
@@ -73,8 +80,9 @@ GALLERY = (
         "Frozen tokens",
         figures.frozen,
         "The part of the tokens of which not one bit changed since the row before. A frozen token may thaw "
-        "again. The dotted line is the learning rate: a freeze while it goes to zero says little about the "
-        "model.",
+        "again. If there is a dotted line, it is the learning rate, which all runs share: a freeze while it "
+        "goes to zero says little about the model.",
+        "Thin lines are runs; shaded or not, the epochs by rule A.",
         "frozen fraction = |{i : bits of w_i(t) = bits of w_i(t-1)}| / number of tokens",
         "two recorded rows",
     ),
@@ -86,6 +94,7 @@ GALLERY = (
         "token does something, so that nobody goes back: early until its last step longer than the square "
         "root of D, midlife until the last that moves a component by more than one ULP, late until the last"
         " that moves it at all, then Fimbulwinter. Mean over runs.",
+        "",
         "last t with |dW'|_2 > sqrt(D); with |dW'|_inf > 1; with |dW'|_1 > 0, where dW' = dW / ULP(W)",
         "two recorded rows, in the format that the weights have (bfloat16 or float32)",
     ),
@@ -97,6 +106,7 @@ GALLERY = (
         "format. Each column shows how far tokens jump at that step, measured in lattice points; brighter "
         "is more tokens, on a logarithmic scale. Bottom row: tokens that do not move. Dashed: the square "
         "root of D, one lattice point in every dimension.",
+        "",
         "|dW'|_2, dW' = (W(t) - W(t-1)) / ULP(W(t-1)); in bfloat16 ULP = 2^(E - 134), E the exponent's bits",
         "two recorded rows, in the format that the weights have (bfloat16 or float32)",
     ),
@@ -104,9 +114,10 @@ GALLERY = (
         "divergence",
         "Distance between runs",
         figures.divergence,
-        "How far apart runs are that differ in their seed only, a thin line for each pair, beside how far "
-        "each has come from its own start. Runs that move independently of each other, from independent "
-        "starts, end up at least the square root of 2 times as far from each other as from their starts.",
+        "How far apart runs are that differ in their seed only, beside how far each has come from its own "
+        "start. If steps have nothing to do with each other or with the starts, runs end up at least the "
+        "square root of 2 times as far from each other as from their starts.",
+        "Thin lines are pairs of runs; shaded or not, the epochs by rule A.",
         "|| W_a(t) - W_b(t) ||_F for runs a and b; dashed || W_a(t) - W_a(0) ||_F",
         "two runs or more that differ in nothing but their seed, of the same tokens",
     ),
@@ -114,8 +125,9 @@ GALLERY = (
         "loss",
         "Loss",
         figures.loss,
-        "Grey: the loss of each batch, all runs. Line and area: each run's running mean, their mean and "
-        "standard deviation. The loss in row t is that of the weights before step t.",
+        "Line and area: each run's running mean, their mean and standard deviation. The loss in row t is "
+        "that of the weights before step t.",
+        "Grey: the loss of each batch, all runs. Shaded or not, the epochs by rule A.",
         "mean cross-entropy over the predicted tokens of a batch, in nats",
         "the loss of a step",
     ),

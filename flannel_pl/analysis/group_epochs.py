@@ -9,8 +9,11 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from flannel_pl.analysis.curves import Group, curves_of
-from flannel_pl.analysis.epochs import Epochs, Mark, Spread, over_runs, rule_a, rule_b
+from flannel_pl.analysis.epochs import Epochs, Mark, over_runs, rule_a, rule_b
+from flannel_pl.analysis.series import Spread
 from flannel_pl.recording.tensors import Array
 
 MARKS = {
@@ -94,9 +97,16 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
 
 
 def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array]:
-    """Returns a series' mean over runs, then that of each run; nothing if not all runs have it."""
+    """Returns a series' mean over runs, then that of each run; nothing if not all runs have it.
+
+    Runs that are not finite throughout (row 0 aside) are not in the mean: it would jump where they end.
+    """
     curves = curves_of([group], token_set, name)
-    return [curves[0].mean_R, *curves[0].values_NR] if curves else []
+    if not curves:
+        return []
+    values_NR = curves[0].values_NR
+    whole = values_NR[np.isfinite(values_NR[:, 1:]).all(axis=1)]
+    return [whole.mean(axis=0) if len(whole) else curves[0].mean_R, *values_NR]
 
 
 def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flannel_pl.analysis.curves import Group
-from flannel_pl.analysis.epochs import Spread, spread
 from flannel_pl.analysis.lifecycle import freeze_quantiles
 from flannel_pl.analysis.measure import RunMeasures
 from flannel_pl.analysis.metrics import liftoff_step
+from flannel_pl.analysis.series import Spread, spread
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,23 @@ def key_figures(group: Group, token_set: str) -> list[KeyFigure]:
         Radii and centroid at the start and the end, the lift-off, path efficiency, peak speed, when tokens
         froze, how well Adam's formula gives its steps (where its state is recorded), and the mean loss.
     """
+    last = min(len(run.steps_R) for run in group.runs) - 1  # the end is the last row that all of them have
     both_ends = ("origin_radius", "centroid_radius", "centroid_norm", "std_per_dim", "bounding_radius")
     wanted: list[tuple[str, Callable[[RunMeasures], float | None]]] = []
     for name in both_ends:
         wanted.append((f"{name}, start", _at(token_set, name, 0)))
-        wanted.append((f"{name}, end", _at(token_set, name, -1)))
+        wanted.append((f"{name}, end", _at(token_set, name, last)))
     wanted += [
+        ("separation, start", _at(token_set, "separation", 0)),
+        ("separation, end", _at(token_set, "separation", last)),
         ("lift-off step", lambda run: _liftoff(run, token_set)),
-        ("path_efficiency", _at(token_set, "path_efficiency", -1)),
+        ("path_efficiency", _at(token_set, "path_efficiency", last)),
         ("token_speed, largest", lambda run: _largest(run, token_set, "token_speed")),
-        ("frozen_fraction, end", _at(token_set, "frozen_fraction", -1)),
+        ("frozen_fraction, end", _at(token_set, "frozen_fraction", last)),
     ]
     for quantile in ("q25", "median", "q75", "max"):
         wanted.append((f"freeze step, {quantile}", _freeze(token_set, quantile)))
-    wanted.append(("tokens still moving", _freeze(token_set, "still_moving")))
+    wanted.append(("fraction of tokens still moving", _freeze(token_set, "still_moving")))
     for name in ("adam_exact_fraction", "adam_within_one_fraction"):
         wanted.append((f"{name}, mean over steps", _mean_of(token_set, name)))
     wanted.append(("loss, mean over steps", _mean_loss))
@@ -96,7 +99,9 @@ def _mean_of(token_set: str, name: str) -> Callable[[RunMeasures], float | None]
 def _freeze(token_set: str, quantile: str) -> Callable[[RunMeasures], float | None]:
     def pick(run: RunMeasures) -> float | None:
         tokens = run.tokens.get(token_set)
-        return None if tokens is None else _finite(freeze_quantiles(tokens["freeze_step"])[quantile])
+        if tokens is None or len(run.steps_R) < 2:  # one row says nothing of motion
+            return None
+        return _finite(freeze_quantiles(tokens["freeze_step"])[quantile])
 
     return pick
 

@@ -124,16 +124,19 @@ def freeze_quantiles(freeze_step_S: Array) -> dict[str, float]:
         freeze_step_S: From `Lifecycle.result`.
 
     Returns:
-        Quantiles over the tokens that froze, NaN if none did; still_moving, 0 to 1.
+        Quantiles over all tokens: infinity where that many have not frozen, NaN without tokens; of an even
+        number the lower median. still_moving is 0 to 1.
 
     Example:
-        >>> freeze_quantiles(np.array([10, 20, 30, -1]))["median"]
-        20.0
+        >>> freeze_quantiles(np.array([10, 20, 30, -1]))
+        {'min': 10.0, 'q25': 10.0, 'median': 20.0, 'q75': 30.0, 'max': inf, 'still_moving': 0.25}
     """
-    frozen = freeze_step_S[freeze_step_S != NEVER]
+    # Those that still move freeze later than all others; in between two steps there is nothing to say.
+    step_S = np.where(freeze_step_S == NEVER, np.inf, freeze_step_S)
     names = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
     values = {
-        name: float(np.quantile(frozen, q)) if len(frozen) else float("nan") for name, q in names.items()
+        name: float(np.quantile(step_S, q, method="inverted_cdf")) if len(step_S) else float("nan")
+        for name, q in names.items()
     }
     moving = float(np.mean(freeze_step_S == NEVER)) if len(freeze_step_S) else float("nan")
     return {**values, "still_moving": moving}

@@ -66,7 +66,7 @@ def lifecycle(
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         if len(groups) > 1:
-            axes.set_title(group.name, loc="left", fontsize=10)
+            axes.set_title(group.legend, loc="left", fontsize=10)
     panels[len(panels) // 2].set_ylabel("tokens in the phase")
     add_legend(panels[-1], columns=4)
     return figure
@@ -103,7 +103,7 @@ def displacement(
         axes.axhline(reach, color=SHADE, linewidth=1, linestyle="--")
         axes.text(1, reach, r"$\sqrt{D}$ ", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
         if len(groups) > 1:
-            axes.set_title(group.name, loc="left", fontsize=10)
+            axes.set_title(group.legend, loc="left", fontsize=10)
     panels[len(panels) // 2].set_ylabel(r"displacement $|dW'|_2$ (ULP)")
     bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=panels, pad=0.02, aspect=30)
     bar.set_label("fraction of tokens")

@@ -9,16 +9,17 @@ Shape suffixes: R rows, V recorded tokens, S tokens of a set, D dimensions, N ru
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flannel_pl.analysis.divergence import Divergence
-from flannel_pl.analysis.meter import LATTICE, LATTICE_DTYPES, Meter, Stretch
+from flannel_pl.analysis.meter import LATTICE, STANDSTILL, Meter, Stretch
 from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.sets import token_sets
+from flannel_pl.analysis.settings import trained_dtype
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.tensors import Array
 
@@ -69,6 +70,9 @@ class RunMeasures:
     left_out: dict[str, str]
     """Metric -> why it could not be computed."""
 
+    num_tokens: dict[str, int] = field(default_factory=dict)
+    """Token set -> S."""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -115,10 +119,11 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     sets, left_out = token_sets(recording, run)
     left_out = {f"the {name} tokens": reason for name, reason in left_out.items()}
     W = run.tensor("embeddings")
-    if W.dtype not in LATTICE_DTYPES:
-        reason = f"the embeddings are recorded as {W.dtype}, whose lattice is not that of the weights"
-        left_out |= dict.fromkeys(LATTICE, reason)
-    meter = Meter(W, run.steps, sets, OptimizerMeter(recording, run))
+    trained = trained_dtype(recording, run)
+    if W.dtype != trained:
+        reason = f"the weights were {trained} and are recorded as {W.dtype}, which rests at other times"
+        left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, "lives of tokens"), reason)
+    meter = Meter(W, run.steps, sets, OptimizerMeter(recording, run), has_lattice=W.dtype == trained)
     left_out |= meter.optimizer.left_out
     advance = advance or (lambda num_bytes: None)
     stretches = list(_stretches(len(W), meter.row_bytes))
@@ -139,6 +144,7 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
             for name in (sets if meter.has_lattice else ())
         },
         left_out=left_out,
+        num_tokens={name: len(tokens) for name, tokens in sets.items()},
     )
 
 

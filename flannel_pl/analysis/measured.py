@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flannel_pl.analysis import cache
-from flannel_pl.analysis.divergence import Divergence, measure_divergence
-from flannel_pl.analysis.measure import NO_EMBEDDINGS, Advance, Measures, measure_run, measured_bytes
+from flannel_pl.analysis.divergence import Divergence, joined, measure_divergence
+from flannel_pl.analysis.measure import Advance, Measures, measure_run, measured_bytes
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.errors import UserError
 from flannel_pl.recording.disk import make_folder
-from flannel_pl.recording.reader import Recording
+from flannel_pl.recording.reader import Recording, RunRecording
 
 
 def measure_experiment(
@@ -47,11 +47,12 @@ def measure_experiment(
         for index in recording.runs
     }
     pairs = cache.load_divergence(cache_folder / "pairs.npz", marks.values()) if cache_folder else None
+    alike = _alike(recording)
     if expect is not None:
         again = [index for index, measures in found.items() if measures is None]
-        paired = recording.runs if pairs is None and len(recording) > 1 else ()
+        paired = [run for runs in alike for run in runs] if pairs is None else []
         num_bytes = sum(measured_bytes(recording, index) for index in again)
-        expect(num_bytes + sum(_embedding_bytes(recording, index) for index in paired))
+        expect(num_bytes + sum(run.num_rows * run.tensor("embeddings").row_bytes for run in paired))
     if cache_folder is not None:
         make_folder(cache_folder)
     runs = []
@@ -64,7 +65,7 @@ def measure_experiment(
     left_out: dict[str, str] = {}
     if pairs is None:
         try:
-            pairs = _pairs(recording, advance)
+            pairs = _pairs(alike, recording, advance)
         except UserError as error:
             pairs, left_out = {}, {"distances between runs": str(error)}
         if cache_folder is not None and pairs:
@@ -84,18 +85,21 @@ def _dim(recording: Recording) -> int:
     return tensors[0].shape[2] if tensors else 0
 
 
-def _embedding_bytes(recording: Recording, index: int) -> int:
-    run = recording.run(index)
-    if "embeddings" not in run.names:
-        return 0
-    W = run.tensor("embeddings")
-    return len(W) * W.row_bytes
+def _alike(recording: Recording) -> list[list[RunRecording]]:
+    """Returns the runs that differ in nothing but their seed, in groups of two at least."""
+    groups: dict[str, list[RunRecording]] = {}
+    for run in recording:
+        if "embeddings" in run.names:
+            groups.setdefault(repr(run.swept), []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def _pairs(recording: Recording, advance: Advance) -> dict[str, Divergence]:
-    if len(recording) < 2:
-        raise UserError("it takes two runs to measure their distance")
-    if not all("embeddings" in run.names for run in recording):
-        raise UserError(NO_EMBEDDINGS)
-    sets, _ = token_sets(recording, recording.run(recording.runs[0]))
-    return measure_divergence(list(recording), sets, advance=advance)
+def _pairs(groups: list[list[RunRecording]], recording: Recording, advance: Advance) -> dict[str, Divergence]:
+    if not groups:
+        raise UserError("it takes two runs that differ in their seed only to measure their distance")
+    parts = []
+    for runs in groups:
+        sets, _ = token_sets(recording, runs[0])
+        parts.append(measure_divergence(runs, sets, advance=advance))
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: joined([part[name] for part in parts]) for name in common}

@@ -16,11 +16,12 @@ from flannel_pl.recording.tensors import Array, LazyTensor
 MOTION = (
     *("token_speed", "thermal_speed", "radial_fraction", "abs_radial_fraction"),
     *("outward_fraction", "inward_fraction", "zero_fraction"),
-    *("frozen_fraction", "zero_component_fraction"),
 )
+STANDSTILL = ("frozen_fraction", "zero_component_fraction")
+"""These and the lattice say something of the weights only if they are recorded in their own type."""
+
 LATTICE = ("lattice_l1", "lattice_l2", "lattice_linf", "lattice_hop_fraction", "thermal_hop_fraction")
 CLOUD = ("origin_radius", "centroid_radius", "bounding_radius", "std_per_dim")
-LATTICE_DTYPES = ("bfloat16", "float32")
 
 
 @dataclass
@@ -46,13 +47,27 @@ class _Row:
 
 
 class Meter:
-    """Measures stretches of a run's rows, several at the same time."""
+    """Measures stretches of a run's rows, several at the same time.
+
+    Args:
+        W: The embeddings.
+        steps_R: Step of each row.
+        sets: Token set -> positions, (S,) int64.
+        optimizer: Measures what the optimizer did.
+        has_lattice: Whether weights are recorded in the type that they were trained in.
+    """
 
     def __init__(
-        self, W: LazyTensor, steps_R: Array, sets: Mapping[str, Array], optimizer: OptimizerMeter
+        self,
+        W: LazyTensor,
+        steps_R: Array,
+        sets: Mapping[str, Array],
+        optimizer: OptimizerMeter,
+        *,
+        has_lattice: bool,
     ) -> None:
         self.W, self.steps_R, self.sets, self.optimizer = W, steps_R, sets, optimizer
-        self.has_lattice = W.dtype in LATTICE_DTYPES
+        self.has_lattice = has_lattice
 
     @property
     def row_bytes(self) -> int:
@@ -88,7 +103,8 @@ class Meter:
         return result
 
     def _empty(self, num_rows: int) -> Stretch:
-        names = (*CLOUD, *MOTION, *(LATTICE if self.has_lattice else ()), *self.optimizer.names)
+        of_lattice = (*STANDSTILL, *LATTICE) if self.has_lattice else ()
+        names = (*CLOUD, *MOTION, *of_lattice, *self.optimizer.names)
         bins = len(lattice.HISTOGRAM_EDGES) - 1
         dim = self.W.shape[2]
         return Stretch(
@@ -149,8 +165,6 @@ class Meter:
         lengths_V = metrics.token_norms(dW_VD)
         radial_V = metrics.radial_fractions(before.W_VD, dW_VD, before.norms_V, lengths_V)
         change_V = row.norms_V - before.norms_V
-        changed_V = lattice.changed(before.stored_VD, row.stored_VD)
-        zeros_V = np.count_nonzero(dW_VD == 0, axis=1) / dW_VD.shape[1]
         for name in self.sets:
             series = result.series[name]
             dc_D = row.centroids[name] - before.centroids[name]
@@ -164,9 +178,8 @@ class Meter:
             series["outward_fraction"][position] = outward
             series["inward_fraction"][position] = inward
             series["zero_fraction"][position] = zero
-            series["frozen_fraction"][position] = 1 - self._of(changed_V, name).mean()
-            series["zero_component_fraction"][position] = metrics.mean(self._of(zeros_V, name))
         if self.has_lattice:
+            changed_V = lattice.changed(before.stored_VD, row.stored_VD)
             self._measure_lattice(result, position, before, dW_VD, lengths_V, changed_V, step=step)
 
     def _measure_lattice(
@@ -183,8 +196,11 @@ class Meter:
         ulp_VD = lattice.ulp(before.W_VD, self.W.dtype)
         l1_V, l2_V, linf_V = lattice.lattice_norms(lattice.displacement(dW_VD, ulp_VD))
         hops_V = lattice.hop_classes(lengths_V, ulp_VD.mean(axis=1))
+        zeros_V = np.count_nonzero(dW_VD == 0, axis=1) / dW_VD.shape[1]
         for name in self.sets:
             series = result.series[name]
+            series["frozen_fraction"][position] = 1 - self._of(changed_V, name).mean()
+            series["zero_component_fraction"][position] = metrics.mean(self._of(zeros_V, name))
             l1_S, l2_S, linf_S = (self._of(norms_V, name) for norms_V in (l1_V, l2_V, linf_V))
             series["lattice_l1"][position] = metrics.mean(l1_S)
             series["lattice_l2"][position] = metrics.mean(l2_S)

@@ -55,6 +55,9 @@ class Page:
     recorded: Sequence[tuple[str, str]] = ()
     """Experiment, runs, seeds, steps, settings: name, value."""
 
+    recorded_tables: Sequence[Table] = ()
+    """The same of several experiments, side by side."""
+
     key_figures: Sequence[tuple[str, str, str]] = ()
     """Name, value, remark."""
 
@@ -120,7 +123,7 @@ def render(page: Page) -> str:
 
 def _sections(page: Page) -> list[tuple[str, str]]:
     return [
-        ("What was recorded", facts(page.recorded)),
+        ("What was recorded", facts(page.recorded) + tables(page.recorded_tables)),
         ("Key figures", key_figures(page.key_figures)),
         ("Figures", pictures(page.pictures)),
         ("Epochs", tables(page.epochs)),

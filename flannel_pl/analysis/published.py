@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.analysis.curves import Curve, Group
-from flannel_pl.analysis.group_figures import (
-    Figure,
+from flannel_pl.analysis.group_numbers import (
+    NONE,
     Find,
     distance_at,
     distance_ratio_at,
@@ -28,15 +28,17 @@ from flannel_pl.analysis.group_figures import (
     mean_loss,
     series_at,
 )
-from flannel_pl.analysis.words import plus_minus
+from flannel_pl.analysis.series import Spread
+from flannel_pl.analysis.words import plus_minus, reached
 from flannel_pl.experiment import flatten
 
-TOKEN_SET = "dead"
+TOKEN_SET, NUM_TOKENS = "dead", 3699
 
 SETTINGS: Mapping[str, Any] = {
     "trainer.max_steps": 1000,
     "trainer.precision": "bf16-mixed",
     "trainer.gradient_clip_val": 1.0,
+    "trainer.accumulate_grad_batches": 1,
     "model.vocab_size": 10_000,
     "model.hidden_dim": 64,
     "model.n_layer": 2,
@@ -45,6 +47,7 @@ SETTINGS: Mapping[str, Any] = {
     "model.tie_word_embeddings": True,
     "model.param_dtype": "bfloat16",
     "model.init_scale": 0.02,
+    "model.init_seed": None,
     "model.learning_rate": 1e-3,
     "model.lr_schedule": "linear",
     "model.weight_decay": 0.0,
@@ -53,6 +56,9 @@ SETTINGS: Mapping[str, Any] = {
     "model.adam_epsilon": 1e-8,
     "data.batch_size": 32,
     "data.target_offset": 2,
+    "data.order_seed": None,
+    "recorder.tokens": "all",
+    "recorder.every_n_steps": 1,
 }
 """Config keys that the published runs had; they are those of configs/flannel3.yaml."""
 
@@ -70,6 +76,11 @@ class PublishedFigure:
     """Upstream's notebook that prints it."""
 
     find: Find
+    scale: Find | None = None
+    """What has the standard deviation to divide by, if `find` gives a number without one."""
+
+    summed: bool = False
+    """Whether it is a sum over tokens, and so comes with their number."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +88,20 @@ class Comparison:
     """A published number beside that of a recording."""
 
     published: PublishedFigure
-    ours: Figure | None
-    """None if the recording does not have it, e.g. because it ends before."""
+    ours: Spread
+    """Without a mean if the recording does not have it, e.g. because it ends before."""
+
+    scale: float | None = None
+    """Standard deviation over this recording's runs, where none was published."""
 
     @property
     def difference(self) -> float | None:
         """Ours minus the published mean, in published standard deviations.
 
-        In ours where none was published, or where it is 0; None if there is neither.
+        In those of this recording's runs where none was published or it is 0; None if there is neither.
         """
-        if self.ours is None:
-            return None
-        std = self.published.std or self.ours.std
-        return (self.ours.mean - self.published.mean) / std if std else None
+        std = self.published.std or self.ours.std or self.scale
+        return (self.ours.mean - self.published.mean) / std if self.ours.mean is not None and std else None
 
 
 def compare_with_published(group: Group) -> list[Comparison]:
@@ -107,32 +119,48 @@ def compare_with_published(group: Group) -> list[Comparison]:
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))
         >>> first = compare_with_published(group)[0]
-        >>> first.published.name, first.published.mean, first.ours.num
+        >>> first.published.name, first.published.mean, first.ours.num_reached
         ('origin radius, step 0', 0.159387, 2)
     """
     if not all(TOKEN_SET in run.series for run in group.runs):
         return []
-    return [Comparison(one, one.find(group)) for one in PUBLISHED]
+    other_number = any(run.num_tokens.get(TOKEN_SET, NUM_TOKENS) != NUM_TOKENS for run in group.runs)
+    return [
+        Comparison(
+            one,
+            NONE if one.summed and other_number else one.find(group),
+            one.scale(group).std if one.scale else None,
+        )
+        for one in PUBLISHED
+    ]
 
 
-def other_settings(config: Mapping[str, Any], swept: Mapping[str, Any]) -> list[str]:
-    """Names the settings in which a recording and the published runs differ.
+def other_settings(config: Mapping[str, Any], swept: Mapping[str, Any], num_tokens: int) -> list[str]:
+    """Names what else a recording has than the published runs, as sentences without a full stop.
 
     Args:
         config: Of the experiment, in groups.
         swept: Of the run: key -> value.
+        num_tokens: Dead tokens that are recorded.
 
-    Returns:
-        E.g. "model.init_scale is 0.03, published 0.02"; one line if the recording does not say its settings.
+    Example:
+        >>> other_settings({}, {}, 20)
+        ['this recording does not say its settings', '20 dead tokens are recorded, published 3,699']
     """
-    if not config:
-        return ["the recording does not say its settings"]
     settings = dict(flatten(dict(config))) | dict(swept)
-    return [
-        f"{key} is {settings.get(key)}, published {value}"
-        for key, value in SETTINGS.items()
-        if settings.get(key) != value
-    ]
+    unknown = [key for key in SETTINGS if key not in settings]
+    if len(unknown) == len(SETTINGS):
+        found = ["this recording does not say its settings"]
+    else:
+        found = [
+            f"{key} is {settings[key]}, published {value}"
+            for key, value in SETTINGS.items()
+            if key not in unknown and settings[key] != value
+        ]
+        found += [f"this recording does not say {', '.join(unknown)}"] if unknown else []
+    if num_tokens != NUM_TOKENS:
+        found.append(f"{num_tokens:,} dead tokens are recorded, published {NUM_TOKENS:,}")
+    return found
 
 
 def comparison_cells(lines: Sequence[Comparison]) -> list[list[str]]:
@@ -141,8 +169,8 @@ def comparison_cells(lines: Sequence[Comparison]) -> list[list[str]]:
         [
             line.published.name,
             plus_minus(line.published.mean, line.published.std),
-            "-" if line.ours is None else plus_minus(line.ours.mean, line.ours.std),
-            "-" if line.ours is None else str(line.ours.num),
+            plus_minus(line.ours.mean, line.ours.std),
+            reached(line.ours),
             "-" if line.difference is None else f"{line.difference:+.2f}",
             line.published.source,
         ]
@@ -176,15 +204,14 @@ def comparison_csv(groups: Iterable[tuple[str, Sequence[Comparison]]]) -> str:
     for name, lines in groups:
         for line in lines:
             published, ours = line.published, line.ours
-            found = (None, None, None) if ours is None else (ours.mean, ours.std, ours.num)
-            numbers = (published.mean, published.std, *found, line.difference)
+            numbers = (published.mean, published.std, ours.mean, ours.std, ours.num_reached, line.difference)
             cells = ["" if value is None else f"{value:.9g}" for value in numbers]
             writer.writerow([name, published.name, *cells, published.source])
     return text.getvalue()
 
 
 def _growth(curve: Curve, row: int) -> float:
-    return float(np.diff(curve.mean_R)[row])
+    return float((np.diff(curve.mean_R) / np.diff(curve.steps_R))[row])
 
 
 def _step(curve: Curve, row: int) -> float:
@@ -192,7 +219,15 @@ def _step(curve: Curve, row: int) -> float:
 
 
 _EACH, _MEAN = partial(epoch_of_each, TOKEN_SET), partial(epoch_of_mean, TOKEN_SET)
+
+
+def _of_mean(mark: str, what: str) -> tuple[Find, Find]:
+    """Returns what finds a number in the mean over runs, and what has its spread: that of each run's."""
+    return _MEAN(mark, what), _EACH(mark, what)
+
+
 _RADIUS, _DISTANCE = partial(series_at, TOKEN_SET), partial(distance_at, TOKEN_SET)
+_PARTING, _EVOLUTION = partial(fastest_parting, TOKEN_SET), partial(evolution_at, TOKEN_SET)
 
 PUBLISHED = tuple(
     PublishedFigure(*cells)
@@ -203,16 +238,16 @@ PUBLISHED = tuple(
         ("centroid radius, step 1000", 0.114290, 0.003882, "1.22e", _RADIUS("centroid_radius", 1000)),
         ("inhale: step of its end, each run", 2, 0, "1.23a", _EACH("inhale", "step")),
         ("inhale: depth, each run", 0.000862, 0.000194, "1.23a", inhale_depth(TOKEN_SET)),
-        ("inhale: depth of the mean, as a part", 0.00541, None, "1.23a", _MEAN("inhale", "value")),
-        ("sneeze: peak speed of the mean", 0.005191, None, "1.23a", _MEAN("sneeze", "value")),
-        ("sneeze: step of the peak", 24, None, "1.23a", _MEAN("sneeze", "step")),
-        ("freeze: step, rule A on the mean", 393, None, "1.23a", _MEAN("freeze", "step")),
-        ("distance between runs, step 0", 13.765362, 0.014810, "1.23d", _DISTANCE(0)),
-        ("distance between runs, step 1000", 45.727581, 3.319516, "1.23d", _DISTANCE(1000)),
-        ("distance from the start, step 1000", 31.457407, 1.360466, "1.23d", evolution_at(TOKEN_SET, 1000)),
+        ("inhale: depth of the mean, as a part", 0.00541, None, "1.23a", *_of_mean("inhale", "value")),
+        ("sneeze: peak speed of the mean", 0.005191, None, "1.23a", *_of_mean("sneeze", "value")),
+        ("sneeze: step of the peak", 24, None, "1.23a", *_of_mean("sneeze", "step")),
+        ("freeze: step, rule A on the mean", 393, None, "1.23a", *_of_mean("freeze", "step")),
+        ("distance between runs, step 0", 13.765362, 0.014810, "1.23d", _DISTANCE(0), None, True),
+        ("distance between runs, step 1000", 45.727581, 3.319516, "1.23d", _DISTANCE(1000), None, True),
+        ("distance from the start, step 1000", 31.457407, 1.360466, "1.23d", _EVOLUTION(1000), None, True),
         ("ratio of the two, step 1000", 1.4536, None, "1.23d", distance_ratio_at(TOKEN_SET, 1000)),
-        ("parting: largest growth per step", 0.454, None, "1.23d", fastest_parting(TOKEN_SET, _growth)),
-        ("parting: step of that growth", 24, None, "1.23d", fastest_parting(TOKEN_SET, _step)),
+        ("parting: largest growth per step", 0.454, None, "1.23d", _PARTING(_growth), None, True),
+        ("parting: step of that growth", 24, None, "1.23d", _PARTING(_step)),
         ("loss, mean of 1000 steps", 7.11286, 0.014648, "train_loss", mean_loss(1000)),
     )
 )

@@ -6,17 +6,15 @@ is measured of it.
 Shape suffixes: R rows, r rows of a stretch, V recorded tokens, S tokens of a set, D dimensions.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from flannel_pl.analysis.adam import AdamSettings, cos_grad_step, predicted_weights, reproduced
 from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.metrics import mean
+from flannel_pl.analysis.settings import setting, trained_dtype
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.schema import CONFIG_SCALARS
 from flannel_pl.recording.tensors import Array, LazyTensor
 
 COSINE = "cos_grad_step"
@@ -25,7 +23,6 @@ COSINE = "cos_grad_step"
 EXACT, WITHIN_ONE = "adam_exact_fraction", "adam_within_one_fraction"
 """Which fraction of the weights AdamW's formula gives from the recorded moments, see `adam.reproduced`."""
 
-PARAM_DTYPES = ("bfloat16", "float32")
 DEFAULT_EPSILON = 1e-8
 """That of torch and of `TiedGPT2`; a file without a config does not say it."""
 
@@ -150,11 +147,7 @@ def _lacking_rates(run: RunRecording) -> str:
 def _other_dtype(recording: Recording, run: RunRecording) -> str:
     """Returns which tensor is not recorded in the type that the optimizer had it in; empty if none."""
     stored = {name: run.tensor(name).dtype for name in ("embeddings", "momentum", "variance")}
-    param_dtype = _setting(recording, run, "model.param_dtype")
-    if param_dtype is None:  # then it is that of the weights, if weights can have it
-        param_dtype = (
-            stored["embeddings"] if stored["embeddings"] in PARAM_DTYPES else " or ".join(PARAM_DTYPES)
-        )
+    param_dtype = trained_dtype(recording, run)
     for name, dtype in stored.items():
         if dtype != param_dtype:
             return f"the optimizer had {name} as {param_dtype}, and the file has {dtype}"
@@ -164,11 +157,11 @@ def _other_dtype(recording: Recording, run: RunRecording) -> str:
 def _settings(recording: Recording, run: RunRecording) -> tuple[AdamSettings | None, str]:
     """Returns the settings of the optimizer, or why they are not known."""
     keys = {"beta1": "adam_beta1", "beta2": "adam_beta2", "weight_decay": "weight_decay"}
-    found = {name: _setting(recording, run, f"model.{key}") for name, key in keys.items()}
+    found = {name: setting(recording, run, f"model.{key}") for name, key in keys.items()}
     absent = [keys[name] for name, value in found.items() if value is None]
     if absent:
         return None, f"the file does not say which {', '.join(absent)} the optimizer had"
-    epsilon = _setting(recording, run, "model.adam_epsilon")
+    epsilon = setting(recording, run, "model.adam_epsilon")
     found["epsilon"] = DEFAULT_EPSILON if epsilon is None else epsilon
     return AdamSettings(**{name: float(value) for name, value in found.items()}), ""
 
@@ -181,8 +174,8 @@ def _rates(recording: Recording, run: RunRecording, steps_R: Array) -> Array:
     """
     recorded_R = np.asarray(run.tensor("learning_rates"))
     rates_R: Array = recorded_R.astype(np.float64)
-    first = _setting(recording, run, "model.learning_rate")
-    last_step = _setting(recording, run, "trainer.max_steps")
+    first = setting(recording, run, "model.learning_rate")
+    last_step = setting(recording, run, "trainer.max_steps")
     if first is None or last_step is None:
         return rates_R
     factors_R = np.maximum(0.0, (last_step - (steps_R - 1)) / max(1, last_step))
@@ -190,23 +183,3 @@ def _rates(recording: Recording, run: RunRecording, steps_R: Array) -> Array:
         same_R = scheduled_R.astype(np.float32) == recorded_R
         rates_R[same_R] = scheduled_R[same_R]
     return rates_R
-
-
-def _setting(recording: Recording, run: RunRecording, key: str) -> Any:
-    """Returns the value that a run had of a config key, e.g. model.adam_beta1; None if the file does not say.
-
-    Without a config it is a scalar of the file, whose float32 is taken for the shortest number that it
-    stands for: 0.9, not 0.8999999761581421.
-    """
-    if key in run.swept:
-        return run.swept[key]
-    config: Any = run.metadata.get("config", recording.metadata.get("config"))
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    if config is not None:
-        return config
-    for name, source in CONFIG_SCALARS.items():
-        value = recording.scalars.get(name)
-        if source == key and value is not None and math.isfinite(value) and value >= 0:
-            return value if isinstance(value, int) else float(str(np.float32(value)))
-    return None

@@ -6,20 +6,23 @@ report made again reads only what has changed.
 """
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_pl.analysis.background import background_of
 from flannel_pl.analysis.drawing import for_page, save
+from flannel_pl.analysis.experiments import Experiment, named_groups, shown_set
 from flannel_pl.analysis.gallery import GALLERY, Kind
 from flannel_pl.analysis.measured import measure_experiment, title_of
 from flannel_pl.analysis.page import Picture, render
 from flannel_pl.analysis.report_tables import tables_of
 from flannel_pl.analysis.sets import SET_NAMES, token_ids, token_sets
-from flannel_pl.analysis.summary import Experiment, bands_of, page_of
+from flannel_pl.analysis.summary import bands_of, page_of
 from flannel_pl.errors import UserError
+from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.disk import make_folder, write_file
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.tensors import Array
@@ -31,6 +34,11 @@ MEASURED = "measured"
 """Folder, in a recording's own report, of what was measured of it."""
 
 FIGURES = "figures"
+
+NUMBERED = re.compile(
+    r"(metrics|tokens)(_\d+)?\.csv|(steps|key_figures)_\w+\.csv|(distances|epochs|published)\.csv"
+)
+"""Tables that a report may have written."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +82,22 @@ def report(
         raise UserError(f"the token set is {token_set!r}, expected one of {', '.join(SET_NAMES)}")
     if not paths:
         raise UserError("there is nothing to report: expected at least one recording")
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise UserError(f"a recording is given twice: {', '.join(map(str, paths))}; expected different ones")
     progress = progress or (lambda stage, done, total: None)
     with ExitStack() as stack:
         recordings = [stack.enter_context(open_recording(path)) for path in paths]
         folder = _folder(recordings, out)
         make_folder(folder)
         experiments, num_bytes = _measure(recordings, folder, progress)
+    shown = shown_set(experiments, token_set)
+    pictures, missing = _draw(folder, experiments, shown, progress)
     texts = tables_of(experiments)
-    for name, (text, _) in texts.items():
-        write_file(folder / name, text.encode())
-    pictures, missing = _draw(folder, experiments, token_set, progress)
+    _write_tables(folder, {name: text for name, (text, _) in texts.items()})
     page = page_of(
         experiments,
-        token_set,
+        shown,
+        asked=token_set,
         pictures=pictures,
         missing=[(kind.heading, kind.needs) for kind in missing],
         files=[(name, what) for name, (_, what) in texts.items()],
@@ -111,8 +122,25 @@ def _folder(recordings: Sequence[Recording], out: str | Path | None) -> Path:
     if out is not None:
         if Path(out).exists() and not Path(out).is_dir():
             raise UserError(f"--out is {out}, which is a file; expected a folder, which need not exist")
+        _refuse_recordings(Path(out))
         return Path(out)
     return home_of(recordings[0].path) if len(recordings) == 1 else Path("report")
+
+
+def _refuse_recordings(folder: Path) -> None:
+    """Keeps a report out of a folder in which training writes: there is a metrics.csv already."""
+    run, experiment = RunPaths(folder), ExperimentPaths(folder, folder.name)
+    for path in (experiment.record, run.recording, run.partial, run.config):
+        if path.exists():
+            raise UserError(f"--out is {folder}, where {path.name} is; expected a folder of the report's own")
+
+
+def _write_tables(folder: Path, texts: Mapping[str, str]) -> None:
+    for path in folder.glob("*.csv"):
+        if path.name not in texts and NUMBERED.fullmatch(path.name):  # of an earlier report
+            path.unlink()
+    for name, text in texts.items():
+        write_file(folder / name, text.encode())
 
 
 def _cache_folder(recording: Recording, folder: Path, number: int) -> Path:
@@ -153,10 +181,18 @@ def _measure(
 def _names(recordings: Sequence[Recording]) -> list[str]:
     """Returns the experiments' names; with their paths where two have the same."""
     titles = [title_of(recording) for recording in recordings]
-    return [
-        title if titles.count(title) == 1 else f"{title} ({recording.path})"
-        for title, recording in zip(titles, recordings, strict=True)
+    alike = [
+        [other.path.resolve() for title, other in zip(titles, recordings, strict=True) if title == own]
+        for own in titles
     ]
+    return [
+        title if len(paths) == 1 else f"{title} ({os.path.relpath(recording.path.resolve(), _common(paths))})"
+        for title, paths, recording in zip(titles, alike, recordings, strict=True)
+    ]
+
+
+def _common(paths: Sequence[Path]) -> str:
+    return os.path.commonpath([path.parent for path in paths])
 
 
 def _token_ids(recording: Recording) -> dict[int, dict[str, Array]]:
@@ -177,6 +213,7 @@ def _draw(
     several = [(one.name, one.measures) for one in experiments]
     drawn_of = several if len(several) > 1 else several[0][1]
     bands = bands_of(experiments, token_set)
+    alone = len(named_groups(experiments)) == 1
     make_folder(folder / FIGURES)
     pictures, missing = [], []
     for number, kind in enumerate(GALLERY):
@@ -191,6 +228,7 @@ def _draw(
         png, svg = save(figure, path)
         files = {"PNG": f"{FIGURES}/{png.name}", "SVG": f"{FIGURES}/{svg.name}"}
         svg_text = for_page(svg.read_text(encoding="utf-8"))
-        pictures.append(Picture(kind.heading, svg_text, kind.caption, kind.formula, files))
+        caption = f"{kind.caption} {kind.alone}".strip() if alone else kind.caption
+        pictures.append(Picture(kind.heading, svg_text, caption, kind.formula, files))
     progress("drawing", len(GALLERY), len(GALLERY))
     return pictures, missing

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from flannel_pl.analysis import tables
 from flannel_pl.analysis.curves import in_words
+from flannel_pl.analysis.experiments import Experiment, named_groups
 from flannel_pl.analysis.group_epochs import epochs_csv, epochs_of
 from flannel_pl.analysis.key_figures import key_figures
 from flannel_pl.analysis.published import compare_with_published, comparison_csv, comparison_markdown
 from flannel_pl.analysis.sets import SET_NAMES
-from flannel_pl.analysis.summary import Experiment, named_groups
 
 
 def tables_of(experiments: Sequence[Experiment]) -> dict[str, tuple[str, str]]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flannel_pl.errors import UserError
+from flannel_pl.recording.disk import readable_bytes
 
 
 def report_verb(
@@ -43,6 +44,6 @@ def report_verb(
     elapsed_s = time.monotonic() - start_s
     print(f"report: {made.page}")
     if made.measured_bytes:
-        print(f"{made.measured_bytes / 1e9:.3g} GB read and drawn in {elapsed_s:.1f} s")
+        print(f"{readable_bytes(made.measured_bytes)} read and drawn in {elapsed_s:.1f} s")
     else:
         print(f"nothing had changed since it was measured; drawn in {elapsed_s:.1f} s")

@@ -1,58 +1,36 @@
 """What a report says in words and tables: from measures to the parts of its page."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from flannel_pl.analysis.background import Background
-from flannel_pl.analysis.curves import Group, groups_of, in_words
+from flannel_pl.analysis.curves import Group, in_words
 from flannel_pl.analysis.drawing import Band
+from flannel_pl.analysis.experiments import Experiment, named_groups
 from flannel_pl.analysis.group_epochs import MARKS, GroupEpochs, epochs_of
-from flannel_pl.analysis.group_figures import (
-    Find,
-    distance_at,
-    mean_loss,
-    series_at,
-)
+from flannel_pl.analysis.group_numbers import NONE, Find, distance_at, mean_loss, series_at
 from flannel_pl.analysis.key_figures import KeyFigure, key_figures
-from flannel_pl.analysis.measure import Measures
+from flannel_pl.analysis.notices import left_out, warnings
 from flannel_pl.analysis.page import Page, Picture, Table
 from flannel_pl.analysis.published import (
     HEADER,
+    TOKEN_SET,
     Comparison,
     compare_with_published,
     comparison_cells,
     other_settings,
 )
+from flannel_pl.analysis.series import Spread
 from flannel_pl.analysis.words import counted, number, plus_minus
-from flannel_pl.recording.tensors import Array
 
 RULES = {
     "A": "Rule A: the inhale ends at the smallest origin radius of steps 0 to 10; the sneeze peaks where the "
-    "growth of the radius, smoothed over 5 rows, is largest; Fimbulwinter begins at the first step after 100 "
-    "at which that growth is below 1 % of its peak.",
+    "growth of the radius per step, smoothed over 5 steps, is largest; Fimbulwinter begins at the first step "
+    "after 100 and after the sneeze at which that growth is below 1 % of its peak.",
     "B": "Rule B: the inhale ends at the smallest origin radius of steps 0 to 19; the sneeze peaks where the "
     "radius grows most from one row to the next; the re-expansion begins where, after that, the growth stops "
-    "falling and rises again; Fimbulwinter begins when more than 90 % of the tokens do not move.",
+    "falling and rises again; Fimbulwinter begins at the first step after the sneeze at which more than 90 % "
+    "of the tokens do not move (some may thaw again).",
 }
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One recording of a report."""
-
-    name: str
-    """What it is called beside the others."""
-
-    measures: Measures
-    background: Background
-
-    tokens: Mapping[int, Mapping[str, Array]]
-    """Number of a run -> token set -> vocabulary ids, (S,)."""
-
-
-def named_groups(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Group]]:
-    """Returns the groups of runs that differ in their seed only, each with its experiment."""
-    return [(one, group) for one in experiments for group in groups_of([(one.name, one.measures)])]
 
 
 def bands_of(experiments: Sequence[Experiment], token_set: str) -> list[Band]:
@@ -60,7 +38,7 @@ def bands_of(experiments: Sequence[Experiment], token_set: str) -> list[Band]:
     groups = named_groups(experiments)
     if len(groups) > 1:
         return []
-    found = epochs_of(groups[0][1], _there(groups[0][1], token_set))
+    found = epochs_of(groups[0][1], token_set)
     return found[0].mean.intervals(found[0].last_step) if found else []
 
 
@@ -68,6 +46,7 @@ def page_of(
     experiments: Sequence[Experiment],
     token_set: str,
     *,
+    asked: str,
     pictures: Sequence[Picture],
     missing: Sequence[tuple[str, str]],
     files: Sequence[tuple[str, str]],
@@ -76,24 +55,25 @@ def page_of(
 
     Args:
         experiments: What was measured.
-        token_set: dead, live or all; where an experiment has no such tokens, it is all of them.
+        token_set: dead, live or all, which all runs have.
+        asked: The token set that was asked for.
         pictures: The figures.
         missing: Heading and need of the figures that could not be drawn.
         files: Name of each table, and what is in it.
     """
     groups = named_groups(experiments)
-    epochs = [
-        (group.name, found) for _, group in groups for found in epochs_of(group, _there(group, token_set))
-    ]
+    epochs = [(group.name, found) for _, group in groups for found in epochs_of(group, token_set)]
     compared = [(one, group, compare_with_published(group)) for one, group in groups]
-    shown = [(group, key_figures(group, _there(group, token_set))) for _, group in groups]
+    named = [(group, key_figures(group, token_set)) for _, group in groups]
+    several = len(experiments) > 1
     return Page(
         title=" and ".join(one.name for one in experiments),
         lead=lead(experiments, token_set),
-        warnings=warnings(experiments, epochs),
-        recorded=_of_each(experiments, lambda one: one.background.facts),
-        key_figures=cards(groups[0][1], _there(groups[0][1], token_set)) if len(groups) == 1 else (),
-        key_tables=[key_figure_table(shown, token_set)],
+        warnings=warnings(experiments, epochs, asked=asked, shown=token_set),
+        recorded=() if several else experiments[0].background.facts,
+        recorded_tables=[side_by_side(experiments)] if several else (),
+        key_figures=cards(groups[0][1], token_set) if len(groups) == 1 else (),
+        key_tables=[key_figure_table(named, token_set)],
         epochs=[epoch_table(name, found) for name, found in epochs],
         comparison=[published_table(group, lines, one.background) for one, group, lines in compared if lines],
         pictures=pictures,
@@ -101,11 +81,6 @@ def page_of(
         provenance=_of_each(experiments, lambda one: one.background.provenance),
         files=files,
     )
-
-
-def _there(group: Group, token_set: str) -> str:
-    """Returns the token set, or "all" where a run does not have it."""
-    return token_set if all(token_set in run.series for run in group.runs) else "all"
 
 
 def _of_each(
@@ -119,28 +94,18 @@ def _of_each(
     ]
 
 
+def side_by_side(experiments: Sequence[Experiment]) -> Table:
+    """Returns what was recorded, a column for each experiment."""
+    facts = [dict(one.background.facts) for one in experiments]
+    names = dict.fromkeys(name for one in facts for name in one)
+    rows = [[name, *(one.get(name, "-") for one in facts)] for name in names]
+    return Table("Recordings side by side", ["", *(one.name for one in experiments)], rows)
+
+
 def lead(experiments: Sequence[Experiment], token_set: str) -> str:
     """Returns the sentence below the title."""
-    several = [f"{counted(len(one.measures.runs), 'run')} of {one.measures.title}" for one in experiments]
+    several = [f"{counted(len(one.measures.runs), 'run')} of {one.name}" for one in experiments]
     return f"{', '.join(several)}: what training did to {in_words(token_set)}."
-
-
-def warnings(experiments: Sequence[Experiment], epochs: Sequence[tuple[str, GroupEpochs]]) -> list[str]:
-    """Returns what a reader has to know before the numbers."""
-    found = []
-    for one in experiments:
-        if one.background.missing_runs:
-            runs = ", ".join(map(str, one.background.missing_runs))
-            found.append(
-                f"{one.name}: {counted(len(one.background.missing_runs), 'run')} of the experiment "
-                f"{'is' if len(one.background.missing_runs) == 1 else 'are'} not in this recording ({runs})"
-            )
-    for name, one_rule in epochs:
-        doubtful = one_rule.warnings
-        if doubtful:
-            more = f" (and in {counted(len(doubtful) - 1, 'more curve')})" if len(doubtful) > 1 else ""
-            found.append(f"{name}, {doubtful[0]}{more}")
-    return found
 
 
 def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
@@ -153,9 +118,10 @@ def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
     found = []
     for name, first, last in start_end:
         before, after = first(group), last(group)
-        if before and after:
-            times = f"{after.mean / before.mean:.2f} times the start's" if before.mean else ""
-            remark = f"at the end; {plus_minus(before.mean, before.std)} at the start. {times}".rstrip(". ")
+        if before.mean is not None and after.mean is not None:
+            same_runs = before.num_reached == after.num_reached and before.mean
+            times = f", {after.mean / before.mean:.2f} times the start's" if same_runs else ""
+            remark = f"at the end{times}; {plus_minus(before.mean, before.std)} at the start{_runs(after)}"
             found.append((name, plus_minus(after.mean, after.std), remark))
     found_epochs = epochs_of(group, token_set)
     for mark, words in MARKS.items() if found_epochs else ():
@@ -170,12 +136,18 @@ def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
             series_at(token_set, "frozen_fraction", None),
             "of the tokens, in the last row",
         ),
-        ("loss", mean_loss(), "mean over all steps, in nats"),
+        ("loss", mean_loss(), "mean over the recorded steps, in nats"),
     )
     for name, find, remark in single:
-        if figure := find(group):
-            found.append((name, plus_minus(figure.mean, figure.std), remark))
+        over = find(group)
+        if over.mean is not None:
+            found.append((name, plus_minus(over.mean, over.std), remark + _runs(over)))
     return found
+
+
+def _runs(over: Spread) -> str:
+    missing = over.num_reached < over.num_runs
+    return f" ({over.num_reached} of {over.num_runs} runs)" if missing else ""
 
 
 def _both_ends(token_set: str, name: str) -> tuple[Find, Find]:
@@ -186,19 +158,17 @@ def key_figure_table(named: Sequence[tuple[Group, Sequence[KeyFigure]]], token_s
     """Returns all key figures, a column for each group of runs."""
     names = dict.fromkeys(figure.name for _, figures in named for figure in figures)
     columns = [{figure.name: figure.over_runs for figure in figures} for _, figures in named]
-    rows = [
-        [
-            name,
-            *(
-                plus_minus(column[name].mean, column[name].std) if name in column else "-"
-                for column in columns
-            ),
-        ]
-        for name in names
-    ]
-    note = "Mean over runs and sample standard deviation. The CSV files have every run's."
+    rows = [[name, *(_cell(column.get(name, NONE)) for column in columns)] for name in names]
+    note = (
+        "Mean over runs and sample standard deviation; in brackets how many runs have the number, if not "
+        "all. The CSV files have every run's."
+    )
     header = ["figure", *(group.name for group, _ in named)]
     return Table(f"Key figures of {in_words(token_set)}", header, rows, note)
+
+
+def _cell(over: Spread) -> str:
+    return plus_minus(over.mean, over.std) + (_runs(over) if over.num_reached else "")
 
 
 def epoch_table(name: str, epochs: GroupEpochs) -> Table:
@@ -207,7 +177,7 @@ def epoch_table(name: str, epochs: GroupEpochs) -> Table:
     rows = [["mean over runs", *(number(getattr(epochs.mean, mark).step) for mark in marks)]]
     if len(epochs.runs) > 1:
         spreads = [epochs.over_runs(mark) for mark in marks]
-        rows.append(["of each run: mean ± std", *(plus_minus(one.mean, one.std) for one in spreads)])
+        rows.append(["of each run: mean ± std", *(_cell(one) for one in spreads)])
         ranges = [
             "-" if one.least is None or one.most is None else f"{number(one.least)} to {number(one.most)}"
             for one in spreads
@@ -230,34 +200,14 @@ def _reasons(epochs: GroupEpochs) -> Iterator[str]:
 
 def published_table(group: Group, lines: Sequence[Comparison], background: Background) -> Table:
     """Returns upstream's published figures beside those of a group of runs."""
-    others = other_settings(background.config, background.swept[group.runs[0].run])
+    first = group.runs[0]
+    others = other_settings(background.config, background.swept[first.run], first.num_tokens[TOKEN_SET])
     note = (
-        "Published: ten seeds, another text and another device (MPS), standard deviations of the "
-        "population; here they are of the sample. The difference is in published standard deviations, or in "
-        "this recording's where none was published. A figure of the mean curve has the spread of what the "
-        "rule finds in each run. Pairs of runs are not independent of each other."
+        "Published: ten seeds on the notebook's own text, trained on Apple's MPS, with standard deviations "
+        "of the population; here they are of the sample. The difference is in published standard deviations; "
+        "where none was published, in those of this recording's runs, of a figure of the mean curve in those "
+        "of what the rule finds in each run. Pairs of runs are not independent of each other."
     )
     if others:
-        note += " Settings differ: " + "; ".join(others) + "."
+        note += " Not the same as published: " + "; ".join(others) + "."
     return Table(f"Dead tokens: published figures beside {group.name}", HEADER, comparison_cells(lines), note)
-
-
-def left_out(experiments: Sequence[Experiment], pictures: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns what could not be computed or drawn, and why.
-
-    Args:
-        experiments: Of the report.
-        pictures: Heading and need of the figures that were not drawn.
-    """
-    lines = []
-    for one in experiments:
-        where = f"{one.name}: " if len(experiments) > 1 else ""
-        lines += [(where + name, reason) for name, reason in one.measures.left_out.items()]
-        runs_of: dict[tuple[str, str], list[str]] = {}
-        for run in one.measures.runs:
-            for pair in run.left_out.items():
-                runs_of.setdefault(pair, []).append(run.label)
-        for (name, reason), runs in runs_of.items():
-            some = f" ({', '.join(runs)})" if len(runs) < len(one.measures.runs) else ""
-            lines.append((where + name, reason + some))
-    return lines + [(f"figure: {heading}", f"it needs {needs}") for heading, needs in pictures]

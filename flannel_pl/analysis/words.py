@@ -2,6 +2,8 @@
 
 import math
 
+from flannel_pl.analysis.series import Spread
+
 
 def number(value: float | None) -> str:
     """Returns a number with six significant digits; a dash for none.
@@ -30,6 +32,19 @@ def plus_minus(mean: float | None, std: float | None) -> str:
     return f"{mean:.{max(0, decimals)}f} ± {std:.{max(0, decimals)}f}"
 
 
+def reached(over: Spread) -> str:
+    """Returns how many runs have a number: of all, unless they all do.
+
+    Example:
+        >>> from flannel_pl.analysis.series import spread
+        >>> reached(spread([1.0, 2.0])), reached(spread([1.0, None])), reached(spread([]))
+        ('2', '1 of 2', '-')
+    """
+    if not over.num_reached:
+        return "-"
+    return f"{over.num_reached}" + (f" of {over.num_runs}" if over.num_reached < over.num_runs else "")
+
+
 def counted(count: int, noun: str) -> str:
     """Returns a count with its noun.
 
@@ -38,13 +53,3 @@ def counted(count: int, noun: str) -> str:
         ('1 run', '3,699 tokens')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def minutes(seconds: float) -> str:
-    """Returns a duration.
-
-    Example:
-        >>> minutes(4.21), minutes(130)
-        ('4.2 s', '2 min 10 s')
-    """
-    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60)} s"

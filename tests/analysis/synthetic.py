@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 
 SPEED_PEAK_STEP = 24
 INHALE_STEP = 2
+NUM_DEAD = 3699  # as published, however many are simulated
 BANDS = (
     ("inhale", 0, 2),
     ("sneeze", 2, 24),
@@ -75,6 +76,7 @@ def _run(
         tokens=tokens,
         histogram={one: _histogram(draw, steps_R, num_tokens) for one in sets},
         left_out={},
+        num_tokens={one: NUM_DEAD if one == "dead" else num_tokens for one in sets},
     )
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flannel_pl.analysis.epochs import Epochs, over_runs, rule_a, rule_b, spread
+from flannel_pl.analysis.epochs import Epochs, over_runs, rule_a, rule_b
+from flannel_pl.analysis.series import spread
 
 Array = np.ndarray[Any, Any]
 STEPS = np.arange(601)
@@ -68,13 +69,17 @@ def test_a_minimum_at_the_windows_edge_is_no_inhale() -> None:
 
 def test_a_freeze_where_the_search_begins_is_none() -> None:
     early = 0.2 + 0.3 / (1 + np.exp((24.5 - STEPS) / 4))
-    assert "frozen at step 101 already" in str(rule_a(early, STEPS).freeze)
+    assert "at step 100, where the search begins, the velocity is below 1%" in str(
+        rule_a(early, STEPS).freeze
+    )
 
 
 def test_what_never_freezes_does_not() -> None:
     growing = curve() + 1e-3 * STEPS
-    assert "never fell below 1% of its peak" in str(rule_a(growing, STEPS).freeze)
-    assert "never more than 90% of the tokens" in str(rule_b(growing, frozen_from(10**6), STEPS).freeze)
+    assert "after step 100 the velocity is never below 1% of its peak" in str(rule_a(growing, STEPS).freeze)
+    assert "after the sneeze never more than 90% of the tokens stand still" in str(
+        rule_b(growing, frozen_from(10**6), STEPS).freeze
+    )
     still = rule_a(np.exp(STEPS / 100), STEPS)
     assert "still growing at the end" in str(still.sneeze)
     assert "the sneeze was not found" in str(still.freeze)
@@ -85,7 +90,7 @@ def test_what_never_freezes_does_not() -> None:
     [
         (np.ones(601), "never changes"),
         (np.full(601, np.nan), "not finite"),
-        (np.ones(1), "1 rows are too few"),
+        (np.ones(1), "1 row cannot show it"),
         (np.linspace(1, 0.5, 601), "never grows"),
     ],
 )
@@ -97,7 +102,7 @@ def test_curves_without_epochs(radius: Array, reason: str) -> None:
 
 def test_rows_far_apart_have_no_inhale_but_steps_stay_steps() -> None:
     epochs = rule_b(curve()[::10], frozen_from(450)[::10], STEPS[::10])
-    assert "2 rows up to step 19 are too few" in str(epochs.inhale)
+    assert "2 rows up to step 19 cannot show it" in str(epochs.inhale)
     assert epochs.sneeze.step == 20
     assert epochs.freeze.step == 450
 
@@ -117,3 +122,38 @@ def test_over_runs() -> None:
     assert got.std == pytest.approx(np.std([20, 24, 31], ddof=1))
     assert spread([None, None]).num_reached == 0
     assert spread([5.0]).std is None
+
+
+def test_speeds_are_per_step_however_far_apart_the_rows_are() -> None:
+    whole = rule_a(curve(), STEPS).sneeze
+    for every in (2, 5, 10):
+        thinned = rule_a(curve()[::every], STEPS[::every]).sneeze
+        assert thinned.value == pytest.approx(whole.value, rel=0.15)
+        assert thinned.step is not None
+        assert whole.step is not None
+        assert abs(thinned.step - whole.step) <= every
+
+
+def test_nothing_freezes_before_the_sneeze() -> None:
+    first, second = (1 / (1 + np.exp((t - STEPS) / 4)) for t in (60, 250))
+    radius = 0.2 + 0.1 * first + 0.3 * second  # between the bursts it stands still
+    a, b = rule_a(radius, STEPS), rule_b(radius, np.where((STEPS > 100) & (STEPS < 200), 0.95, 0.1), STEPS)
+    assert (a.sneeze.step, b.sneeze.step) == (250, 249)
+    assert a.freeze.step is not None
+    assert a.freeze.step > 249
+    assert b.freeze.step is None
+    for epochs in (a, b):
+        found = epochs.intervals(600)
+        assert all(first <= last for _, first, last in found)
+        assert [first for _, first, _ in found] == sorted(first for _, first, _ in found)
+
+
+def test_a_peak_in_the_first_step_is_no_sneeze() -> None:
+    slowing = 1 - np.exp(-STEPS / 50)
+    assert "largest in the first step" in str(rule_a(slowing, STEPS).sneeze)
+    assert "largest in the first step" in str(rule_b(slowing, frozen_from(300), STEPS).sneeze)
+
+
+def test_a_freeze_in_the_last_row_is_none() -> None:
+    epochs = rule_b(curve(), frozen_from(600), STEPS)
+    assert str(epochs.freeze) == "not reached: it may begin at step 600, but there the recording ends"

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from flannel_pl.analysis import curves, drawing, figures, maps
+from flannel_pl.analysis import curves, drawing, figures, maps, series
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.gallery import GALLERY, Kind
 from flannel_pl.analysis.lattice import HISTOGRAM_EDGES
@@ -432,4 +432,4 @@ def test_a_running_mean_is_that_of_a_loop() -> None:
             np.nan if np.isnan(x) else float(np.nanmean(values_R[max(0, k - half) : k + half + 1]))
             for k, x in enumerate(values_R)
         ]
-        np.testing.assert_allclose(curves.smoothed(values_R, window), expected)
+        np.testing.assert_allclose(series.smoothed(values_R, window), expected)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import flannel_pl
+from flannel_pl.analysis.divergence import Divergence, joined
 from flannel_pl.analysis.measure import Measures
 from flannel_pl.analysis.measured import measure_experiment
 from tests.analysis.samples import save_recording, walk
+from tests.recording.recording_samples import make_experiment
 
 ROW_BYTES = 9 * 4 * 2
 
@@ -56,7 +58,9 @@ def test_a_second_time_reads_only_what_has_changed(tmp_path: Path, monkeypatch: 
 def test_a_single_run_has_no_distances_and_says_so(tmp_path: Path) -> None:
     measures, announced, read = measured(save_recording(tmp_path / "one.safetensors", [walk(1)]))
     assert measures.pairs == {}
-    assert measures.left_out == {"distances between runs": "it takes two runs to measure their distance"}
+    assert measures.left_out == {
+        "distances between runs": "it takes two runs that differ in their seed only to measure their distance"
+    }
     assert announced == read == 7 * ROW_BYTES
 
 
@@ -65,3 +69,25 @@ def test_runs_that_cannot_be_compared_are_measured_all_the_same(tmp_path: Path) 
     measures, _, _ = measured(path)
     assert len(measures.runs) == 2
     assert "there is no distance between them" in measures.left_out["distances between runs"]
+
+
+def test_distances_are_between_runs_that_differ_in_their_seed_only(tmp_path: Path) -> None:
+    def swept(run: int) -> dict[str, float]:
+        return {"model.init_scale": (0.02, 0.03)[run % 2]}
+
+    make_experiment(tmp_path / "sweep", num_runs=5, gather="index", swept=swept)
+    measures, announced, read = measured(tmp_path / "sweep")
+    assert measures.pairs["dead"].pairs == ((0, 2), (0, 4), (2, 4), (1, 3))
+    assert measures.pairs["dead"].evolution_NR.shape[0] == 5
+    assert announced == read
+
+
+def test_groups_of_other_lengths_are_joined() -> None:
+    short = Divergence(((1, 3),), np.array([[1.0, 2.0]]), np.array([[0.0, 10.0], [0.0, 30.0]]))
+    long = Divergence(((0, 2),), np.array([[5.0, 6.0, 7.0]]), np.array([[0.0, 0.0, 1.0], [0.0, 20.0, 2.0]]))
+    both = joined([short, long])
+    assert both.pairs == ((1, 3), (0, 2))
+    np.testing.assert_array_equal(both.distance_PR, [[1, 2, np.nan], [5, 6, 7]])
+    np.testing.assert_array_equal(
+        both.evolution_NR, [[0, 0, 1], [0, 10, np.nan], [0, 20, 2], [0, 30, np.nan]]
+    )

@@ -124,12 +124,12 @@ def test_a_figure_that_is_no_longer_there_is_taken_away(trial: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "missing", "said"),
     [
-        ({"runs": [walk(1)]}, {"divergence"}, "it takes two runs to measure their distance"),
+        ({"runs": [walk(1)]}, {"divergence"}, "it takes two runs that differ in their seed only"),
         ({"runs": [walk(1)[:1]]}, FIGURES - {"radius"}, "needs two recorded rows"),
-        ({"dead": []}, set(), "no dead token is recorded"),
+        ({"dead": []}, set(), "Not every run has the dead tokens: figures and words are about all tokens."),
         ({"masks": False}, set(), "dead tokens"),
         ({"dtype": "float32"}, set(), ""),
-        ({"dtype": "float16"}, {"lifecycle", "displacement"}, "whose lattice is not that of the weights"),
+        ({"dtype": "float16"}, {"frozen", "lifecycle", "displacement"}, "which rests at other times"),
         ({"steps": range(0, 70, 10)}, {"inhale"}, "three recorded rows in the first 10 steps"),
         ({"recorded_tokens": [*range(0, 18, 2)], "dead": [0, 4]}, set(), ""),
         ({"losses": [np.nan] * 7}, {"loss"}, "the loss of a step"),
@@ -198,7 +198,66 @@ def test_a_sweep_has_a_group_for_each_value(tmp_path: Path) -> None:
     assert made.page == folder / "report" / "index.html"
     groups = {line["group"] for line in lines(folder / "report" / "key_figures_dead.csv")}
     assert groups == {"sweep, model.init_scale 0.02", "sweep, model.init_scale 0.03"}
-    assert "model.init_scale is 0.03, published 0.02" in made.page.read_text(encoding="utf-8")
+    text = made.page.read_text(encoding="utf-8")
+    assert "model.init_scale is 0.03, published 0.02" in text
+    assert '<th scope="row">swept: model.init_scale</th><td>0.02, 0.03</td>' in text
+    assert "init_scale 0.02, " not in text
+
+
+def test_a_run_that_is_not_finite_is_named_and_not_in_the_mean(tmp_path: Path) -> None:
+    broken = walk(3)
+    broken[4:, 2] = np.nan
+    made = report(save_recording(tmp_path / "r.safetensors", [walk(1), walk(2), broken], dead=[0, 1, 4]))
+    text = made.page.read_text(encoding="utf-8")
+    assert "r, seed 44: weights are not finite from step 4 on. From there means" in text
+    made = report(save_recording(tmp_path / "s.safetensors", [walk(1), walk(2), broken], dead=[2, 3]))
+    healthy = report(save_recording(tmp_path / "t.safetensors", [walk(1), walk(2)], dead=[2, 3]))
+    found, expected = (
+        [
+            line
+            for line in lines(one.page.parent / "epochs.csv")
+            if (line["set"], line["run"]) == ("dead", "mean over runs")
+        ]
+        for one in (made, healthy)
+    )
+    assert [(x["step"], x["value"]) for x in found] == [(x["step"], x["value"]) for x in expected]
+
+
+def test_runs_of_different_length_end_where_the_shortest_does(tmp_path: Path) -> None:
+    made = report(save_recording(tmp_path / "r.safetensors", [walk(1), walk(2)[:5]], dead=[0, 1, 4]))
+    assert "ends where the shortest does, at step 4." in made.page.read_text(encoding="utf-8")
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    paths = [
+        save_recording(tmp_path / name, [walk(1), walk(2)], dead=[0, 1, 4])
+        for name in (r"a $\foo{$ b.safetensors", "_under.safetensors", "<script>.safetensors")
+    ]
+    made = report(*paths, out=tmp_path / "all")
+    text = made.page.read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert r"<h1>a $\foo{$ b and _under and &lt;script&gt;</h1>" in text
+
+
+def test_experiments_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    paths = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        paths.append(save_recording(tmp_path / place / "same.safetensors", [walk(1)], dead=[0]))
+    made = report(*paths, out=tmp_path / "all")
+    groups = [line["group"] for line in lines(tmp_path / "all" / "steps_dead.csv")]
+    assert set(groups) == {"same (here/same.safetensors)", "same (there/same.safetensors)"}
+    assert "Recordings side by side" in made.page.read_text(encoding="utf-8")
+
+
+def test_tables_of_an_earlier_report_are_taken_away_and_nothing_else(tmp_path: Path) -> None:
+    paths = [save_recording(tmp_path / f"{seed}.safetensors", [walk(seed)], dead=[0]) for seed in (1, 2)]
+    out = tmp_path / "out"
+    report(*paths, out=out)
+    (out / "mine.csv").write_text("mine")
+    report(paths[0], out=out)
+    names = {path.name for path in out.glob("*.csv")}
+    assert names == {name for name in TABLES if name.endswith(".csv")} | {"mine.csv"}
 
 
 def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
@@ -230,5 +289,11 @@ def test_wrong_use_is_refused(trial: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file; expected a folder"):
         report(trial, out=tmp_path / "file")
+    with pytest.raises(UserError, match=r"a recording is given twice: .*expected different ones"):
+        report(trial, trial)
+    paths = make_experiment(tmp_path / "experiment", num_runs=1)
+    for folder in (paths.folder, paths.run(0).folder):
+        with pytest.raises(UserError, match="expected a folder of the report's own"):
+            report(trial, out=folder)
     with pytest.raises(UserError, match="There is no"):
         report(tmp_path / "nowhere")

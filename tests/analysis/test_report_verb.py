@@ -20,7 +20,7 @@ def test_says_where_the_report_is_and_what_was_read(trial: Path, capsys: pytest.
     assert main(["report", str(trial)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"report: {trial.parent / 'trial_report' / 'index.html'}"
-    assert second.startswith("2.02e-06 GB read and drawn in ")
+    assert second.startswith("1.97 KiB read and drawn in ")
     assert main(["report", str(trial), "--tokens", "live"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("nothing had changed since it was measured; ")
 
@@ -64,3 +64,9 @@ def test_help_is_quick_and_needs_no_matplotlib() -> None:
         assert result.returncode == 0
         assert "PATH [PATH ...]" in result.stdout
     assert min(times) < 0.5
+
+
+def test_a_reader_that_has_gone_is_no_traceback(trial: Path) -> None:
+    command = f"'{sys.executable}' -m flannel_pl info '{trial}' | true"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.stderr == ""

@@ -1,0 +1,34 @@
+"""The recordings of a report, measured, and the groups of runs in them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flannel_pl.analysis.background import Background
+from flannel_pl.analysis.curves import Group, groups_of
+from flannel_pl.analysis.measure import Measures
+from flannel_pl.recording.tensors import Array
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recording of a report."""
+
+    name: str
+    """What it is called beside the others."""
+
+    measures: Measures
+    background: Background
+
+    tokens: Mapping[int, Mapping[str, Array]]
+    """Number of a run -> token set -> vocabulary ids, (S,)."""
+
+
+def named_groups(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Group]]:
+    """Returns the groups of runs that differ in their seed only, each with its experiment."""
+    return [(one, group) for one in experiments for group in groups_of([(one.name, one.measures)])]
+
+
+def shown_set(experiments: Sequence[Experiment], token_set: str) -> str:
+    """Returns the token set to show: `token_set`, or "all" unless every run has it."""
+    runs = [run for one in experiments for run in one.measures.runs]
+    return token_set if all(token_set in run.series for run in runs) else "all"

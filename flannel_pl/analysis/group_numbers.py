@@ -1,0 +1,155 @@
+"""One number of a group of runs, with its spread: what a table of key figures or of published ones asks for.
+
+Each function returns a function of a group, so that a table can list them; what that returns says how many
+runs have the number.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from flannel_pl.analysis.curves import Curve, Group, curves_of, distances_of
+from flannel_pl.analysis.group_epochs import epochs_of
+from flannel_pl.analysis.measure import RunMeasures
+from flannel_pl.analysis.series import Spread, spread
+
+Find = Callable[[Group], Spread]
+
+NONE = spread([])
+"""Of a group that does not have the number."""
+
+
+def series_at(token_set: str, name: str, step: int | None) -> Find:
+    """Finds the value of a series at a step (None = the last that all runs have)."""
+
+    def find(group: Group) -> Spread:
+        curves = curves_of([group], token_set, name)
+        return _row(curves[0] if curves else None, step)
+
+    return find
+
+
+def distance_at(token_set: str, step: int | None) -> Find:
+    """Finds the Frobenius distance between runs at a step, over pairs."""
+
+    def find(group: Group) -> Spread:
+        distances = distances_of(group, token_set)
+        return _row(distances[0] if distances else None, step)
+
+    return find
+
+
+def evolution_at(token_set: str, step: int | None) -> Find:
+    """Finds the Frobenius distance of a run from its own start at a step."""
+
+    def find(group: Group) -> Spread:
+        distances = distances_of(group, token_set)
+        return _row(distances[1] if distances else None, step)
+
+    return find
+
+
+def distance_ratio_at(token_set: str, step: int | None) -> Find:
+    """Finds the mean distance between runs over the mean distance from their own starts."""
+
+    def find(group: Group) -> Spread:
+        between, own = distance_at(token_set, step)(group), evolution_at(token_set, step)(group)
+        if between.mean is None or not own.mean:
+            return NONE
+        return _single(between.mean / own.mean, between)
+
+    return find
+
+
+def fastest_parting(token_set: str, pick: Callable[[Curve, int], float]) -> Find:
+    """Finds where the mean distance between runs grows fastest.
+
+    Args:
+        token_set: dead, live or all.
+        pick: Of the curve of distances and the row before that growth, the number wanted.
+    """
+
+    def find(group: Group) -> Spread:
+        distances = distances_of(group, token_set)
+        if distances is None or len(distances[0].steps_R) < 2:
+            return NONE
+        curve = distances[0]
+        row = int(np.argmax(np.diff(curve.mean_R) / np.diff(curve.steps_R)))
+        return _single(float(pick(curve, row)), _row(curve, None))
+
+    return find
+
+
+def epoch_of_each(token_set: str, mark: str, what: str) -> Find:
+    """Finds a number of the epochs that rule A finds in each run.
+
+    Args:
+        token_set: dead, live or all.
+        mark: inhale, sneeze or freeze.
+        what: step or value, see `epochs.Mark`.
+    """
+
+    def find(group: Group) -> Spread:
+        found = epochs_of(group, token_set)
+        return spread([getattr(getattr(epochs, mark), what) for epochs in found[0].runs] if found else [])
+
+    return find
+
+
+def epoch_of_mean(token_set: str, mark: str, what: str) -> Find:
+    """Finds a number of the epochs that rule A finds in the mean over runs, which has no spread.
+
+    Args and Returns as of `epoch_of_each`; the runs are those that are in the mean.
+    """
+
+    def find(group: Group) -> Spread:
+        found = epochs_of(group, token_set)
+        value = getattr(getattr(found[0].mean, mark), what) if found else None
+        return NONE if value is None else _single(value, found[0].over_runs(mark))
+
+    return find
+
+
+def inhale_depth(token_set: str) -> Find:
+    """Finds by how much the origin radius shrinks in each run, in the weights' unit."""
+
+    def find(group: Group) -> Spread:
+        curves, found = curves_of([group], token_set, "origin_radius"), epochs_of(group, token_set)
+        if not curves or not found:
+            return NONE
+        starts = curves[0].values_NR[:, 0]
+        return spread(
+            [
+                None if epochs.inhale.value is None else epochs.inhale.value * start
+                for epochs, start in zip(found[0].runs, starts, strict=True)
+            ]
+        )
+
+    return find
+
+
+def mean_loss(last_step: int | None = None) -> Find:
+    """Finds the mean loss over the steps, of runs that end at `last_step` (None = whenever)."""
+
+    def find(group: Group) -> Spread:
+        return spread([_mean_loss(run, last_step) for run in group.runs])
+
+    return find
+
+
+def _mean_loss(run: RunMeasures, last_step: int | None) -> float | None:
+    loss_R = run.scalars.get("loss", np.empty(0))[1:]  # row 0 has none
+    ends_there = last_step is None or run.steps_R[-1] == last_step
+    return float(loss_R.mean()) if len(loss_R) and ends_there else None
+
+
+def _row(curve: Curve | None, step: int | None) -> Spread:
+    if curve is None:
+        return NONE
+    rows = np.flatnonzero(curve.steps_R == (curve.steps_R[-1] if step is None else step))
+    return spread(curve.values_NR[:, rows[0]].tolist()) if len(rows) else NONE
+
+
+def _single(value: float, over: Spread) -> Spread:
+    return replace(NONE, mean=float(value), num_reached=over.num_reached, num_runs=over.num_runs)

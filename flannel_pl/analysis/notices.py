@@ -1,0 +1,81 @@
+"""What a reader of a report has to know: what casts doubt on its numbers, and what it lacks."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from flannel_pl.analysis.curves import in_words
+from flannel_pl.analysis.experiments import Experiment
+from flannel_pl.analysis.group_epochs import GroupEpochs
+from flannel_pl.analysis.words import counted
+
+
+def warnings(
+    experiments: Sequence[Experiment],
+    epochs: Sequence[tuple[str, GroupEpochs]],
+    *,
+    asked: str,
+    shown: str,
+) -> list[str]:
+    """Returns what a reader has to know before the numbers.
+
+    Args:
+        experiments: Of the report.
+        epochs: Name of a group of runs, and what was found in it.
+        asked: The token set that was asked for.
+        shown: The one that is shown.
+    """
+    found = []
+    if asked != shown:
+        found.append(f"Not every run has {in_words(asked)}: figures and words are about {in_words(shown)}.")
+    found += [text for one in experiments for text in _of_recording(one)]
+    for name, one_rule in epochs:
+        if doubtful := one_rule.warnings:
+            more = f" (and {counted(len(doubtful) - 1, 'more curve')})" if len(doubtful) > 1 else ""
+            found.append(f"{name}, {doubtful[0]}{more}.")
+    return found
+
+
+def _of_recording(one: Experiment) -> Iterator[str]:
+    missing = one.background.missing_runs
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        runs = ", ".join(map(str, missing))
+        number = counted(len(missing), "run")
+        yield f"{one.name}: {number} of the experiment {verb} not in this recording ({runs})."
+    measured = one.measures.runs
+    if len({len(run.steps_R) for run in measured}) > 1:
+        end = min(int(run.steps_R[-1]) for run in measured)
+        yield (
+            f"{one.name}: not all runs are of the same length; what is said of runs together ends where the "
+            f"shortest does, at step {end}."
+        )
+    for run in measured:
+        radius_R = run.series.get("all", {}).get("origin_radius", np.zeros(0))
+        rows = np.flatnonzero(~np.isfinite(radius_R))
+        if len(rows):
+            yield (
+                f"{one.name}, {run.label}: weights are not finite from step {run.steps_R[rows[0]]} on. From "
+                "there means over runs are over the others."
+            )
+
+
+def left_out(experiments: Sequence[Experiment], pictures: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns what could not be computed or drawn, and why.
+
+    Args:
+        experiments: Of the report.
+        pictures: Heading and need of the figures that were not drawn.
+    """
+    lines = []
+    for one in experiments:
+        where = f"{one.name}: " if len(experiments) > 1 else ""
+        lines += [(where + name, reason) for name, reason in one.measures.left_out.items()]
+        runs_of: dict[tuple[str, str], list[str]] = {}
+        for run in one.measures.runs:
+            for pair in run.left_out.items():
+                runs_of.setdefault(pair, []).append(run.label)
+        for (name, reason), runs in runs_of.items():
+            some = f" ({', '.join(runs)})" if len(runs) < len(one.measures.runs) else ""
+            lines.append((where + name, reason + some))
+    return lines + [(f"figure: {heading}", f"it needs {needs}") for heading, needs in pictures]
