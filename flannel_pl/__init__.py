@@ -12,10 +12,10 @@ _HOMES = {
     "FlannelData": "flannel_pl.training.data",
     "StepRecorder": "flannel_pl.training.recorder",
     "TiedGPT2": "flannel_pl.training.module",
-    "compare": "flannel_pl.analysis.compare",
+    "compare": "flannel_pl.analysis.comparing.compare",
     "gather": "flannel_pl.recording.gather",
     "open_recording": "flannel_pl.recording.reader",
-    "report": "flannel_pl.analysis.report",
+    "report": "flannel_pl.analysis.reporting.report",
 }
 
 __all__ = [
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from flannel_pl.analysis.compare import compare
-    from flannel_pl.analysis.report import report
+    from flannel_pl.analysis.comparing.compare import compare
+    from flannel_pl.analysis.reporting.report import report
     from flannel_pl.recording.gather import gather
     from flannel_pl.recording.reader import open_recording
     from flannel_pl.training.data import FlannelData

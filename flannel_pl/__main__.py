@@ -183,13 +183,13 @@ def _verify(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    from flannel_pl.analysis.compare_verb import compare_verb
+    from flannel_pl.analysis.comparing.verb import compare_verb
 
     return _call(compare_verb, words)
 
 
 def _report(words: list[str]) -> int:
-    from flannel_pl.analysis.report_verb import report_verb
+    from flannel_pl.analysis.reporting.verb import report_verb
 
     return _call(report_verb, words, several="paths")
 

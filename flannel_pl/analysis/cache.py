@@ -23,7 +23,7 @@ from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.tensors import Array
 
 MEASURING = (
-    *("sets", "settings", "metrics", "lattice", "lifecycle", "tensor_compare", "adam", "replay"),
+    *("sets", "settings", "metrics", "lattice", "lifecycle", "ulps", "adam", "replay"),
     *("meter", "measure", "divergence"),
 )
 """Modules that decide what is measured; the others only show it."""

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import flannel_pl
-from flannel_pl.analysis.compare import RunComparison, compare
+from flannel_pl.analysis.comparing.compare import RunComparison, compare
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.schema import RECORDABLE
@@ -355,7 +355,7 @@ def test_nan_rows_are_equal_where_their_bits_are(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, json, flannel_pl, flannel_pl.analysis.compare_verb; flannel_pl.compare\n"
+        "import sys, json, flannel_pl, flannel_pl.analysis.comparing.verb; flannel_pl.compare\n"
         "print(json.dumps(sorted({'torch', 'lightning', 'matplotlib', 'transformers'} & set(sys.modules))))"
     )
     assert json.loads(subprocess.check_output([sys.executable, "-c", code], text=True)) == []

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flannel_pl.__main__ import main
-from flannel_pl.analysis.compare import compare
-from flannel_pl.analysis.compare_plot import draw
+from flannel_pl.analysis.comparing.compare import compare
+from flannel_pl.analysis.comparing.plot import draw
 from tests.analysis.compare_samples import copy, flip, put, record
 from tests.recording.recording_samples import make_experiment
 

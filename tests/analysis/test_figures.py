@@ -18,9 +18,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from flannel_pl.analysis import curves, drawing, figures, maps, series
+from flannel_pl.analysis import series
 from flannel_pl.analysis.divergence import Divergence
-from flannel_pl.analysis.gallery import GALLERY, Kind
+from flannel_pl.analysis.drawing import curves, figures, maps, panels
+from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
 from flannel_pl.analysis.lattice import HISTOGRAM_EDGES
 from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
 from flannel_pl.analysis.measure import Measures, RunMeasures
@@ -356,7 +357,7 @@ def test_the_same_figure_is_the_same_bytes(kind: Kind, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         figure = kind.draw(make_measures(num_runs=2, num_rows=200, num_tokens=20), bands=BANDS)
         assert figure is not None
-        png, svg = drawing.save(figure, tmp_path / folder / kind.name)
+        png, svg = panels.save(figure, tmp_path / folder / kind.name)
         assert (png.name, svg.name) == (f"{kind.name}.png", f"{kind.name}.svg")
     for name in (png.name, svg.name):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -364,31 +365,31 @@ def test_the_same_figure_is_the_same_bytes(kind: Kind, tmp_path: Path) -> None:
     assert b"<dc:date>" not in svg.read_bytes()
     assert png.read_bytes().startswith(b"\x89PNG")
     width = int.from_bytes(png.read_bytes()[16:20], "big")
-    assert width == round(150 * drawing.WIDTH_INCHES)
+    assert width == round(150 * panels.WIDTH_INCHES)
 
 
 def test_a_page_gives_its_own_colours_to_text_and_background() -> None:
     figure = figures.radius(make_measures(num_runs=2, num_rows=50, num_tokens=10), bands=BANDS)
-    svg = drawing.to_svg(drawn(figure))
+    svg = panels.to_svg(drawn(figure))
     assert svg.startswith("<svg")
     assert "currentColor" in svg
-    assert drawing.INK not in svg
-    assert drawing.PAPER not in svg
+    assert panels.INK not in svg
+    assert panels.PAPER not in svg
     assert "#000" not in svg  # matplotlib's own black would vanish in the dark
 
 
 @pytest.mark.slow
 def test_many_runs_of_many_rows_make_no_large_files() -> None:
     measures = make_measures(num_runs=30, num_rows=4001, num_tokens=20)
-    sizes = {kind.name: len(drawing.to_svg(drawn(kind.draw(measures, bands=BANDS)))) for kind in GALLERY}
+    sizes = {kind.name: len(panels.to_svg(drawn(kind.draw(measures, bands=BANDS)))) for kind in GALLERY}
     assert sum(sizes.values()) < 4_000_000, sizes
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     before = dict(matplotlib.rcParams)
-    drawing.to_svg(drawn(figures.radius(make_measures(num_runs=2, num_rows=20, num_tokens=10))))
+    panels.to_svg(drawn(figures.radius(make_measures(num_runs=2, num_rows=20, num_tokens=10))))
     assert dict(matplotlib.rcParams) == before
-    code = "import sys, flannel_pl.analysis.gallery; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, flannel_pl.analysis.drawing.gallery; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
@@ -403,7 +404,7 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("color", [*curves.COLORS, drawing.SHADE])
+@pytest.mark.parametrize("color", [*curves.COLORS, panels.SHADE])
 def test_lines_are_seen_on_white_and_in_the_dark(color: str) -> None:
     assert contrast(color, "#ffffff") > 3
     assert contrast(color, "#1a1e23") > 3

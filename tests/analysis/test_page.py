@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flannel_pl.analysis.page import Page, Picture, Table, render
+from flannel_pl.analysis.reporting.page import Page, Picture, Table, render
 from tests.analysis.browser import check_drawing, visit
 from tests.analysis.synthetic import make_measures, make_page
 from tests.analysis.test_figures import contrast
@@ -122,7 +122,7 @@ def test_a_page_needs_nothing_from_elsewhere(page: str) -> None:
     ]
     assert loaded
     assert all(value.startswith(("data:", "#")) for value in loaded)
-    style = resources.files("flannel_pl.analysis").joinpath("page.css").read_text()
+    style = resources.files("flannel_pl.analysis.reporting").joinpath("page.css").read_text()
     assert "url(" not in style
     assert "@import" not in style
     (policy,) = (one["content"] for one in parsed.all("meta") if "http-equiv" in one)
@@ -157,7 +157,7 @@ def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
 
 
 def colors(dark: bool) -> dict[str, str]:
-    style = resources.files("flannel_pl.analysis").joinpath("page.css").read_text()
+    style = resources.files("flannel_pl.analysis.reporting").joinpath("page.css").read_text()
     light_text, dark_text = style.split("@media (prefers-color-scheme: dark)")
     found = dict(re.findall(r"--([\w-]+): (#\w+);", dark_text if dark else light_text))
     assert len(found) == 8

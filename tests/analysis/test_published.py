@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from flannel_pl.analysis.curves import Group, groups_of
-from flannel_pl.analysis.group_epochs import epochs_csv, epochs_of
-from flannel_pl.analysis.published import (
+from flannel_pl.analysis.drawing.curves import Group, groups_of
+from flannel_pl.analysis.reporting.group_epochs import epochs_csv, epochs_of
+from flannel_pl.analysis.reporting.published import (
     NUM_TOKENS,
     PUBLISHED,
     SETTINGS,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis.curves import groups_of
-from flannel_pl.analysis.key_figures import key_figures
+from flannel_pl.analysis.drawing.curves import groups_of
 from flannel_pl.analysis.measure import Measures, measure_run
-from flannel_pl.analysis.tables import key_figures_csv, metrics_csv, steps_csv
+from flannel_pl.analysis.reporting.key_figures import key_figures
+from flannel_pl.analysis.reporting.tables import key_figures_csv, metrics_csv, steps_csv
 from tests.analysis.samples import save_recording, walk
 
 

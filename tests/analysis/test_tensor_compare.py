@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 
 from flannel_pl import open_recording
-from flannel_pl.analysis import tensor_compare
+from flannel_pl.analysis.comparing import tensor_compare
+from flannel_pl.analysis.comparing.tensor_compare import (
+    Alignment,
+    TensorComparison,
+    compare_tensor,
+)
 from flannel_pl.analysis.lattice import widen
-from flannel_pl.analysis.tensor_compare import Alignment, TensorComparison, compare_tensor, ulp_distance
+from flannel_pl.analysis.ulps import ulp_distance
 from tests.analysis.compare_samples import Array, copy, flip, put, read, record, write
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -1,7 +1,7 @@
 """The report's page: one HTML file with everything in it, no script, nothing from elsewhere.
 
 The page gets plain data, words and SVG text, and knows nothing of what they mean. All of it is escaped but
-the figures' SVG, which has to be our own (`drawing.to_svg`).
+the figures' SVG, which has to be our own (`drawing.panels.for_page`).
 """
 
 import re
@@ -88,7 +88,7 @@ def render(page: Page) -> str:
         (True, True, False)
     """
     sections = [(heading, body) for heading, body in _sections(page) if body]
-    style = resources.files("flannel_pl.analysis").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("flannel_pl.analysis.reporting").joinpath("page.css").read_text(encoding="utf-8")
     contents = "".join(f'<li><a href="#{_anchor(name)}">{escape(name)}</a></li>' for name, _ in sections)
     body = "\n".join(
         f'<section id="{_anchor(name)}">\n<h2>{escape(name)}</h2>\n{text}\n</section>'

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flannel_pl.analysis.tensor_compare import Alignment
+from flannel_pl.analysis.comparing.tensor_compare import Alignment
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.schema import RECORDED_TOKENS

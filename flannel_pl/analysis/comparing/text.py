@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flannel_pl.analysis.compare import Comparison, RunComparison
-from flannel_pl.analysis.pairing import numbers
-from flannel_pl.analysis.tensor_compare import Element, TensorComparison
+from flannel_pl.analysis.comparing.compare import Comparison, RunComparison
+from flannel_pl.analysis.comparing.pairing import numbers
+from flannel_pl.analysis.comparing.tensor_compare import Element, TensorComparison
 from flannel_pl.recording.tensors import Array
 
 _WIDTH = 16
@@ -20,7 +20,7 @@ def describe(comparison: Comparison) -> str:
         comparison: From `compare`.
 
     Example:
-        >>> from flannel_pl.analysis.compare import compare
+        >>> from flannel_pl.analysis.comparing.compare import compare
         >>> print(describe(compare("runs/flannel1", "runs/flannel3", runs=[(0, 0)])))  # doctest: +ELLIPSIS
         A  runs/flannel1
         B  runs/flannel3

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
-from flannel_pl.analysis import tables
-from flannel_pl.analysis.curves import in_words
-from flannel_pl.analysis.experiments import Experiment, named_groups
-from flannel_pl.analysis.group_epochs import epochs_csv, epochs_of
-from flannel_pl.analysis.key_figures import key_figures
-from flannel_pl.analysis.published import compare_with_published, comparison_csv, comparison_markdown
+from flannel_pl.analysis.drawing.curves import in_words
+from flannel_pl.analysis.reporting import tables
+from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
+from flannel_pl.analysis.reporting.group_epochs import epochs_csv, epochs_of
+from flannel_pl.analysis.reporting.key_figures import key_figures
+from flannel_pl.analysis.reporting.published import (
+    compare_with_published,
+    comparison_csv,
+    comparison_markdown,
+)
 from flannel_pl.analysis.sets import SET_NAMES
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from flannel_pl.analysis.curves import (
+from flannel_pl.analysis.drawing.curves import (
     Curve,
     Experiments,
     Group,
@@ -26,7 +26,7 @@ from flannel_pl.analysis.curves import (
     groups_of,
     in_words,
 )
-from flannel_pl.analysis.drawing import (
+from flannel_pl.analysis.drawing.panels import (
     SHADE,
     STYLE,
     Band,
@@ -67,7 +67,7 @@ def radius(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
 
     Example:
         >>> from pathlib import Path
-        >>> from flannel_pl.analysis.drawing import save
+        >>> from flannel_pl.analysis.drawing.panels import save
         >>> from flannel_pl.analysis.measured import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     figure = radius(measure_experiment(recording), bands=[("inhale", 0, 2)])

@@ -25,7 +25,7 @@ def report_verb(
     """
     if not paths:
         raise UserError("report needs a recording: a folder, a .safetensors file or its index")
-    from flannel_pl.analysis.report import report  # which imports matplotlib
+    from flannel_pl.analysis.reporting.report import report  # which imports matplotlib
 
     start_s = time.monotonic()
     console = Console(stderr=True)

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flannel_pl.analysis.compare import Comparison, RunComparison
-from flannel_pl.analysis.curves import COLORS
-from flannel_pl.analysis.drawing import STYLE, add_legend, new_figure
+from flannel_pl.analysis.comparing.compare import Comparison, RunComparison
+from flannel_pl.analysis.drawing.curves import COLORS
+from flannel_pl.analysis.drawing.panels import STYLE, add_legend, new_figure
 from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.tensors import Array
 
@@ -36,7 +36,7 @@ def draw(comparison: Comparison) -> Figure:
         The figure; of equal recordings an empty one whose title says so.
 
     Example:
-        >>> from flannel_pl.analysis.compare import compare
+        >>> from flannel_pl.analysis.comparing.compare import compare
         >>> figure = draw(compare("runs/flannel1", "runs/flannel3", runs=[(0, 1)]))
         >>> figure.get_suptitle()
         'Frobenius distance between A and B'

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.curves import Group
+from flannel_pl.analysis.drawing.curves import Group
 from flannel_pl.analysis.lifecycle import freeze_quantiles
 from flannel_pl.analysis.measure import RunMeasures
 from flannel_pl.analysis.metrics import liftoff_step

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flannel_pl.analysis import origins
-from flannel_pl.analysis.pairing import Pairing, pair_rows, pair_runs
-from flannel_pl.analysis.tensor_compare import TensorComparison, compare_tensor
+from flannel_pl.analysis.comparing import origins
+from flannel_pl.analysis.comparing.pairing import Pairing, pair_rows, pair_runs
+from flannel_pl.analysis.comparing.tensor_compare import TensorComparison, compare_tensor
 from flannel_pl.errors import UserError
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.tensors import Array

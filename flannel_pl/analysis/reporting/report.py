@@ -1,7 +1,7 @@
 """The report: what recordings show, as a page, figures and tables in a folder.
 
 Recordings are measured (`measured`), the measures drawn (`gallery`), put into words (`summary`) and tables
-(`report_tables`), and all of it into a folder. What was measured is kept beside the recording, so that a
+(`files`), and all of it into a folder. What was measured is kept beside the recording, so that a
 report made again reads only what has changed.
 """
 
@@ -12,15 +12,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_pl.analysis.background import background_of
-from flannel_pl.analysis.drawing import for_page, save
-from flannel_pl.analysis.experiments import Experiment, named_groups, shown_set
-from flannel_pl.analysis.gallery import GALLERY, Kind
+from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
+from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measured import measure_experiment, title_of
-from flannel_pl.analysis.page import Picture, render
-from flannel_pl.analysis.report_tables import tables_of
+from flannel_pl.analysis.reporting.background import background_of
+from flannel_pl.analysis.reporting.experiments import Experiment, named_groups, shown_set
+from flannel_pl.analysis.reporting.files import tables_of
+from flannel_pl.analysis.reporting.page import Picture, render
+from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.sets import SET_NAMES, token_ids, token_sets
-from flannel_pl.analysis.summary import bands_of, page_of
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.disk import make_folder, write_file

@@ -7,7 +7,7 @@ Shape suffixes: R rows that are compared, T tokens that are, E elements of a row
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.analysis.lattice import widen
+from flannel_pl.analysis.ulps import FLOATS, ulp_distance
 from flannel_pl.recording.tensors import Array, LazyTensor
 
 PIECE_BYTES = 4 * 2**20
@@ -24,13 +25,6 @@ TILE_ELEMENTS = 2**16
 """Worked on at once where bytes differ: its intermediate results stay in a core's cache."""
 
 MAX_THREADS = 4
-
-FLOATS: Mapping[str, type[np.signedinteger[Any]]] = {
-    "bfloat16": np.int16,
-    "float16": np.int16,
-    "float32": np.int32,
-}
-"""Dtypes whose distances are measured -> the integer of their size. All others are only equal or not."""
 
 
 @dataclass(frozen=True)
@@ -113,41 +107,6 @@ class TensorComparison:
     def equal(self) -> bool:
         """Whether type and bits are the same, as far as rows and tokens are in both."""
         return not self.num_differing and not self.left_out and self.dtypes[0] == self.dtypes[1]
-
-
-def ulp_distance(A: Array, B: Array) -> Array:
-    """Counts the steps between neighbouring floats that lead from A to B.
-
-    Floats in ascending order are numbered in steps of one, both zeros 0, and the numbers subtracted. So the
-    distance is right across exponents and signs: from -0.0 to 0.0 it is 0, from the largest float to
-    infinity 1. Source: ours.
-
-    Args:
-        A: bfloat16, float16 or float32, any shape; not NaN.
-        B: The same shape and type.
-
-    Returns:
-        Integers of that shape, 0 or more: int32 for floats of two bytes, int64 for those of four.
-
-    Raises:
-        KeyError: If the type is another.
-
-    Example:
-        >>> ulp_distance(np.float32([1.0, -0.0, -1e-45]), np.float32([0.99999994, 0.0, 1e-45])).tolist()
-        [1, 0, 2]
-    """
-    wide = np.int32 if A.dtype.itemsize == 2 else np.int64
-    distance: Array = np.abs(np.subtract(_ordered(A), _ordered(B), dtype=wide))
-    return distance
-
-
-def _ordered(floats: Array) -> Array:
-    """Returns integers of the same size, in the order of the floats: of a negative one the bits, negated."""
-    bits = floats.view(FLOATS[floats.dtype.name])
-    sign = bits >> (8 * bits.itemsize - 1)  # -1 where negative, else 0
-    magnitude = bits & np.iinfo(bits.dtype).max
-    ordered: Array = (magnitude ^ sign) - sign
-    return ordered
 
 
 def compare_tensor(

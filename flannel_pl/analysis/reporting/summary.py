@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from flannel_pl.analysis.background import Background
-from flannel_pl.analysis.curves import Group, in_words
-from flannel_pl.analysis.drawing import Band
-from flannel_pl.analysis.experiments import Experiment, named_groups
-from flannel_pl.analysis.group_epochs import MARKS, GroupEpochs, epochs_of
-from flannel_pl.analysis.group_numbers import NONE, Find, distance_at, mean_loss, series_at
-from flannel_pl.analysis.key_figures import KeyFigure, key_figures
-from flannel_pl.analysis.notices import left_out, warnings
-from flannel_pl.analysis.page import Page, Picture, Table
-from flannel_pl.analysis.published import (
+from flannel_pl.analysis.drawing.curves import Group, in_words
+from flannel_pl.analysis.drawing.panels import Band
+from flannel_pl.analysis.reporting.background import Background
+from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
+from flannel_pl.analysis.reporting.group_epochs import MARKS, GroupEpochs, epochs_of
+from flannel_pl.analysis.reporting.group_numbers import NONE, Find, distance_at, mean_loss, series_at
+from flannel_pl.analysis.reporting.key_figures import KeyFigure, key_figures
+from flannel_pl.analysis.reporting.notices import left_out, warnings
+from flannel_pl.analysis.reporting.page import Page, Picture, Table
+from flannel_pl.analysis.reporting.published import (
     HEADER,
     TOKEN_SET,
     Comparison,

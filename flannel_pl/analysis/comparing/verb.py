@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flannel_pl.analysis.compare import compare
-from flannel_pl.analysis.compare_text import describe, summarize
+from flannel_pl.analysis.comparing.compare import compare
+from flannel_pl.analysis.comparing.text import describe, summarize
 from flannel_pl.errors import UserError
 
 PLOT_SUFFIXES = (".png", ".svg")
@@ -42,7 +42,7 @@ def compare_verb(a: Path, b: Path, runs: str = "", plot: Path | None = None) -> 
         comparison = compare(a, b, runs=pairs, progress=show)
     print(describe(comparison))
     if plot is not None:
-        from flannel_pl.analysis.compare_plot import save_plot  # which imports matplotlib
+        from flannel_pl.analysis.comparing.plot import save_plot  # which imports matplotlib
 
         save_plot(comparison, plot)
         print(f"plot: {plot}")

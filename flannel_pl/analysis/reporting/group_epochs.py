@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.curves import Group, curves_of
+from flannel_pl.analysis.drawing.curves import Group, curves_of
 from flannel_pl.analysis.epochs import Epochs, Mark, over_runs, rule_a, rule_b
 from flannel_pl.analysis.series import Spread
 from flannel_pl.recording.tensors import Array
@@ -65,7 +65,7 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
         Rule A, rule B; B only if the tokens' standstill was measured. Nothing if the group has no such set.
 
     Example:
-        >>> from flannel_pl.analysis.curves import groups_of
+        >>> from flannel_pl.analysis.drawing.curves import groups_of
         >>> from flannel_pl.analysis.measured import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from flannel_pl.analysis import figures, maps
+from flannel_pl.analysis.drawing import figures, maps
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from flannel_pl.analysis.curves import in_words
-from flannel_pl.analysis.experiments import Experiment
-from flannel_pl.analysis.group_epochs import GroupEpochs
+from flannel_pl.analysis.drawing.curves import in_words
+from flannel_pl.analysis.reporting.experiments import Experiment
+from flannel_pl.analysis.reporting.group_epochs import GroupEpochs
 from flannel_pl.analysis.words import counted
 
 

@@ -13,8 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from flannel_pl.analysis.curves import Experiments, Group, groups_and_set, in_words
-from flannel_pl.analysis.drawing import SHADE, STYLE, Band, add_legend, new_figure
+from flannel_pl.analysis.drawing.curves import Experiments, Group, groups_and_set, in_words
+from flannel_pl.analysis.drawing.panels import SHADE, STYLE, Band, add_legend, new_figure
 from flannel_pl.analysis.lattice import HISTOGRAM_EDGES
 from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
 from flannel_pl.recording.tensors import Array

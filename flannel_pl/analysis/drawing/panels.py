@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flannel_pl.analysis.curves import Curve, Group, legend, thinned
+from flannel_pl.analysis.drawing.curves import Curve, Group, legend, thinned
 from flannel_pl.analysis.series import mean_and_std
 from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.tensors import Array

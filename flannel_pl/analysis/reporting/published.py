@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flannel_pl.analysis.curves import Curve, Group
-from flannel_pl.analysis.group_numbers import (
+from flannel_pl.analysis.drawing.curves import Curve, Group
+from flannel_pl.analysis.reporting.group_numbers import (
     NONE,
     Find,
     distance_at,
@@ -114,7 +114,7 @@ def compare_with_published(group: Group) -> list[Comparison]:
         A line for each of `PUBLISHED`; nothing if the group has no dead tokens.
 
     Example:
-        >>> from flannel_pl.analysis.curves import groups_of
+        >>> from flannel_pl.analysis.drawing.curves import groups_of
         >>> from flannel_pl.analysis.measured import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))

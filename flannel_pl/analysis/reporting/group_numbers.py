@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from flannel_pl.analysis.curves import Curve, Group, curves_of, distances_of
-from flannel_pl.analysis.group_epochs import epochs_of
+from flannel_pl.analysis.drawing.curves import Curve, Group, curves_of, distances_of
 from flannel_pl.analysis.measure import RunMeasures
+from flannel_pl.analysis.reporting.group_epochs import epochs_of
 from flannel_pl.analysis.series import Spread, spread
 
 Find = Callable[[Group], Spread]

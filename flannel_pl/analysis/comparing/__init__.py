@@ -1,0 +1,1 @@
+"""The verb compare: where two recordings part, to the bit."""

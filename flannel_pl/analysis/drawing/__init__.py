@@ -1,0 +1,1 @@
+"""Figures: curves of groups of runs, and what draws them."""

@@ -1,0 +1,1 @@
+"""The verb report: measures as numbers, tables, words and a page."""
