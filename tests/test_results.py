@@ -9,6 +9,7 @@ import pytest
 from flannel_pl.analysis.reporting.published import PUBLISHED
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RUNS = {f"seed {seed}" for seed in range(42, 52)}
 README = (RESULTS / "README.md").read_text(encoding="utf-8")
 
 

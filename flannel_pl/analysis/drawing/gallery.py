@@ -37,9 +37,9 @@ GALLERY = (
         figures.radius,
         "Two radii of the same tokens: the origin radius says how far they are from zero, the centroid "
         "radius how far they are from their own centre. A cloud that drifts away as a whole grows in the "
-        "first and not in the second. Lines are means over runs, the coloured area is one standard deviation "
-        "to either side.",
-        "Thin lines are runs; shaded or not, the epochs by rule A.",
+        "first and not in the second. Thin lines are runs, thick ones their means, the coloured area is one "
+        "standard deviation to either side.",
+        "Shaded or not, the epochs by rule A.",
         "origin radius = mean_i |w_i|, centroid radius = mean_i |w_i - c|, c = mean_i w_i",
         "the embeddings",
     ),
@@ -48,8 +48,8 @@ GALLERY = (
         "The inhale",
         figures.inhale,
         "The first ten steps, enlarged: does the cloud shrink before it flies outward? Every row is a point; "
-        "lines that leave the figure at the top go on in the next one.",
-        "Thin lines are runs.",
+        "lines that leave the figure at the top go on in the next one. Thin lines are runs.",
+        "",
         "100 * (mean_i |w_i(t)| / mean_i |w_i(0)| - 1)",
         "three recorded rows in the first 10 steps",
     ),
@@ -81,8 +81,8 @@ GALLERY = (
         figures.frozen,
         "The part of the tokens of which not one bit changed since the row before. A frozen token may thaw "
         "again. If there is a dotted line, it is the learning rate, which all runs share: a freeze while it "
-        "goes to zero says little about the model.",
-        "Thin lines are runs; shaded or not, the epochs by rule A.",
+        "goes to zero says little about the model. Thin lines are runs.",
+        "Shaded or not, the epochs by rule A.",
         "frozen fraction = |{i : bits of w_i(t) = bits of w_i(t-1)}| / number of tokens",
         "two recorded rows",
     ),

@@ -40,7 +40,7 @@ MAX_VECTOR_POINTS = 40_000
 LETTER_WIDTH = 0.0188
 """Of an epoch's name, as a part of a panel's width."""
 
-MAX_INSIDE = 4
+MAX_INSIDE = 1
 """Lines of a legend that have a place in a panel."""
 
 LEGEND_LINE_INCHES = 0.18
