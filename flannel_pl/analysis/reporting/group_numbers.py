@@ -75,7 +75,10 @@ def fastest_parting(token_set: str, pick: Callable[[Curve, int], float]) -> Find
         if distances is None or len(distances[0].steps_R) < 2:
             return NONE
         curve = distances[0]
-        row = int(np.argmax(np.diff(curve.mean_R) / np.diff(curve.steps_R)))
+        growth_R = np.diff(curve.mean_R) / np.diff(curve.steps_R)
+        if not np.isfinite(growth_R).any():
+            return NONE
+        row = int(np.nanargmax(growth_R))
         return _single(float(pick(curve, row)), _row(curve, None))
 
     return find
