@@ -2,9 +2,8 @@
 
 Follows `torch/optim/adam.py`, `_single_tensor_adam` of torch 2, which neither fuses nor reorders: a tensor
 operation on bfloat16 computes in float32 and rounds once, and Python's float64 scalars become float32 first.
-So bfloat16 weights that were trained on a CPU are reproduced to the bit. In float32 they are up to the square
-root, which torch leaves to the MKL, and that errs by one ULP on some CPUs. A GPU multiplies and adds in one
-rounding; in bfloat16 that shows in very few weights.
+So bfloat16 weights that were trained on a CPU are reproduced to the bit. In float32 they are but for the
+square root, of which torch's last bit is wrong on some CPUs. On a GPU it is not measured.
 Source of the question: upstream 3.7 (notebooks 1.25a-1.26c, 1.31j-k), without their mistakes: eps is added
 to the square root, the rate is the one that the step used, and decay is lr * weight_decay * W.
 

@@ -9,6 +9,7 @@ import pytest
 
 from flannel_pl.__main__ import main
 from tests.analysis.samples import save_recording, walk
+from tests.launch.terminal import Terminal
 
 
 @pytest.fixture
@@ -47,6 +48,17 @@ def test_a_broken_file_is_named_and_leaves_no_half_report(
     assert main(["report", str(trial)]) == 1
     assert str(trial) in capsys.readouterr().err
     assert not (trial.parent / "trial_report").exists()
+
+
+def test_a_terminal_shows_how_far_it_is_and_then_only_the_result(trial: Path) -> None:
+    command = [sys.executable, "-m", "flannel_pl", "report", str(trial)]
+    with Terminal(command, columns=80, lines=24) as terminal:
+        terminal.wait_for("Drawing")
+        assert terminal.end() == 0
+        assert "%" in terminal.output
+        shown = [line for line in terminal.screen() if line.strip()]
+    assert shown[0].startswith("report: ")
+    assert not any("Drawing" in line or "Measuring" in line for line in shown)
 
 
 def test_help_is_quick_and_needs_no_matplotlib() -> None:
