@@ -1,5 +1,6 @@
 """Whatever is killed when, the same command finishes the experiment with the bits of an undisturbed one."""
 
+import contextlib
 import os
 import random
 import signal
@@ -41,10 +42,9 @@ def bits_of(folder: Path) -> dict[str, bytes]:
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while this is read
         return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
@@ -92,7 +92,8 @@ class Chaos:
             return False
         victims = sorted(pid for pid in self.worker_pids() if alive(pid))
         if victims and self.draw.random() < 0.7:
-            os.kill(self.draw.choice(victims), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by now
+                os.kill(self.draw.choice(victims), signal.SIGKILL)
         else:
             self.launcher.kill()
             self.launcher.wait()
