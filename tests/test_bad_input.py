@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from flannel_pl.__main__ import main
 from tests.conftest import SmallData
+from tests.mounting import read_only
 
 
 class Refusal(NamedTuple):
@@ -180,6 +181,14 @@ def test_output_folder_that_cannot_be_written(refuse: Refuser, tmp_path: Path) -
     assert "choose another --experiment.output_dir" in message
     assert code == 2
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_output_folder_on_a_read_only_disk(refuse: Refuser, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with read_only(tmp_path / "disk"):
+        code, message = refuse("--experiment.output_dir", str(tmp_path / "disk" / "new"))
+    assert "no permission, or a read-only disk; choose another --experiment.output_dir" in message
+    assert code == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop root")

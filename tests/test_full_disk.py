@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from flannel_pl.recording.journal import SLOT_BYTES, Journal
 from flannel_pl.recording.verify import verify
 from tests.conftest import SmallData
 from tests.faulty_disk import Attempt, Host, names_in, tensors_of
+from tests.mounting import mounted
 
 PAGE_BYTES = 4096
 DISK_BYTES = 8 * 2**20
@@ -67,15 +67,8 @@ class SmallDisk:
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    if shutil.which("mount") is None:
-        pytest.skip("cannot mount a small disk: there is no mount command")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    mounting = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounting.returncode != 0:
-        pytest.skip(f"cannot mount a small disk, which takes root's rights: {mounting.stderr.strip()}")
-    yield SmallDisk(folder)
-    if subprocess.run(["umount", str(folder)], check=False).returncode != 0:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with mounted(folder, "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"):
+        yield SmallDisk(folder)
 
 
 class Lab:

@@ -1,7 +1,6 @@
 """The experiment's folder: what is written there before the first run, and what is found there again."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.changes import config_changes
-from flannel_pl.recording.disk import explained, make_folder, write_file
+from flannel_pl.recording.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.gatherer import gathered_runs
 
 
@@ -78,11 +77,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: If it, or the nearest folder above it that exists, cannot be written.
     """
-    there = folder
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "no permission" if there.is_dir() else f"{there} is a file"
+    if reason := why_not_writable(folder):
         raise UserError(
             f"cannot write to {folder}: {reason}; choose another --experiment.output_dir, or change its "
             "permissions"

@@ -111,6 +111,18 @@ def partial_of(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial")
 
 
+def why_not_writable(folder: Path) -> str | None:
+    """Returns why nothing can be made in a folder, whether it exists yet or not, or None; makes nothing."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is a file"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return "no permission, or a read-only disk"
+    return None
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those above it, unless it is there.
 

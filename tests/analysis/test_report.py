@@ -1,7 +1,6 @@
 """The report of real files: what it writes, says and draws; of whole recordings and of poor ones."""
 
 import csv
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from flannel_pl.analysis.reporting.report import Report, home_of, report
 from flannel_pl.errors import UserError
 from tests.analysis.browser import check_drawing, visit
 from tests.analysis.samples import save_recording, walk
+from tests.mounting import read_only
 from tests.recording.recording_samples import make_experiment
 
 if TYPE_CHECKING:
@@ -267,13 +267,14 @@ def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
     assert "1 run of the experiment is not in this recording (1)" in text
 
 
-def test_measures_of_a_recording_in_a_read_only_folder_lie_with_the_report(
-    trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # nothing is read-only for root
-    report(trial, out=tmp_path / "out")
+def test_measures_of_a_recording_on_a_read_only_disk_lie_with_the_report(tmp_path: Path) -> None:
+    folder = make_experiment(tmp_path / "disk" / "trial").folder
+    with read_only(tmp_path / "disk"):
+        report(folder, out=tmp_path / "out")
+        with pytest.raises(UserError, match=r"cannot write the report to .*read-only disk; choose .* --out"):
+            report(folder)
     assert (tmp_path / "out" / "measured" / "0" / "run_0.npz").exists()
-    assert not (tmp_path / "trial_report").exists()
+    assert not (folder / "report").exists()
 
 
 def test_homes() -> None:

@@ -23,7 +23,7 @@ from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.sets import SET_NAMES, token_ids, token_sets
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.disk import make_folder, write_file
+from flannel_pl.recording.disk import make_folder, why_not_writable, write_file
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.tensors import Array
 
@@ -71,7 +71,7 @@ def report(
         Where everything is.
 
     Raises:
-        UserError: If there is no recording, or `token_set` is no such set.
+        UserError: If there is no recording, `token_set` is no such set, or `out` cannot be written.
         RunError: If a file cannot be read, or the disk fails.
 
     Example:
@@ -88,6 +88,8 @@ def report(
     with ExitStack() as stack:
         recordings = [stack.enter_context(open_recording(path)) for path in paths]
         folder = _folder(recordings, out)
+        if reason := why_not_writable(folder):
+            raise UserError(f"cannot write the report to {folder}: {reason}; choose a folder with --out")
         make_folder(folder)
         experiments, num_bytes = _measure(recordings, folder, progress)
     shown = shown_set(experiments, token_set)
@@ -146,10 +148,9 @@ def _write_tables(folder: Path, texts: Mapping[str, str]) -> None:
 def _cache_folder(recording: Recording, folder: Path, number: int) -> Path:
     """Returns where measures are kept: at the recording's home, or with the report if that is read-only."""
     home = home_of(recording.path)
-    writable = home if home.is_dir() else home.parent
-    if os.access(writable, os.W_OK):
-        return home / MEASURED
-    return folder / MEASURED / str(number)
+    if why_not_writable(home):
+        return folder / MEASURED / str(number)
+    return home / MEASURED
 
 
 def _measure(
