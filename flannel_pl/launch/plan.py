@@ -14,6 +14,9 @@ from flannel_pl.launch.slurm import slurm_slots
 LIBRARY_BYTES = 450 * 2**20
 """Resident memory of a process that has imported torch, lightning and transformers and trains nothing."""
 
+GPU_LIBRARY_BYTES = 800 * 2**20
+"""The same with a torch that is built for GPUs, before one is used: its libraries are larger."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -124,6 +127,8 @@ def estimate_worker_bytes(config: dict[str, Any], *, accelerator: str) -> int:
     four rows of four tensors; of every parameter the weight, its gradient, Adam's two moments, and twice
     three of them in a checkpoint.
     """
+    import torch
+
     in_pieces = accelerator == "cpu" and config["trainer"]["precision"] == "bf16-mixed"
     logit_bytes = 4 if in_pieces else 16
     model, data = config["model"], config["data"]
@@ -132,7 +137,8 @@ def estimate_worker_bytes(config: dict[str, Any], *, accelerator: str) -> int:
     parameters: int = (vocab_size + seq_len) * dim + 12 * model["n_layer"] * dim**2
     ring: int = vocab_size * dim * 4 * 4 * 2
     parameter_bytes = 2 if model["param_dtype"] == "bfloat16" else 4
-    return LIBRARY_BYTES + logits * logit_bytes + ring + parameters * 10 * parameter_bytes
+    library_bytes = GPU_LIBRARY_BYTES if torch.version.cuda or torch.version.hip else LIBRARY_BYTES
+    return library_bytes + logits * logit_bytes + ring + parameters * 10 * parameter_bytes
 
 
 def _slots(
