@@ -164,7 +164,7 @@ def read_layout(path: Path) -> FileLayout:
             raise ValueError("its header lists more than any recording has")
         return _parse(length_bytes + text, parse_json(text.decode("utf-8")), total_bytes)
     except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}") from error
+        raise RunError(f"Cannot read {path}: {error.strerror}. Bring it back, or record it again.") from error
     except ValueError as error:
         raise RunError(
             f"{path} is not a complete safetensors file: {error}. Copy or record it again."

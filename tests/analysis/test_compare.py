@@ -12,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import flannel_pl
 from flannel_pl.analysis.comparing.compare import RunComparison, compare
+from flannel_pl.analysis.comparing.text import describe, summarize
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.schema import RECORDABLE
 from tests.analysis.compare_samples import copy, flip, put, read, record, write
@@ -109,11 +111,59 @@ def test_runs_that_only_one_has(tmp_path: Path) -> None:
     assert (got.runs_only, got.shared) == (((), (2,)), ("n_runs",))
     assert all(run.equal for run in got.runs)
     assert not got.equal
+    assert got.equal_in_common
     asked = compare(a.folder, b.folder, runs=[(1, 1), (0, 2)])
     assert [run.equal for run in asked.runs] == [True, False]
     assert [run.seeds for run in asked.runs] == [(43, 43), (42, 44)]
     assert (asked.runs_only, asked.shared) == (((), ()), ())
     assert compare(b.folder, a.folder, runs=[(1, 1)]).equal
+
+
+def test_runs_that_are_not_finished(tmp_path: Path) -> None:
+    a, b = (make_experiment(tmp_path / name / "flannel3", num_runs=3) for name in "ab")
+
+    def lose(paths: ExperimentPaths, run: int) -> None:
+        paths.run(run).recording.rename(paths.run(run).partial)
+
+    lose(a, 2)
+    got = compare(a.folder, b.folder)
+    assert (got.runs_only, got.missing, got.equal) == (((), (2,)), ((2,), ()), False)
+    assert "A is not complete: it lacks run 2 of its experiment" in describe(got)
+    lose(a, 1)  # one is left, and that does not make it a recording of one run
+    got = compare(a.folder, b.folder)
+    assert (got.runs_only, got.missing, got.equal) == (((), (1, 2)), ((1, 2), ()), False)
+    lose(b, 2)
+    lose(b, 1)
+    got = compare(a.folder, b.folder)
+    assert (got.equal, got.missing) == (True, ((1, 2), (1, 2)))
+    assert "B is not complete: it lacks runs 1, 2 of its experiment" in describe(got)
+    b.run(1).partial.rename(b.run(1).recording)
+    lose(b, 0)
+    with pytest.raises(UserError, match=r"no run in common: .* run 0, .* run 1. .* --runs 0:1"):
+        compare(a.folder, b.folder)
+    assert compare(a.folder, b.folder, runs=[(0, 1)]).missing == ((), ())
+
+
+def test_the_earliest_difference_of_all_runs_is_named(tmp_path: Path) -> None:
+    a, b = (make_experiment(tmp_path / name / "flannel3", num_runs=3) for name in "ab")
+    for run, row in ((0, 5), (1, 2), (2, 4)):
+        flip(b.run(run).recording, "embeddings", (row, 0, 0))
+    verdict = summarize(compare(a.folder, b.folder), elapsed_s=1)
+    expected = "3 of them different, first at step 2, in embeddings of run 1 (3 runs compared in 1.0 s)"
+    assert verdict == f"different: {expected}"
+
+
+def test_scalars_of_another_type_differ(tmp_path: Path) -> None:
+    a, b = (make_experiment(tmp_path / name / "flannel3", num_runs=2) for name in "ab")
+    for paths in (a, b):
+        gather(paths.folder)
+    tensors = load_file(b.gathered)
+    save_file(tensors | {"dead_indices": tensors["dead_indices"].view(np.uint64)}, b.gathered)
+    got = compare(a.folder, b.folder)
+    assert got.shared == ("dead_indices",)
+    assert summarize(got, elapsed_s=1) == "different: in dead_indices (2 runs compared in 1.0 s)"
+    save_file(tensors | {"dead_indices": tensors["dead_indices"][:, None]}, b.gathered)  # the same bytes
+    assert compare(a.folder, b.folder).shared == ("dead_indices",)
 
 
 def test_masks_that_differ_make_experiments_differ(tmp_path: Path) -> None:
@@ -188,6 +238,52 @@ def test_tokens_belong_together_by_their_ids(tmp_path: Path) -> None:
         )
 
 
+def test_tokens_of_which_none_is_in_both(tmp_path: Path) -> None:
+    a, b = record(tmp_path / "a", tokens=[1, 2, 3]), record(tmp_path / "b", tokens=[7, 8])
+    run = only_run(a, b)
+    of_tokens = {"embeddings", "grads", "momentum", "variance", "logits"}
+    assert run.not_compared.keys() == of_tokens | {"checksums"}
+    assert {run.not_compared[name] for name in of_tokens} == {"no token is in both"}
+    assert not of_tokens & {tensor.name for tensor in run.tensors}
+    assert (run.num_tokens, run.tokens_only, run.equal) == (0, (3, 2), False)
+
+
+def test_tokens_in_an_order_of_their_own(tmp_path: Path) -> None:
+    a = record(tmp_path / "a", tokens=[9, 2, 5])
+    b = copy(a, "b")
+    flip(b, "embeddings", (1, 0, 0))
+    first = only_run(a, b).first
+    assert first is not None
+    assert first.first is not None
+    assert first.first.column == 9
+    write(b, "recorded_tokens", np.array([2, 5, 9]))
+    for name in ("embeddings", "grads", "momentum", "variance", "logits"):
+        write(b, name, read(a, name)[:, [1, 2, 0]])
+    run = only_run(a, b)
+    assert (run.equal, run.tokens_only) == (True, (0, 0))
+    assert run.not_compared == {"checksums": "they are of all tokens of a row"}
+
+
+def test_checksums_of_a_recording_without_tokens_are_compared(tmp_path: Path) -> None:
+    full, lean = record(tmp_path / "a", tokens=[1, 2]), record(tmp_path / "b", tensors=["losses"])
+    run = only_run(full, lean)
+    assert (run.tokens_only, run.not_compared) == ((0, 0), {})
+    assert "checksums" in {tensor.name for tensor in run.tensors}
+
+
+def test_checksums_whose_file_does_not_say_what_they_are_of(tmp_path: Path) -> None:
+    a = record(tmp_path / "a")
+    plain = tmp_path / "plain.safetensors"
+    save_file(load_file(a), plain)  # another writer, without our metadata
+    assert only_run(a, plain).equal
+    flip(plain, "checksums", (3, 2))
+    for pair in ((a, plain), (plain, a)):
+        run = only_run(*pair)
+        assert run.first is not None
+        assert run.first.first is not None
+        assert (run.first.name, run.first.first.row_a, run.first.first.column) == ("checksums", 3, 2)
+
+
 def test_tensors_that_only_one_has(tmp_path: Path) -> None:
     full = record(tmp_path / "a")
     lean = record(tmp_path / "b", tensors=["embeddings", "losses"])
@@ -219,6 +315,13 @@ def test_checksums_of_other_dtypes_are_not_expected_to_be_equal(tmp_path: Path) 
     write(wide, "checksums", sums)
     run = only_run(narrow, wide)
     assert [tensor.name for tensor in run.tensors if not tensor.equal] == ["losses"]
+
+
+def test_checksums_of_other_shapes_are_not_expected_to_be_equal(tmp_path: Path) -> None:
+    run = only_run(record(tmp_path / "a"), record(tmp_path / "b", hidden_dim=5))
+    (checksums,) = [tensor for tensor in run.tensors if tensor.name == "checksums"]
+    alike = ["recorded_steps", "logits", "losses", "losses_f32", "learning_rates", "grad_norms"]
+    assert checksums.num_elements == 7 * len(alike)
 
 
 def test_a_damaged_step_is_found_as_one(tmp_path: Path) -> None:
@@ -330,6 +433,14 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     save_file({"x": np.zeros(3)}, tmp_path / "none.safetensors")
     with pytest.raises(UserError, match=r"^B is no recording: .*none.safetensors holds no run$"):
         compare(a.folder, tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="no pair of runs is given; expected at least one"):
+        compare(a.folder, a.folder, runs=[])
+    save_file({"losses": np.zeros(7)}, tmp_path / "other.safetensors")
+    save_file({"grad_norms": np.zeros(7)}, tmp_path / "another.safetensors")
+    with pytest.raises(
+        UserError, match=r"A \(losses\) and run 0 of B \(grad_norms\) have no tensor in common"
+    ):
+        compare(tmp_path / "other.safetensors", tmp_path / "another.safetensors")
     late = tmp_path / "late.safetensors"
     save_file({"recorded_steps": np.arange(100, 107)}, late)
     with pytest.raises(UserError, match=r"run 0 of A \(steps 0 to 6\) and run 0 of B \(steps 100 to 106\)"):
@@ -341,6 +452,19 @@ def test_damage_is_said_to_be_damage(tmp_path: Path) -> None:
     save_file({"recorded_steps": np.arange(7), "losses": np.zeros(6)}, tmp_path / "short.safetensors")
     with pytest.raises(RunError, match=r"different numbers of rows \(.*losses 6.*\)"):
         compare(good, tmp_path / "short.safetensors")
+    for tensors, words in (
+        ({"recorded_steps": np.arange(0), "losses": np.zeros(0)}, "it has no rows"),
+        ({"recorded_tokens": np.arange(3)}, "it has no rows"),
+        ({"embeddings": np.zeros(7)}, r"not have one column for each token \(embeddings \[7\]\)"),
+        ({"embeddings": np.zeros((7, 5, 2)), "logits": np.zeros((7, 3))}, r"embeddings \[7, 5, 2\], logits"),
+        (
+            {"logits": np.zeros((7, 3)), "recorded_tokens": np.array([2, 2, 5])},
+            "2 different ids in 3 recorded_",
+        ),
+    ):
+        save_file(tensors, tmp_path / "odd.safetensors")
+        with pytest.raises(RunError, match=f"run 0 is damaged: .*{words}.*See flannel-pl verify"):
+            compare(good, tmp_path / "odd.safetensors")
     save_file({"recorded_steps": np.arange(7)[::-1].copy()}, tmp_path / "back.safetensors")
     with pytest.raises(RunError, match="recorded_steps do not ascend"):
         compare(good, tmp_path / "back.safetensors")

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from flannel_pl.__main__ import main
 from flannel_pl.analysis.comparing.compare import compare
 from flannel_pl.analysis.comparing.plot import draw
-from tests.analysis.compare_samples import copy, flip, put, record
+from tests.analysis.compare_samples import copy, flip, put, read, record
+from tests.mounting import mounted, read_only
 from tests.recording.recording_samples import make_experiment
 
 
@@ -81,8 +83,11 @@ def test_a_nan_on_one_side_is_said(pair: tuple[Path, Path], capsys: pytest.Captu
     lines = said(capsys, *pair, code=1)
     at = lines.index("grads 1 of 840 elements differ")
     assert "1.0 (0x3f80) in A and nan (0x7fc0) in B" in lines[at + 1]
-    assert lines[at + 2] == "apart: none to measure; 1 have a NaN on one side"
-    assert lines[at + 3] == "Frobenius distance: 0 at most, NaN in the last row"
+    assert lines[at + 2] == "apart: none to measure; 1 have a NaN"
+    assert lines[at + 3] == "Frobenius distance: NaN in 1 row, 0 in the others"
+    put(pair[1], "grads", (2, 1, 1), read(pair[0], "grads")[2, 1, 1] + 0.5)
+    (distance,) = [line for line in said(capsys, *pair, code=1)[at:] if line.startswith("Frobenius")][:1]
+    assert re.fullmatch(r"Frobenius distance: 0\.\d+ at most, NaN in the last row; NaN in 1 row", distance)
 
 
 def test_what_only_one_has_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +96,7 @@ def test_what_only_one_has_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     lines = said(capsys, a, b, code=1)
     assert "run 0 (seed 42): 5 rows (steps 0 to 4), 2 tokens" in lines
     assert "only in A grads, logits, losses, momentum, variance; 28 tokens" in lines
-    assert "not compared checksums, which are of all tokens of a row" in lines
+    assert "not compared checksums: they are of all tokens of a row" in lines
     assert "only in B 2 rows (steps 5 to 6); 1 token" in lines
     assert any(
         re.fullmatch(
@@ -150,14 +155,39 @@ def test_equal_though_recorded_elsewhere(tmp_path: Path, capsys: pytest.CaptureF
         (["--runs", "0:5"], "B has no run 5; "),
         (["--plot", "x.pdf"], "--plot is x.pdf, expected a file that ends in .png or .svg"),
         (["--plot", "no/x.png"], "--plot is no/x.png, but there is no folder "),
+        (["--runs", ""], "--runs is '', expected a run of A and one of B, e.g. 0:3, or several: 0:3,1:4"),
+        (["--plot", "folder.png"], "--plot is folder.png, which is a folder; expected a file in it"),
         (["--bits"], "see flannel-pl compare --help"),
     ],
 )
 def test_wrong_usage(
     pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
+    folder = Path("folder.png")
+    folder.mkdir()
     (line,) = said(capsys, *pair, *words, code=2)
+    folder.rmdir()
     assert message in line
+
+
+def test_a_plot_on_a_read_only_disk(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    with read_only(tmp_path / "disk"):
+        (line,) = said(capsys, *pair, "--plot", tmp_path / "disk" / "plot.png", code=2)
+    assert "cannot be written: no permission, or a read-only disk; choose another folder" in line
+
+
+def test_a_plot_that_fails_does_not_hide_what_was_found(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4096", "tmpfs"):  # full at once
+        assert main(["compare", *map(str, pair), "--plot", str(tmp_path / "disk" / "plot.png")]) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].startswith("equal to the bit")
+    assert "No space left" in output.err or "full" in output.err
 
 
 def test_one_recording_is_too_few(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,6 +225,35 @@ def test_the_plot_shows_the_distances(pair: tuple[Path, Path]) -> None:
     low, high = axes.get_xlim()
     assert low < 0
     assert high > 6
+
+
+def test_the_plot_marks_rows_without_a_distance(pair: tuple[Path, Path]) -> None:
+    put(pair[0], "embeddings", (1, 3, 1), 1.0)
+    put(pair[1], "embeddings", (1, 3, 1), 2.0)
+    put(pair[1], "embeddings", (4, 3, 1), np.nan)
+    put(pair[1], "grads", (2, 0, 0), np.inf)
+    for path, zero in zip(pair, (0.0, -0.0), strict=True):
+        put(path, "variance", (3, 0, 0), zero)
+    panels = {axes.get_ylabel(): axes for axes in draw(compare(*pair)).axes}
+    notes = {name: axes.get_title(loc="right") for name, axes in panels.items()}
+    assert notes == {
+        "embeddings": "x: infinite or NaN",
+        "grads": "x: infinite or NaN",
+        "variance": "every distance is 0: 0.0 and -0.0 differ in their bits alone",
+    }
+    for name, step in (("embeddings", 4), ("grads", 2)):
+        crosses = panels[name].get_lines()[-1]
+        assert (np.asarray(crosses.get_xdata()).tolist(), crosses.get_marker()) == ([step], "x")
+    assert [axes.get_yscale() for axes in panels.values()].count("log") == 1
+
+
+def test_the_plot_of_what_cannot_be_compared_says_so(tmp_path: Path) -> None:
+    a, b = record(tmp_path / "a", tensors=["losses"]), record(tmp_path / "b", tensors=["losses"])
+    tensors = load_file(b)
+    save_file(tensors | {"losses_f32": tensors["losses_f32"][:, None]}, b)
+    figure = draw(compare(a, b))
+    title = " ".join(figure.get_suptitle().split())
+    assert title == "There is no distance: what can be compared is equal"
 
 
 def test_the_plot_of_equal_recordings_says_so(pair: tuple[Path, Path]) -> None:

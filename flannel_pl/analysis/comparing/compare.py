@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from flannel_pl.analysis.comparing import origins
-from flannel_pl.analysis.comparing.pairing import Pairing, pair_rows, pair_runs
+from flannel_pl.analysis.comparing.pairing import Pairing, is_single, pair_rows, pair_runs
 from flannel_pl.analysis.comparing.tensor_compare import TensorComparison, compare_tensor
+from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.errors import UserError
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.tensors import Array
@@ -34,16 +35,19 @@ class RunComparison:
     """Steps that only A has, that only B has."""
 
     num_tokens: int
-    """Tokens that were compared; 0 if neither recorded a tensor of tokens."""
+    """Tokens that were compared; 0 if either recorded no tensor of tokens."""
 
     tokens_only: tuple[int, int]
-    """How many tokens only A has, and only B."""
+    """How many tokens only A has, and only B; (0, 0) if either recorded no tensor of tokens."""
 
     names_only: tuple[tuple[str, ...], tuple[str, ...]]
     """Tensors that only A has, that only B has."""
 
+    not_compared: dict[str, str]
+    """Tensors that both have and of which no elements belong together -> why."""
+
     tensors: tuple[TensorComparison, ...]
-    """Those that both have, in the order in which a step computes them, see `pairing.ORDER`."""
+    """Those that were compared, in the order in which a step computes them, see `pairing.ORDER`."""
 
     origins: tuple[str, ...]
     """What differs in seed, config, data, software and device, see `origins.differences`."""
@@ -75,17 +79,21 @@ class Comparison:
     runs: tuple[RunComparison, ...]
 
     runs_only: tuple[tuple[int, ...], tuple[int, ...]]
-    """Runs that only A has, that only B has. Empty if pairs were asked for or either holds one run: nobody
+    """Runs that only A has, that only B has. Empty if pairs were asked for or either is of one run: nobody
     expects the others there."""
+
+    missing: tuple[tuple[int, ...], tuple[int, ...]]
+    """Runs of A's experiment that A lacks, and of B's, see `missing_runs`. Empty if pairs were asked for."""
 
     shared: tuple[str, ...]
     """Scalars and masks of the experiment that both have and that differ. Not looked at if pairs were asked
-    for or either holds one run."""
+    for or either is of one run."""
 
     @property
     def equal_in_common(self) -> bool:
         """Whether all that both have is equal to the bit."""
-        return all(run.equal_in_common for run in self.runs) and not self.shared
+        lengths = {"n_runs", "n_steps"}  # which say how far each goes, not what it holds there
+        return all(run.equal_in_common for run in self.runs) and lengths.issuperset(self.shared)
 
     @property
     def equal(self) -> bool:
@@ -112,7 +120,7 @@ def compare(
         progress: Called with (bytes done, bytes in all), of both recordings.
 
     Raises:
-        UserError: If there is no recording, or no such run, or the runs have no step in common.
+        UserError: If there is no recording, or no such run, or the runs have no step or tensor in common.
         RunError: If a file cannot be read or is damaged.
 
     Example:
@@ -135,12 +143,13 @@ def compare(
             _compare_run(pairing, origins.differences(in_a, pairing.a, in_b, pairing.b), advance)
             for pairing in pairings
         ]
-        whole = runs is None and len(in_a) > 1 and len(in_b) > 1
+        whole = runs is None and not is_single(in_a) and not is_single(in_b)
         only = [tuple(sorted(set(x.runs) - set(y.runs))) for x, y in ((in_a, in_b), (in_b, in_a))]
         return Comparison(
             paths=(in_a.path, in_b.path),
             runs=tuple(compared),
             runs_only=(only[0], only[1]) if whole else ((), ()),
+            missing=(missing_runs(in_a), missing_runs(in_b)) if runs is None else ((), ()),
             shared=_shared(in_a, in_b) if whole else (),
         )
 
@@ -161,6 +170,7 @@ def _compare_run(
         num_tokens=len(pairing.tokens_T),
         tokens_only=pairing.tokens_only,
         names_only=pairing.names_only,
+        not_compared=pairing.not_compared,
         tensors=tuple(tensors),
         origins=origins,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flannel_pl.analysis.comparing.tensor_compare import Alignment
+from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.schema import RECORDED_TOKENS
@@ -37,19 +38,21 @@ def pair_runs(
         wanted: Pairs of numbers; None = every run that both have, or the one of each.
 
     Raises:
-        UserError: If there is no such run, or none in common.
+        UserError: If there is no such run, none in common, or none is wanted.
     """
     for name, recording in (("A", a), ("B", b)):
         if not len(recording):
             raise UserError(f"{name} is no recording: {recording.path} holds no run")
     if wanted is not None:
+        if not wanted:
+            raise UserError("no pair of runs is given; expected at least one, e.g. 0:3")
         for pair in wanted:
             for name, recording, index in zip("AB", (a, b), pair, strict=True):
                 if index not in recording.runs:
                     there = f"{recording.path} has {numbers(recording.runs)}"
                     raise UserError(f"{name} has no run {index}; {there}")
         return list(wanted)
-    if len(a) == len(b) == 1:
+    if is_single(a) and is_single(b):
         return [(a.runs[0], b.runs[0])]
     common = [(index, index) for index in a.runs if index in b.runs]
     if not common:
@@ -58,6 +61,11 @@ def pair_runs(
             f"{numbers(b.runs)}. Say which to compare, e.g. --runs {a.runs[0]}:{b.runs[0]}"
         )
     return common
+
+
+def is_single(recording: Recording) -> bool:
+    """Returns whether a recording is of one run, not what is there so far of an experiment of several."""
+    return len(recording) == 1 and not missing_runs(recording)
 
 
 def numbers(runs: Sequence[int]) -> str:
@@ -79,7 +87,7 @@ class Pairing:
     """Steps that only A has, that only B has."""
 
     tokens_T: Array
-    """Ids of the tokens that both have, ascending; none if neither recorded a tensor of tokens."""
+    """Ids of the tokens that both have; none if either recorded no tensor of tokens."""
 
     tokens_only: tuple[int, int]
     """How many tokens only A has, and only B."""
@@ -90,10 +98,24 @@ class Pairing:
     @property
     def names(self) -> list[str]:
         """Tensors that can be compared, in `ORDER`."""
-        names = [name for name in self.a.names if name in self.b.names and name != RECORDED_TOKENS]
-        if "checksums" in names and self._checksum_columns() is None:
-            names.remove("checksums")
+        names = [name for name in self._common if name not in self.not_compared]
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    @property
+    def not_compared(self) -> dict[str, str]:
+        """Tensors that both have and of which no elements belong together -> why."""
+        of_tokens = [] if len(self.tokens_T) else [name for name in self._common if name in WITH_TOKENS]
+        result = dict.fromkeys(of_tokens, "no token is in both")
+        if "checksums" in self._common:
+            if self.positions is not None:
+                result["checksums"] = "they are of all tokens of a row"
+            elif self._columns_named and not self._common_columns:
+                result["checksums"] = "they are of other tensors, or of other types of numbers"
+        return result
+
+    @property
+    def _common(self) -> list[str]:
+        return [name for name in self.a.names if name in self.b.names and name != RECORDED_TOKENS]
 
     @property
     def names_only(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -114,34 +136,40 @@ class Pairing:
         if name in WITH_TOKENS:
             a, b = self.positions or (None, None)
             return replace(self.rows, columns_a_T=a, columns_b_T=b, labels_T=self.tokens_T.tolist())
-        columns = self._checksum_columns() if name == "checksums" else None
-        if columns is None:
+        if name != "checksums" or not self._columns_named:  # then by their places
             return self.rows
-        names = self.a.metadata["checksum_columns"]
-        labels = [names[column] for column in columns[0]]
-        return replace(self.rows, columns_a_T=columns[0], columns_b_T=columns[1], labels_T=labels)
+        common = self._common_columns
+        a, b = (np.array([columns.index(one) for one in common]) for columns in self._columns)
+        return replace(self.rows, columns_a_T=a, columns_b_T=b, labels_T=common)
 
-    def _checksum_columns(self) -> tuple[Array, Array] | None:
-        """Returns the columns of equal name and dtype; None if rows cannot have equal checksums."""
-        if self.positions is not None:
-            return None
-        columns = [list(run.metadata.get("checksum_columns", [])) for run in (self.a, self.b)]
-        common = [name for name in columns[0] if name in columns[1] and self._same_dtype(name)]
-        if not common:
-            return None
-        a, b = (np.array([names.index(name) for name in common]) for names in columns)
+    @property
+    def _columns(self) -> tuple[list[str], list[str]]:
+        """What the columns of the checksums are of, in A and in B; none if a file does not say."""
+        a, b = (list(run.metadata.get("checksum_columns", [])) for run in (self.a, self.b))
         return a, b
 
-    def _same_dtype(self, name: str) -> bool:
-        known = name in self.a.names and name in self.b.names
-        return known and self.a.tensor(name).dtype == self.b.tensor(name).dtype
+    @property
+    def _columns_named(self) -> bool:
+        return all(self._columns)
+
+    @property
+    def _common_columns(self) -> list[str]:
+        """Checksums that are equal if what they are of is."""
+        in_a, in_b = self._columns
+        return [name for name in in_a if name in in_b and self._alike(name)]
+
+    def _alike(self, name: str) -> bool:
+        if name not in self._common:
+            return False
+        a, b = self.a.tensor(name), self.b.tensor(name)
+        return (a.dtype, a.shape[1:]) == (b.dtype, b.shape[1:])
 
 
 def pair_rows(a: RunRecording, b: RunRecording) -> Pairing:
     """Finds which rows and tokens of two runs belong together.
 
     Raises:
-        UserError: If they have no step in common.
+        UserError: If they have no step or no tensor in common.
         RunError: If a recording is damaged.
     """
     steps_a, steps_b = _steps(a), _steps(b)
@@ -152,27 +180,34 @@ def pair_rows(a: RunRecording, b: RunRecording) -> Pairing:
             f"{steps_b[0]} to {steps_b[-1]}) have no step in common"
         )
     tokens_a, tokens_b = _tokens(a), _tokens(b)
+    same = np.array_equal(tokens_a, tokens_b)
     common, in_a, in_b = np.intersect1d(tokens_a, tokens_b, return_indices=True)
-    return Pairing(
+    comparable = len(tokens_a) > 0 and len(tokens_b) > 0  # else one has no tensor of tokens at all
+    pairing = Pairing(
         a,
         b,
         rows=Alignment(steps_a[rows_a], rows_a, rows_b),
         steps_only=(np.delete(steps_a, rows_a), np.delete(steps_b, rows_b)),
-        tokens_T=common,
-        tokens_only=(len(tokens_a) - len(common), len(tokens_b) - len(common)),
-        positions=None if np.array_equal(tokens_a, tokens_b) else (in_a, in_b),
+        tokens_T=tokens_a if same else common,
+        tokens_only=(len(tokens_a) - len(common), len(tokens_b) - len(common)) if comparable else (0, 0),
+        positions=(in_a, in_b) if comparable and not same else None,
     )
+    if not pairing.names and not pairing.not_compared:
+        raise UserError(
+            f"run {a.index} of A ({', '.join(a.names)}) and run {b.index} of B ({', '.join(b.names)}) have "
+            "no tensor in common"
+        )
+    return pairing
 
 
 def _steps(run: RunRecording) -> Array:
-    lengths = {name: len(run.tensor(name)) for name in run.names if name != RECORDED_TOKENS}
-    if len(set(lengths.values())) != 1:
+    lengths = {name: _num_rows(run, name) for name in run.names if name != RECORDED_TOKENS}
+    if len(set(lengths.values())) > 1:
         rows = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise RunError(
-            f"run {run.index} is damaged: its tensors have different numbers of rows ({rows}). "
-            "Record or copy it again."
-        )
-    num_rows = next(iter(lengths.values()))
+        raise _damaged(run, f"its tensors have different numbers of rows ({rows})")
+    num_rows = max(lengths.values(), default=0)
+    if not num_rows:
+        raise _damaged(run, "it has no rows")
     steps: Array = run.steps if "recorded_steps" in run.names else np.arange(num_rows)
     return steps
 
@@ -184,15 +219,32 @@ def _common_rows(a: RunRecording, b: RunRecording, steps_a: Array, steps_b: Arra
         return np.arange(num_rows), np.arange(num_rows)
     for run, steps in ((a, steps_a), (b, steps_b)):
         if (np.diff(steps) <= 0).any():
-            raise RunError(
-                f"run {run.index} is damaged: its recorded_steps do not ascend. See flannel-pl verify."
-            )
+            raise _damaged(run, "its recorded_steps do not ascend")
     _, rows_a, rows_b = np.intersect1d(steps_a, steps_b, return_indices=True)
     return rows_a, rows_b
 
 
 def _tokens(run: RunRecording) -> Array:
-    """Returns the ids of the recorded tokens."""
-    if RECORDED_TOKENS in run.names:
-        return np.asarray(run.tensor(RECORDED_TOKENS))
-    return np.arange(next((run.tensor(name).shape[1] for name in WITH_TOKENS if name in run.names), 0))
+    """Returns the ids of the recorded tokens; none if there is no tensor of tokens."""
+    shapes = {name: run.tensor(name).shape for name in WITH_TOKENS if name in run.names}
+    widths = {shape[1] if len(shape) > 1 else 0 for shape in shapes.values()}
+    if not shapes:
+        return np.arange(0)
+    ids = np.asarray(run.tensor(RECORDED_TOKENS)[:]) if RECORDED_TOKENS in run.names else None
+    if ids is not None:
+        widths |= {len(ids), len(np.unique(ids))}
+    if len(widths) > 1 or 0 in widths:
+        found = [f"{name} {list(shape)}" for name, shape in shapes.items()]
+        if ids is not None:
+            found.append(f"{len(np.unique(ids))} different ids in {len(ids)} {RECORDED_TOKENS}")
+        raise _damaged(run, f"its tensors do not have one column for each token ({', '.join(found)})")
+    return np.arange(*widths) if ids is None else ids
+
+
+def _num_rows(run: RunRecording, name: str) -> int:
+    shape = run.tensor(name).shape
+    return int(shape[0]) if shape else 0
+
+
+def _damaged(run: RunRecording, what: str) -> RunError:
+    return RunError(f"run {run.index} is damaged: {what}. See flannel-pl verify; record or copy it again.")

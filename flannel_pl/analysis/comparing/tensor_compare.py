@@ -26,6 +26,9 @@ TILE_ELEMENTS = 2**16
 
 MAX_THREADS = 4
 
+BUFFER_BYTES = 256 * 2**20
+"""What all threads together may hold of both recordings; a row of each at least."""
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -144,7 +147,9 @@ def compare_tensor(
     height = max(1, PIECE_BYTES // max(1, a.row_bytes, b.row_bytes))
     work = [slice(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]
     pieces: list[_Piece] = []
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+    most_threads = BUFFER_BYTES // max(1, height * (a.row_bytes + b.row_bytes))
+    num_threads = max(1, min(MAX_THREADS, os.cpu_count() or 1, most_threads))
+    with ThreadPoolExecutor(num_threads) as threads:
         for piece in threads.map(lambda rows: _compare_piece(a, b, alignment, rows), work):
             pieces.append(piece)
             if advance is not None:

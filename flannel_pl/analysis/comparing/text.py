@@ -34,6 +34,9 @@ def describe(comparison: Comparison) -> str:
     for name, runs in zip("AB", comparison.runs_only, strict=True):
         if runs:
             lines += ["", f"only {name} has {numbers(runs)}"]
+    for name, runs in zip("AB", comparison.missing, strict=True):
+        if runs:
+            lines += ["", f"{name} is not complete: it lacks {numbers(runs)} of its experiment"]
     if comparison.shared:
         lines += ["", f"scalars and masks that differ: {', '.join(comparison.shared)}"]
     if comparison.equal and (same := {line: None for run in comparison.runs for line in run.origins}):
@@ -55,8 +58,9 @@ def summarize(comparison: Comparison, *, elapsed_s: float) -> str:
     if comparison.equal_in_common:
         return f"different: not everything is in both, but what both have is equal to the bit ({took})"
     firsts = [(run.first.first.step, run) for run in comparison.runs if run.first and run.first.first]
-    if not firsts:
-        return f"different ({took})"
+    if not firsts:  # a tensor that cannot be compared, or the experiment's scalars and masks
+        run_names = (tensor.name for run in comparison.runs for tensor in run.tensors if not tensor.equal)
+        return f"different: in {', '.join(dict.fromkeys((*run_names, *comparison.shared)))} ({took})"
     step, run = min(firsts, key=lambda pair: pair[0])
     assert run.first is not None
     place = f"step {step}, in {run.first.name}" + (f" of {_title(run)}" if num_runs > 1 else "")
@@ -108,8 +112,9 @@ def _only(run: RunComparison) -> Iterator[str]:
             found.append(_count(run.tokens_only[number], "token"))
         if found:
             yield f"  {f'only in {name}':<{_WIDTH}} {'; '.join(found)}"
-    if any(run.tokens_only):
-        yield f"  {'not compared':<{_WIDTH}} checksums, which are of all tokens of a row"
+    for reason in dict.fromkeys(run.not_compared.values()):
+        names = ", ".join(name for name, why in run.not_compared.items() if why == reason)
+        yield f"  {'not compared':<{_WIDTH}} {names}: {reason}"
 
 
 def _tensor(tensor: TensorComparison) -> Iterator[str]:
@@ -124,7 +129,7 @@ def _tensor(tensor: TensorComparison) -> Iterator[str]:
         yield f"    first: {_element(tensor.first, tensor.name)}"
     if tensor.distance_R is None or not tensor.num_differing:
         return
-    nan = f"; {tensor.num_nan:,} have a NaN on one side" if tensor.num_nan else ""
+    nan = f"; {tensor.num_nan:,} have a NaN" if tensor.num_nan else ""
     ulps = "none to measure" if tensor.max_ulps is None else f"{tensor.max_ulps:,} ULP at most"
     yield f"    apart: {ulps}{nan}"
     yield f"    Frobenius distance: {_distance(tensor.distance_R)}"
@@ -149,12 +154,13 @@ def _number(value: float | int, bits: int) -> str:
 
 
 def _distance(distance_R: Array) -> str:
-    """Returns the largest and the last distance."""
-    measured = np.flatnonzero(~np.isnan(distance_R))
-    if not len(measured):
+    """Returns the largest and the last distance, and how many rows have none."""
+    num_nan = int(np.count_nonzero(np.isnan(distance_R)))
+    if num_nan == len(distance_R):
         return "NaN in every row"
-    largest = measured[np.argmax(distance_R[measured])]
-    last = distance_R[-1]
-    return (
-        f"{distance_R[largest]:.6g} at most, {'NaN' if math.isnan(last) else f'{last:.6g}'} in the last row"
-    )
+    largest, last = np.nanmax(distance_R), distance_R[-1]
+    nan = f"NaN in {_count(num_nan, 'row')}"
+    if num_nan and largest == 0:
+        return f"{nan}, 0 in the others"
+    last_words = "NaN" if math.isnan(last) else f"{last:.6g}"
+    return f"{largest:.6g} at most, {last_words} in the last row" + (f"; {nan}" if num_nan else "")

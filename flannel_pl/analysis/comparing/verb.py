@@ -10,11 +10,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from flannel_pl.analysis.comparing.compare import compare
 from flannel_pl.analysis.comparing.text import describe, summarize
 from flannel_pl.errors import UserError
+from flannel_pl.recording.disk import why_not_writable
 
 PLOT_SUFFIXES = (".png", ".svg")
 
 
-def compare_verb(a: Path, b: Path, runs: str = "", plot: Path | None = None) -> int:
+def compare_verb(a: Path, b: Path, runs: str | None = None, plot: Path | None = None) -> int:
     """Compares two recordings, to the bit: where they part, and how far they drift apart.
 
     Args:
@@ -27,7 +28,7 @@ def compare_verb(a: Path, b: Path, runs: str = "", plot: Path | None = None) -> 
     Returns:
         0 if they are equal, else 1.
     """
-    pairs = _parse_pairs(runs) if runs else None
+    pairs = None if runs is None else _parse_pairs(runs)
     if plot is not None:
         _check_plot(plot)
     start_s = time.monotonic()
@@ -40,13 +41,16 @@ def compare_verb(a: Path, b: Path, runs: str = "", plot: Path | None = None) -> 
             bar.update(task, completed=done, total=total)
 
         comparison = compare(a, b, runs=pairs, progress=show)
+    verdict = summarize(comparison, elapsed_s=time.monotonic() - start_s)
     print(describe(comparison))
-    if plot is not None:
-        from flannel_pl.analysis.comparing.plot import save_plot  # which imports matplotlib
+    try:
+        if plot is not None:
+            from flannel_pl.analysis.comparing.plot import save_plot  # which imports matplotlib
 
-        save_plot(comparison, plot)
-        print(f"plot: {plot}")
-    print(summarize(comparison, elapsed_s=time.monotonic() - start_s))
+            save_plot(comparison, plot)
+            print(f"plot: {plot}")
+    finally:  # it took minutes to find out
+        print(verdict)
     return 0 if comparison.equal else 1
 
 
@@ -63,5 +67,10 @@ def _parse_pairs(text: str) -> list[tuple[int, int]]:
 def _check_plot(path: Path) -> None:
     if path.suffix not in PLOT_SUFFIXES:
         raise UserError(f"--plot is {path}, expected a file that ends in {' or '.join(PLOT_SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--plot is {path}, but there is no folder {path.absolute().parent}; make it first")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--plot is {path}, but there is no folder {folder}; make it first")
+    if path.is_dir():
+        raise UserError(f"--plot is {path}, which is a folder; expected a file in it")
+    if reason := why_not_writable(folder):
+        raise UserError(f"--plot is {path}, but {folder} cannot be written: {reason}; choose another folder")

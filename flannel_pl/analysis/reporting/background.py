@@ -1,14 +1,13 @@
 """What a recording says of itself: what is in it, under which settings, made where by what."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.words import counted
-from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.info import HIGHLIGHTS
 from flannel_pl.recording.reader import Recording, RunRecording
@@ -64,7 +63,7 @@ def background_of(recording: Recording) -> Background:
         provenance=tuple((key, _words(key, provenance[key])) for key in PROVENANCE if key in provenance),
         config=config,
         swept={run.index: run.swept for run in recording},
-        missing_runs=tuple(sorted(set(_asked(recording)) - set(recording.runs))),
+        missing_runs=missing_runs(recording),
     )
 
 
@@ -107,16 +106,6 @@ def _tokens(recording: Recording, run: RunRecording) -> str:
         if name in sets:
             parts.append(f"{len(sets[name]):,} {words}")
     return ", ".join(parts)
-
-
-def _asked(recording: Recording) -> list[int]:
-    """Returns the runs of the experiment, if the recording is its folder or lies in it."""
-    folder = recording.path if recording.path.is_dir() else recording.path.parent
-    try:
-        record = json.loads(ExperimentPaths.find(folder.absolute()).record.read_text(encoding="utf-8"))
-        return [int(run["index"]) for run in record["runs"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
 
 
 def _words(key: str, value: Any) -> str:

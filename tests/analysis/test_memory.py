@@ -1,0 +1,57 @@
+"""Reports and comparisons of a recording that is far larger than the memory they take."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+NUM_TOKENS, DIM = 10_000, 64
+
+CHILD = """
+import sys
+from flannel_pl.__main__ import main
+main(sys.argv[1:])
+print(open("/proc/self/status").read())
+"""
+
+
+def peak_bytes(folder: Path, *, num_rows: int, words: list[str]) -> int:
+    """Returns the peak of resident memory of a verb on two runs with the notebook's rows.
+
+    Args:
+        folder: For the recording.
+        num_rows: Of each run.
+        words: Of the command; FILE stands for the recording.
+    """
+    torch.manual_seed(0)
+    tensors = {}
+    for run in range(2):
+        W = torch.empty(num_rows, NUM_TOKENS, DIM, dtype=torch.bfloat16).normal_(0, 0.02)
+        tensors[f"run_{run}_embeddings"] = W
+        tensors[f"run_{run}_recorded_steps"] = torch.arange(num_rows)
+    folder.mkdir()
+    path = folder / "r.safetensors"
+    save_file(tensors, path)
+    del tensors
+    command = [sys.executable, "-c", CHILD, *(str(path) if word == "FILE" else word for word in words)]
+    printed = subprocess.check_output(command, text=True)
+    path.unlink()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", printed)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize(
+    ("words", "most_bytes"),
+    [(["report", "FILE"], 1e9), (["compare", "FILE", "FILE", "--runs", "0:1"], 100e6)],
+    ids=["report", "compare"],
+)
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path, words: list[str], most_bytes: float) -> None:
+    small = peak_bytes(tmp_path / "small", num_rows=50, words=words)
+    large = peak_bytes(tmp_path / "large", num_rows=400, words=words)  # 1.02 GB
+    assert large < most_bytes
+    assert large - small < 50e6
