@@ -16,6 +16,10 @@ from flannel_pl.corpus.prepare import prepare
 
 SMALL_VOCAB_SIZE = 100
 
+# A terminal's settings, which some CI services make, change what is printed.
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_name, None)
+
 
 @dataclass(frozen=True)
 class SmallData:

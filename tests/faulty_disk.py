@@ -217,8 +217,11 @@ def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
     """Runs one command in the forked process, and ends that."""
     from flannel_pl.recording import writer
 
-    # How often the journal is written depends on the clock; so does which call is the k-th.
+    # How often the journal is written and rows are synced, so which call is the k-th, depends on the clock.
     writer.JOURNAL_EVERY_S = 600.0
+    defaults: dict[str, Any] = writer.RecordingWriter.__init__.__kwdefaults__ or {}
+    assert "commit_every_s" in defaults
+    defaults["commit_every_s"] = 600.0
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
     sys.argv = ["flannel-pl", *request["words"]]

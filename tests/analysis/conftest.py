@@ -1,9 +1,10 @@
-"""A real browser for the tests of pages."""
+"""A real browser for the tests of pages, and matplotlib's list of fonts, which is made at its first use."""
 
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import matplotlib.font_manager  # noqa: F401 - makes the list, of which it tells on the terminal if that takes long
 import pytest
 
 if TYPE_CHECKING:

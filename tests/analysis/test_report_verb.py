@@ -1,8 +1,8 @@
 """The verb report as a user meets it: words, exit codes, a real terminal."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,12 +70,18 @@ def test_help_is_quick_and_needs_no_matplotlib() -> None:
     )
     times = []
     for _ in range(5):
-        start_s = time.perf_counter()
+        before_s = children_s()
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        times.append(time.perf_counter() - start_s)
+        times.append(children_s() - before_s)
         assert result.returncode == 0
         assert "PATH [PATH ...]" in result.stdout
     assert min(times) < 0.5
+
+
+def children_s() -> float:
+    """Seconds of computing by the processes waited for: of a busy machine they do not tell."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_reader_that_has_gone_is_no_traceback(trial: Path) -> None:

@@ -77,7 +77,7 @@ def cluster(folder: Path) -> Iterator[Path]:
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     states = ""
     while time.monotonic() < deadline_s:
         command = ["sinfo", "--noheader", "--Node", "--format=%T"]

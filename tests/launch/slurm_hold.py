@@ -1,22 +1,27 @@
-"""A callback that holds a small run in the middle for as long as a test wants."""
+"""A callback that holds a small run in the middle for as long as a test wants, or until it has to stop."""
 
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from typing_extensions import override
+
+from flannel_pl.training.recorder import StepRecorder
 
 VARIABLE = "FLANNEL_PL_TEST_HOLD"
 STEP = 60
 
 
 class Hold(Callback):
-    """Waits after step 60 as long as the file exists that the environment names."""
+    """Waits after step 60 as long as the file exists that the environment names and no signal has come."""
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *rest: Any) -> None:
         """Waits."""
+        (recorder,) = [one for one in trainer.callbacks if isinstance(one, StepRecorder)]
         while trainer.global_step == STEP and Path(os.environ[VARIABLE]).exists():
+            if recorder.stop_signal is not None:
+                break
             time.sleep(0.05)

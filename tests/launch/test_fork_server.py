@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing.forkserver as forkserver
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 from flannel_pl.__main__ import _is_begun
 from flannel_pl.launch.devices import num_cores
 from flannel_pl.launch.fork_server import start_fork_server, stop_fork_server
+from tests.processes import alive
 
 
 def server_pid() -> int | None:
@@ -22,21 +22,13 @@ def server_pid() -> int | None:
     return pid
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_it_ends_in_the_middle_of_its_imports_and_can_be_started_again() -> None:
     stop_fork_server()
     start_fork_server("flannel_pl.training.worker")
     first = server_pid()
     assert first is not None
     stop_fork_server()
-    assert not is_running(first)
+    assert not alive(first)
     stop_fork_server()  # nothing is left to stop
     start_fork_server("flannel_pl.training.worker")
     assert server_pid() not in (None, first)
@@ -56,7 +48,7 @@ def test_a_command_that_is_refused_leaves_none_behind(tmp_path: Path) -> None:
         assert process.returncode == 2
     assert seen, "the fork server was started beside the launcher's imports"
     deadline_s = time.monotonic() + 5
-    while any(is_running(pid) for pid in seen):
+    while any(alive(pid) for pid in seen):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
 

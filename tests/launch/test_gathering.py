@@ -112,7 +112,12 @@ def test_a_run_that_is_queued_at_the_end_is_gathered_after_it(
             bring_back(paths, run)
             background.add(run)
         assert begun.wait(20)
-        threading.Timer(0.2, may_go_on.set).start()
+
+        def go_on_once_it_ends() -> None:
+            assert background._ending.wait(20)
+            may_go_on.set()
+
+        threading.Thread(target=go_on_once_it_ends).start()
     assert names(events) == ["gather_started", "run_gathered"]
     assert finish_gathering(paths, mode="single", events=events, background=background)
     assert names(events) == ["gather_started", "run_gathered", "gather_finished"]

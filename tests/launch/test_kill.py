@@ -17,6 +17,7 @@ import flannel_pl
 from flannel_pl.launch.events import read_events
 from flannel_pl.recording.journal import Journal
 from tests.conftest import SmallData
+from tests.processes import alive
 
 NUM_RUNS = 4
 NUM_KILLS = int(os.environ.get("FLANNEL_PL_KILLS", "20"))
@@ -38,13 +39,6 @@ def bits_of(folder: Path) -> dict[str, bytes]:
             for run in recording
             for name in run.names
         }
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while this is read
-        return False
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
@@ -136,8 +130,9 @@ def test_sigkill_at_random_moments(small_data: SmallData, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_stopped_experiment_goes_on_bit_for_bit(small_data: SmallData, tmp_path: Path) -> None:
-    calm = command(small_data, tmp_path / "calm", steps=150, every=40)
-    words = command(small_data, tmp_path / "stopped", steps=150, every=40)
+    # Long runs: one of 150 steps may be done before it is seen to have begun.
+    calm = command(small_data, tmp_path / "calm", steps=400, every=40)
+    words = command(small_data, tmp_path / "stopped", steps=400, every=40)
     folder = tmp_path / "stopped" / "killed"
     subprocess.run(calm, check=True, capture_output=True)
     launcher = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

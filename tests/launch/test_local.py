@@ -17,6 +17,7 @@ from flannel_pl.__main__ import main
 from flannel_pl.launch.events import read_events
 from flannel_pl.recording.journal import Journal
 from tests.conftest import SmallData
+from tests.processes import alive
 
 CONFIG = """
 trainer: {max_steps: 1000, precision: bf16-mixed, gradient_clip_val: 1.0, log_every_n_steps: 1}
@@ -215,14 +216,6 @@ def start_endless(
         lambda: all((entry := journal.read()) is not None and entry.rows_written > 3 for journal in journals)
     )
     return process, journals
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.slow

@@ -64,6 +64,11 @@ def rows(folder: Path, run: int) -> int:
     return 0 if entry is None else entry.rows_written
 
 
+def is_stopped(folder: Path, run: int) -> bool:
+    entry = journal(folder, run)
+    return entry is not None and entry.state == "stopped"
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Returns every row of every run of a gathered experiment."""
     with flannel_pl.open_recording(folder / "jobs.safetensors") as recording:
@@ -171,6 +176,7 @@ def test_a_warned_run_a_cancelled_one_and_a_killed_one_lose_nothing(
     assert killed is not None
     os.kill(killed.pid, 9)
     ask_slurm("scancel", f"{jobs['array_job']}_2")
+    wait_for(lambda: all(is_stopped(folder, run) for run in (0, 2)), "the end of runs 0 and 2")
     hold.unlink()
     release(f"{jobs['array_job']}_0")
 
@@ -244,7 +250,7 @@ def test_a_cancelled_node_checkpoints_whomever_slurm_tells(
     folder = tmp_path / "jobs"
     wait_for(lambda: all(rows(folder, run) == 1 + slurm_hold.STEP for run in (0, 1)), "rows")
     ask_slurm(*end, job)
-    time.sleep(0.5)  # so that nothing goes on before the signals have come
+    wait_for(lambda: all(is_stopped(folder, run) for run in (0, 1)), "the end of both runs")
     hold.unlink()
     wait_for(lambda: ask_slurm("squeue", "--noheader") == "", "end of the job")
     for run in (0, 1):

@@ -306,19 +306,20 @@ def kill_often(tmp_path: Path, *, kills: int) -> None:
     while killed < kills:
         paths = ExperimentPaths(tmp_path / f"{finished}" / "flannel3", "flannel3")
         shutil.copytree(template.folder, paths.folder)
-        done = False
+        done, window_s = False, 0.06
         while not done:
             command = [sys.executable, "-c", _KILLED_CODE, str(paths.folder)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
                 assert process.stdout is not None
                 assert process.stderr is not None
                 assert process.stdout.readline() == b"ready\n"
-                time.sleep(draw.uniform(0, 0.06))
+                time.sleep(draw.uniform(0, window_s))
                 process.send_signal(signal.SIGKILL)
                 error = process.stderr.read().decode()
             assert process.returncode in (0, -signal.SIGKILL), error
             killed += process.returncode != 0
             done = process.returncode == 0
+            window_s *= 1.2  # so that it gets to its end on a slow disk, too
             if paths.gathered.exists():
                 assert verify(paths.gathered).ok
         assert_gathered(paths, expected, shards=0)

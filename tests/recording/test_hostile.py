@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +126,30 @@ def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
+def in_a_second(call: Callable[[], Any]) -> Any:
+    """Returns what a call does, which takes less than a second of computing, at least at a third try."""
+    seconds = []
+    for _ in range(3):  # what else the machine does shows even in the time that the process computes
+        start_s = time.process_time()
+        result = call()
+        seconds.append(time.process_time() - start_s)
+        if seconds[-1] < 1:
+            return result
+    raise AssertionError(seconds)
+
+
+def refusal(read: Callable[[Path], Any], path: Path) -> str:
+    with pytest.raises(RunError, match=r"x.safetensors is not a complete safetensors file: .+ again") as got:
+        read(path)
+    return str(got.value)
+
+
 def test_every_reader_refuses_it_soon(hostile: Path) -> None:
     for read in (read_layout, open_recording, describe):
-        start_s = time.process_time()
-        with pytest.raises(
-            RunError, match=r"x.safetensors is not a complete safetensors file: .+ again"
-        ) as got:
-            read(hostile)
-        assert time.process_time() - start_s < 1
-        assert len(str(got.value)) < 1000
-        str(got.value).encode()
-    start_s = time.process_time()
-    report = verify(hostile)
-    assert time.process_time() - start_s < 1
+        message = in_a_second(partial(refusal, read, hostile))
+        assert len(message) < 1000
+        message.encode()
+    report = in_a_second(partial(verify, hostile))
     assert "x.safetensors is not a complete safetensors file" in report.damage[0]
     assert num_good_rows(hostile) == 0
 
@@ -145,10 +157,12 @@ def test_every_reader_refuses_it_soon(hostile: Path) -> None:
 def test_gather_refuses_it(hostile: Path, tmp_path: Path) -> None:
     paths = make_experiment(tmp_path / "exp", num_runs=1)
     hostile.replace(paths.run(0).recording)
-    start_s = time.process_time()
-    with pytest.raises(RunError, match=r"run_0/recording.safetensors is not a complete safetensors file"):
-        gather(paths.folder)
-    assert time.process_time() - start_s < 1
+
+    def refused() -> None:
+        with pytest.raises(RunError, match=r"run_0/recording.safetensors is not a complete safetensors file"):
+            gather(paths.folder)
+
+    in_a_second(refused)
     assert not paths.gathered.exists()
 
 

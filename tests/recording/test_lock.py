@@ -56,8 +56,8 @@ def test_a_killed_holder_leaves_nothing_locked(tmp_path: Path, holder: "subproce
 
 def test_waiting_for_a_holder_that_goes(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
     code = f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"
-    killer = subprocess.Popen([sys.executable, "-c", code])
     lock, began_s = Lock(tmp_path / "lock", what="the thing"), time.monotonic()
+    killer = subprocess.Popen([sys.executable, "-c", code])
     lock.acquire(wait_s=20)
     assert time.monotonic() - began_s > 0.5
     lock.release()
