@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench bench-gpu lint types clean
+.PHONY: demo test test-slow test-oldest bench bench-gpu lint types clean
 
 demo: .venv/installed ## the quickstart experiment, to its gathered file, what is in it, and a report
 	$(BIN)/flannel-pl fit --config configs/quickstart.yaml
@@ -14,6 +14,14 @@ test: lint types ## lint, types, and the tests that take seconds
 
 test-slow: .venv/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# The oldest versions that pyproject.toml allows; on Linux a torch with CUDA. They are older than the warnings of
+# what they are built on.
+test-oldest: ## the tests that take seconds, with the oldest versions of what is needed
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
 
 bench: .venv/installed ## what is promised, measured next to the notebook's code; minutes, on a quiet machine
 	$(BIN)/python -m benchmarks --readme
@@ -35,4 +43,4 @@ types: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest

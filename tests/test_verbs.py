@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 
 from flannel_pl.__main__ import VERBS, main
-from tests.conftest import SmallData
+from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 
 
 def flannel(*words: str, cwd: Path | None = None, code: int = 0) -> tuple[str, str]:
@@ -72,16 +72,20 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in flannel("info", "nowhere", "--debug", code=2)[1]
 
 
-def test_the_gathered_file_opens_with_stock_safetensors_under_the_notebooks_names(finished: Path) -> None:
+def test_the_gathered_file_opens_with_stock_safetensors_under_the_notebooks_names(
+    finished: Path, small_data: SmallData
+) -> None:
     tensors = load_file(finished / "pair.safetensors")
+    num_dead = len(load_file(small_data.masks)["dead_indices"])
+    assert 0 < num_dead < SMALL_VOCAB_SIZE
     assert {
         name: tensors[name].item() for name in ("n_runs", "base_seed", "n_steps", "n_live", "n_dead")
     } == {
         "n_runs": 2,
         "base_seed": 42,
         "n_steps": 4,
-        "n_live": 87,
-        "n_dead": 13,
+        "n_live": SMALL_VOCAB_SIZE - num_dead,
+        "n_dead": num_dead,
     }
     assert tensors["n_runs"].dtype == "int64"
     scalars = ("init_scale", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
