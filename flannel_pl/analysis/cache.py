@@ -142,7 +142,7 @@ def _save(path: Path, fingerprint: str, arrays: Mapping[str, Array], facts: Mapp
     text = json.dumps({"fingerprint": fingerprint, **facts}).encode()
     content = io.BytesIO()
     np.savez_compressed(content, **{_FACTS: np.frombuffer(text, np.uint8), **arrays})  # type: ignore[arg-type]
-    write_file(path, content.getbuffer())
+    write_file(path, content.getvalue())
 
 
 def _load(path: Path, fingerprint: str) -> tuple[dict[str, Array], dict[str, Any]] | None:

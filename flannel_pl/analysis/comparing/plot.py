@@ -84,7 +84,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     with matplotlib.rc_context(dict(STYLE)):
         nothing = {"Date": None} if kind == "svg" else {"Software": None}  # equal figures, equal bytes
         figure.savefig(content, format=kind, dpi=150, metadata=nothing)
-    write_file(path, content.getbuffer())
+    write_file(path, content.getvalue())
 
 
 def _draw(axes: Axes, steps_R: Array, distance_R: Array, *, color: str) -> None:

@@ -241,7 +241,7 @@ def save(figure: Figure, path: Path) -> tuple[Path, Path]:
     with matplotlib.rc_context(dict(STYLE)):
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-        write_file(png, content.getbuffer())
+        write_file(png, content.getvalue())
         figure.set_layout_engine("none")  # the layout is found; once more would take as long as all the rest
         write_file(svg, _svg(figure))
     return png, svg
