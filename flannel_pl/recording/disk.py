@@ -253,7 +253,7 @@ def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
         need = f"Need {readable_bytes(need_bytes)}, have" if need_bytes else "There are"
         return RunError(
             f"Cannot write {path}: {reason}. {need} {have} free. "
-            "Free some space, choose another experiment.output_dir, "
-            "or record less (recorder.tensors, recorder.every_n_steps)."
+            "Free some space, or write to another disk; a recording is smaller with fewer recorder.tensors "
+            "or a larger recorder.every_n_steps."
         )
     return RunError(f"Cannot write {path}: {reason}. Check the disk and its permissions, then start again.")
