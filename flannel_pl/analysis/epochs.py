@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.series import Spread, smoothed, spread
+from flannel_pl.analysis.series import Spread, smoothed, spread, velocity
 from flannel_pl.analysis.words import counted
 from flannel_pl.recording.tensors import Array
 
@@ -117,7 +117,7 @@ def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = N
     """
     if (refusal := _refusal(radius_R)) is not None:
         return Epochs(refusal, refusal, Mark(None, reason="rule A knows none"), refusal)
-    velocity_R = _smoothed(_velocity(radius_R, steps_R), steps_R)
+    velocity_R = _smoothed(velocity(radius_R, steps_R), steps_R)
     sneeze = _sneeze(velocity_R, steps_R, of="the smoothed velocity")
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None and sneeze.value is not None:
@@ -155,7 +155,7 @@ def rule_b(
     """
     if (refusal := _refusal(radius_R)) is not None:
         return Epochs(refusal, refusal, refusal, refusal)
-    change_R = _velocity(radius_R, steps_R)
+    change_R = velocity(radius_R, steps_R)
     sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None:
@@ -175,12 +175,6 @@ def _refusal(radius_R: Array) -> Mark | None:
     if np.ptp(radius_R) == 0:
         return Mark(None, reason="the radius never changes")
     return None
-
-
-def _velocity(radius_R: Array, steps_R: Array) -> Array:
-    """Returns the change per step; number k leads from row k to row k + 1."""
-    velocity_R: Array = np.diff(radius_R) / np.diff(steps_R)
-    return velocity_R
 
 
 def _smoothed(velocity_R: Array, steps_R: Array) -> Array:

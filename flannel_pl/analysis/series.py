@@ -63,6 +63,17 @@ def mean_and_std(values_NR: Array) -> tuple[Array, Array]:
     return mean_R, std_R
 
 
+def velocity(values: Array, steps_R: Array) -> Array:
+    """Returns the change per step, of one series or several; number k leads from row k to row k + 1.
+
+    Example:
+        >>> velocity(np.array([1.0, 2.0, 6.0]), np.array([0, 1, 3])).tolist()
+        [1.0, 2.0]
+    """
+    per_step: Array = np.diff(values) / np.diff(steps_R)
+    return per_step
+
+
 def smoothed(values_R: Array, window: int) -> Array:
     """Returns the running mean over a centred box, over what there is of it at the ends and beside NaN.
 

@@ -1,17 +1,16 @@
 """The same command on a finished experiment: done within seconds, and nothing is touched."""
 
-import hashlib
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from flannel_pl.__main__ import main
 from tests.conftest import SmallData
+from tests.traces import traces
 
 LIMIT_S = 5.0
 """For the whole process, imports included."""
@@ -25,29 +24,6 @@ GATHERS = {
     "index": ["--experiment.gather", "index"],
     "none": ["--experiment.gather", "none"],
 }
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What shows that a file or folder was touched."""
-
-    inode: int
-    mtime_ns: int
-    ctime_ns: int
-    size: int
-    digest: str
-    """Of a file's bytes; of a folder, the names in it."""
-
-
-def traces(folder: Path) -> dict[Path, Trace]:
-    """Returns the trace of `folder` and of everything below it."""
-    found = {}
-    for path in (folder, *folder.rglob("*")):
-        names = "\0".join(sorted(entry.name for entry in path.iterdir())) if path.is_dir() else ""
-        content = names.encode() if path.is_dir() else path.read_bytes()
-        stat, digest = path.lstat(), hashlib.sha256(content).hexdigest()
-        found[path] = Trace(stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, digest)
-    return found
 
 
 def words(data: SmallData, folder: Path, *arguments: str) -> list[str]:

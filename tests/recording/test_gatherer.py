@@ -24,12 +24,7 @@ from tests.recording.recording_samples import (
     run_metadata,
     write_rows,
 )
-
-
-def trace(path: Path) -> tuple[int, ...]:
-    """Returns what writing a file would change of it; reading may change the rest of its `stat`."""
-    found = path.stat()
-    return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+from tests.traces import traces
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -53,9 +48,9 @@ def test_runs_are_added_as_they_finish(tmp_path: Path, order: tuple[int, ...], k
     assert gatherer.finish() == paths.gathered
     assert_gathered(paths, expected, shards=3 if keep_shards else 0)
     assert gatherer.gathered == gathered_runs(paths.folder) == {0, 1, 2}
-    before = trace(paths.gathered)
+    before = traces(paths.gathered)
     assert gatherer.finish() == Gatherer(paths.folder).finish() == paths.gathered
-    assert trace(paths.gathered) == before
+    assert traces(paths.gathered) == before
     # The same metadata as from the shards of a finished experiment, but for the room in the header.
     assert read_layout(paths.gathered).flannel["runs"][1]["seed"] == 43
 
@@ -104,10 +99,10 @@ def test_a_finished_experiment_without_shards_is_left_alone(
 ) -> None:
     paths = experiment(tmp_path / "flannel3")
     gather(paths.folder)
-    before = trace(paths.gathered)
+    before = traces(paths.gathered)
     gather_verb(paths.folder)
     assert capsys.readouterr().out.startswith(f"gathered already: {paths.gathered} (")
-    assert trace(paths.gathered) == before
+    assert traces(paths.gathered) == before
     with pytest.raises(RunError, match=r"no finished recording of run 0, 1, 2 .* an index refers to"):
         gather(paths.folder, mode="index")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flannel_pl.analysis.comparing import origins
-from flannel_pl.analysis.comparing.pairing import Pairing, is_single, pair_rows, pair_runs
+from flannel_pl.analysis.comparing.pairing import Pairing, pair_rows, pair_runs
 from flannel_pl.analysis.comparing.tensor_compare import TensorComparison, compare_tensor
 from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.errors import UserError
@@ -129,7 +129,10 @@ def compare(
         (True, None)
     """
     with open_recording(a) as in_a, open_recording(b) as in_b:
-        chosen = pair_runs(in_a, in_b, runs)
+        missing = missing_runs(in_a), missing_runs(in_b)
+        # What is there so far of an experiment of several runs is not a recording of one.
+        single = [len(x) == 1 and not lacks for x, lacks in zip((in_a, in_b), missing, strict=True)]
+        chosen = pair_runs(in_a, in_b, runs, single=all(single))
         pairings = [pair_rows(in_a.run(first), in_b.run(second)) for first, second in chosen]
         total, done = sum(pairing.num_bytes for pairing in pairings), 0
 
@@ -143,13 +146,13 @@ def compare(
             _compare_run(pairing, origins.differences(in_a, pairing.a, in_b, pairing.b), advance)
             for pairing in pairings
         ]
-        whole = runs is None and not is_single(in_a) and not is_single(in_b)
+        whole = runs is None and not any(single)
         only = [tuple(sorted(set(x.runs) - set(y.runs))) for x, y in ((in_a, in_b), (in_b, in_a))]
         return Comparison(
             paths=(in_a.path, in_b.path),
             runs=tuple(compared),
             runs_only=(only[0], only[1]) if whole else ((), ()),
-            missing=(missing_runs(in_a), missing_runs(in_b)) if runs is None else ((), ()),
+            missing=missing if runs is None else ((), ()),
             shared=_shared(in_a, in_b) if whole else (),
         )
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flannel_pl.analysis.comparing.tensor_compare import Alignment
-from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.schema import RECORDED_TOKENS
@@ -28,7 +27,7 @@ ORDER = (
 
 
 def pair_runs(
-    a: Recording, b: Recording, wanted: Sequence[tuple[int, int]] | None = None
+    a: Recording, b: Recording, wanted: Sequence[tuple[int, int]] | None, *, single: bool
 ) -> list[tuple[int, int]]:
     """Chooses which run of A is compared with which of B.
 
@@ -36,6 +35,7 @@ def pair_runs(
         a: A recording.
         b: Another.
         wanted: Pairs of numbers; None = every run that both have, or the one of each.
+        single: Whether each is of one run, whatever its number.
 
     Raises:
         UserError: If there is no such run, none in common, or none is wanted.
@@ -52,7 +52,7 @@ def pair_runs(
                     there = f"{recording.path} has {numbers(recording.runs)}"
                     raise UserError(f"{name} has no run {index}; {there}")
         return list(wanted)
-    if is_single(a) and is_single(b):
+    if single:
         return [(a.runs[0], b.runs[0])]
     common = [(index, index) for index in a.runs if index in b.runs]
     if not common:
@@ -61,11 +61,6 @@ def pair_runs(
             f"{numbers(b.runs)}. Say which to compare, e.g. --runs {a.runs[0]}:{b.runs[0]}"
         )
     return common
-
-
-def is_single(recording: Recording) -> bool:
-    """Returns whether a recording is of one run, not what is there so far of an experiment of several."""
-    return len(recording) == 1 and not missing_runs(recording)
 
 
 def numbers(runs: Sequence[int]) -> str:
@@ -115,14 +110,12 @@ class Pairing:
 
     @property
     def _common(self) -> list[str]:
-        return [name for name in self.a.names if name in self.b.names and name != RECORDED_TOKENS]
+        return [name for name in _row_tensors(self.a) if name in self.b.names]
 
     @property
     def names_only(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Tensors that only A has, that only B has."""
-        a, b = (
-            dict.fromkeys(name for name in run.names if name != RECORDED_TOKENS) for run in (self.a, self.b)
-        )
+        a, b = _row_tensors(self.a), _row_tensors(self.b)
         return tuple(name for name in a if name not in b), tuple(name for name in b if name not in a)
 
     @property
@@ -201,7 +194,7 @@ def pair_rows(a: RunRecording, b: RunRecording) -> Pairing:
 
 
 def _steps(run: RunRecording) -> Array:
-    lengths = {name: _num_rows(run, name) for name in run.names if name != RECORDED_TOKENS}
+    lengths = {name: _num_rows(run, name) for name in _row_tensors(run)}
     if len(set(lengths.values())) > 1:
         rows = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise _damaged(run, f"its tensors have different numbers of rows ({rows})")
@@ -239,6 +232,10 @@ def _tokens(run: RunRecording) -> Array:
             found.append(f"{len(np.unique(ids))} different ids in {len(ids)} {RECORDED_TOKENS}")
         raise _damaged(run, f"its tensors do not have one column for each token ({', '.join(found)})")
     return np.arange(*widths) if ids is None else ids
+
+
+def _row_tensors(run: RunRecording) -> list[str]:
+    return [name for name in run.names if name != RECORDED_TOKENS]
 
 
 def _num_rows(run: RunRecording, name: str) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from flannel_pl.analysis.comparing.compare import Comparison, RunComparison
 from flannel_pl.analysis.comparing.pairing import numbers
 from flannel_pl.analysis.comparing.tensor_compare import Element, TensorComparison
+from flannel_pl.analysis.words import counted
 from flannel_pl.recording.tensors import Array
 
 _WIDTH = 16
@@ -52,15 +53,15 @@ def summarize(comparison: Comparison, *, elapsed_s: float) -> str:
         elapsed_s: How long it took.
     """
     num_runs = len(comparison.runs)
-    took = f"{_count(num_runs, 'run')} compared in {elapsed_s:.1f} s"
+    took = f"{counted(num_runs, 'run')} compared in {elapsed_s:.1f} s"
     if comparison.equal:
         return f"equal to the bit ({took})"
     if comparison.equal_in_common:
         return f"different: not everything is in both, but what both have is equal to the bit ({took})"
     firsts = [(run.first.first.step, run) for run in comparison.runs if run.first and run.first.first]
     if not firsts:  # a tensor that cannot be compared, or the experiment's scalars and masks
-        run_names = (tensor.name for run in comparison.runs for tensor in run.tensors if not tensor.equal)
-        return f"different: in {', '.join(dict.fromkeys((*run_names, *comparison.shared)))} ({took})"
+        names = (tensor.name for run in comparison.runs for tensor in run.tensors if not tensor.equal)
+        return f"different: in {', '.join(dict.fromkeys((*names, *comparison.shared)))} ({took})"
     step, run = min(firsts, key=lambda pair: pair[0])
     assert run.first is not None
     place = f"step {step}, in {run.first.name}" + (f" of {_title(run)}" if num_runs > 1 else "")
@@ -77,7 +78,7 @@ def _title(run: RunComparison) -> str:
 def _run(run: RunComparison) -> Iterator[str]:
     seeds = ["unknown" if seed is None else str(seed) for seed in run.seeds]
     seed = f"seed {seeds[0]}" if seeds[0] == seeds[1] else f"seeds {seeds[0]} and {seeds[1]}"
-    tokens = f", {_count(run.num_tokens, 'token')}" if run.num_tokens else ""
+    tokens = f", {counted(run.num_tokens, 'token')}" if run.num_tokens else ""
     yield f"{_title(run)} ({seed}): {_rows(run.steps_R)}{tokens}"
     yield from _only(run)
     equal = [tensor.name for tensor in run.tensors if tensor.equal]
@@ -94,11 +95,7 @@ def _run(run: RunComparison) -> Iterator[str]:
 def _rows(steps_R: Array) -> str:
     first, last = steps_R[0], steps_R[-1]
     steps = f"step {first}" if len(steps_R) == 1 else f"steps {first} to {last}"
-    return f"{_count(len(steps_R), 'row')} ({steps})"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+    return f"{counted(len(steps_R), 'row')} ({steps})"
 
 
 def _only(run: RunComparison) -> Iterator[str]:
@@ -109,7 +106,7 @@ def _only(run: RunComparison) -> Iterator[str]:
         if len(run.steps_only[number]):
             found.append(_rows(run.steps_only[number]))
         if run.tokens_only[number]:
-            found.append(_count(run.tokens_only[number], "token"))
+            found.append(counted(run.tokens_only[number], "token"))
         if found:
             yield f"  {f'only in {name}':<{_WIDTH}} {'; '.join(found)}"
     for reason in dict.fromkeys(run.not_compared.values()):
@@ -159,7 +156,7 @@ def _distance(distance_R: Array) -> str:
     if num_nan == len(distance_R):
         return "NaN in every row"
     largest, last = np.nanmax(distance_R), distance_R[-1]
-    nan = f"NaN in {_count(num_nan, 'row')}"
+    nan = f"NaN in {counted(num_nan, 'row')}"
     if num_nan and largest == 0:
         return f"{nan}, 0 in the others"
     last_words = "NaN" if math.isnan(last) else f"{last:.6g}"

@@ -3,14 +3,14 @@
 Shape suffixes: R rows, N runs, K rows that are drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.measure import Measures, RunMeasures
-from flannel_pl.analysis.series import mean_and_std, smoothed
+from flannel_pl.analysis.series import mean_and_std, smoothed, velocity
 from flannel_pl.recording.tensors import Array
 
 Experiments = Measures | Sequence[tuple[str, Measures]]
@@ -90,8 +90,12 @@ def _colors(number: int) -> list[str]:
 def groups_and_set(experiments: Experiments, token_set: str) -> tuple[list[Group], str]:
     """Returns the groups, and the token set to draw: `token_set`, or "all" where a run does not have it."""
     groups = groups_of(experiments)
-    there = all(token_set in run.series for group in groups for run in group.runs)
-    return groups, token_set if there else "all"
+    return groups, shown_set([run for group in groups for run in group.runs], token_set)
+
+
+def shown_set(runs: Iterable[RunMeasures], token_set: str) -> str:
+    """Returns the token set to show: `token_set`, or "all" unless every run has it."""
+    return token_set if all(token_set in run.series for run in runs) else "all"
 
 
 def in_words(token_set: str) -> str:
@@ -125,9 +129,8 @@ class Curve:
         return replace(self, values_NR=_finite(change_NR))
 
     def velocity(self) -> "Curve":
-        """Returns the change per step to the next row, as `epochs` counts it; the last row has none."""
-        velocity_NR = np.diff(self.values_NR, axis=1) / np.diff(self.steps_R)
-        return replace(self, steps_R=self.steps_R[:-1], values_NR=velocity_NR)
+        """Returns the change per step to the next row, see `velocity`; the last row has none."""
+        return replace(self, steps_R=self.steps_R[:-1], values_NR=velocity(self.values_NR, self.steps_R))
 
     def smoothed(self, window: int) -> "Curve":
         """Returns running means over rows, see `smoothed`."""

@@ -26,9 +26,3 @@ class Experiment:
 def named_groups(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Group]]:
     """Returns the groups of runs that differ in their seed only, each with its experiment."""
     return [(one, group) for one in experiments for group in groups_of([(one.name, one.measures)])]
-
-
-def shown_set(experiments: Sequence[Experiment], token_set: str) -> str:
-    """Returns the token set to show: `token_set`, or "all" unless every run has it."""
-    runs = [run for one in experiments for run in one.measures.runs]
-    return token_set if all(token_set in run.series for run in runs) else "all"

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from flannel_pl.analysis.drawing.curves import Curve, Group, curves_of, distances_of
-from flannel_pl.analysis.measure import RunMeasures
 from flannel_pl.analysis.reporting.group_epochs import epochs_of
-from flannel_pl.analysis.series import Spread, spread
+from flannel_pl.analysis.reporting.key_figures import mean_loss_of
+from flannel_pl.analysis.series import Spread, spread, velocity
 
 Find = Callable[[Group], Spread]
 
@@ -62,12 +62,12 @@ def distance_ratio_at(token_set: str, step: int | None) -> Find:
     return find
 
 
-def fastest_parting(token_set: str, pick: Callable[[Curve, int], float]) -> Find:
+def fastest_parting(token_set: str, what: str) -> Find:
     """Finds where the mean distance between runs grows fastest.
 
     Args:
         token_set: dead, live or all.
-        pick: Of the curve of distances and the row before that growth, the number wanted.
+        what: value (by how much per step) or step (the one before that growth).
     """
 
     def find(group: Group) -> Spread:
@@ -75,11 +75,11 @@ def fastest_parting(token_set: str, pick: Callable[[Curve, int], float]) -> Find
         if distances is None or len(distances[0].steps_R) < 2:
             return NONE
         curve = distances[0]
-        growth_R = np.diff(curve.mean_R) / np.diff(curve.steps_R)
+        growth_R = velocity(curve.mean_R, curve.steps_R)
         if not np.isfinite(growth_R).any():
             return NONE
         row = int(np.nanargmax(growth_R))
-        return _single(float(pick(curve, row)), _row(curve, None))
+        return _single({"value": growth_R, "step": curve.steps_R}[what][row], _row(curve, None))
 
     return find
 
@@ -136,15 +136,12 @@ def mean_loss(last_step: int | None = None) -> Find:
     """Finds the mean loss over the steps, of runs that end at `last_step` (None = whenever)."""
 
     def find(group: Group) -> Spread:
-        return spread([_mean_loss(run, last_step) for run in group.runs])
+        ends_there = [last_step is None or run.steps_R[-1] == last_step for run in group.runs]
+        return spread(
+            [mean_loss_of(run) if ends else None for run, ends in zip(group.runs, ends_there, strict=True)]
+        )
 
     return find
-
-
-def _mean_loss(run: RunMeasures, last_step: int | None) -> float | None:
-    loss_R = run.scalars.get("loss", np.empty(0))[1:]  # row 0 has none
-    ends_there = last_step is None or run.steps_R[-1] == last_step
-    return float(loss_R.mean()) if len(loss_R) and ends_there else None
 
 
 def _row(curve: Curve | None, step: int | None) -> Spread:

@@ -53,7 +53,7 @@ def key_figures(group: Group, token_set: str) -> list[KeyFigure]:
     wanted.append(("fraction of tokens still moving", _freeze(token_set, "still_moving")))
     for name in ("adam_exact_fraction", "adam_within_one_fraction"):
         wanted.append((f"{name}, mean over steps", _mean_of(token_set, name)))
-    wanted.append(("loss, mean over steps", _mean_loss))
+    wanted.append(("loss, mean over steps", mean_loss_of))
     figures = []
     for name, pick in wanted:
         values = tuple(pick(run) for run in group.runs)
@@ -106,7 +106,8 @@ def _freeze(token_set: str, quantile: str) -> Callable[[RunMeasures], float | No
     return pick
 
 
-def _mean_loss(run: RunMeasures) -> float | None:
+def mean_loss_of(run: RunMeasures) -> float | None:
+    """Returns a run's mean loss over its steps; None if it has none, or one that is not finite."""
     loss_R = run.scalars.get("loss")
     if loss_R is None or len(loss_R) < 2:
         return None

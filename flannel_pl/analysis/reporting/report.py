@@ -12,11 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from flannel_pl.analysis.drawing.curves import shown_set
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
 from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measured import measure_experiment, title_of
 from flannel_pl.analysis.reporting.background import background_of
-from flannel_pl.analysis.reporting.experiments import Experiment, named_groups, shown_set
+from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
 from flannel_pl.analysis.reporting.files import tables_of
 from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
@@ -92,7 +93,7 @@ def report(
             raise UserError(f"cannot write the report to {folder}: {reason}; choose a folder with --out")
         make_folder(folder)
         experiments, num_bytes = _measure(recordings, folder, progress)
-    shown = shown_set(experiments, token_set)
+    shown = shown_set([run for one in experiments for run in one.measures.runs], token_set)
     pictures, missing = _draw(folder, experiments, shown, progress)
     texts = tables_of(experiments)
     _write_tables(folder, {name: text for name, (text, _) in texts.items()})

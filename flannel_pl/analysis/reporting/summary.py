@@ -1,6 +1,6 @@
 """What a report says in words and tables: from measures to the parts of its page."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flannel_pl.analysis.drawing.curves import Group, in_words
 from flannel_pl.analysis.drawing.panels import Band
@@ -186,15 +186,15 @@ def epoch_table(name: str, epochs: GroupEpochs) -> Table:
     for label, run in zip(epochs.labels, epochs.runs, strict=True):
         rows.append([label, *(number(getattr(run, mark).step) for mark in marks)])
     caption = f"Epochs of {in_words(epochs.token_set)} by rule {epochs.rule}, {name}"
-    note = " ".join([RULES[epochs.rule], "Numbers are steps; a dash: not reached.", *_reasons(epochs)])
+    note = " ".join([RULES[epochs.rule], "Numbers are steps; a dash: not reached.", *_reasons(epochs, marks)])
     return Table(caption, ["", *marks.values()], rows, note)
 
 
-def _reasons(epochs: GroupEpochs) -> Iterator[str]:
+def _reasons(epochs: GroupEpochs, marks: Mapping[str, str]) -> Iterator[str]:
     """Says why a boundary was not reached in the mean over runs."""
-    for mark, words in MARKS.items():
+    for mark, words in marks.items():
         found = getattr(epochs.mean, mark)
-        if found.step is None and (epochs.rule == "B" or mark != "re_expansion"):
+        if found.step is None:
             yield f"Where {words.split(' ', 1)[0]} is missing for the mean: {found.reason}."
 
 
