@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,7 +28,7 @@ from flannel_pl.launch.folder import (
     write_folder,
     write_run_config,
 )
-from flannel_pl.launch.fork_server import SCHEDULER_SIGNALS, stop_fork_server
+from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
 from flannel_pl.launch.local import train_all
 from flannel_pl.launch.plan import Plan, describe, make_plan
@@ -39,6 +38,7 @@ from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.lock import Lock
+from flannel_pl.signals import handled
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.fit import CheckedRun, check, train
 from flannel_pl.training.worker import work
@@ -284,13 +284,8 @@ def _interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    numbers = (signal.SIGINT, *SCHEDULER_SIGNALS)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
+    with handled(interrupt):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _write_record(request: _Request, plan: Plan, record: dict[str, Any] | None) -> None:

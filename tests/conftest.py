@@ -20,6 +20,11 @@ SMALL_VOCAB_SIZE = 100
 for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(_name, None)
 
+# Under nohup, or in the background of a script, tests would start processes that ignore what they send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(_number, signal.SIG_DFL)
+
 
 @dataclass(frozen=True)
 class SmallData:

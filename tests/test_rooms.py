@@ -18,13 +18,14 @@ ROOMS = {
     "experiment": set[str](),
     "imports": set[str](),
     "provenance": set[str](),
+    "signals": set[str](),
     "corpus": set[str](),
     "recording": set[str](),
     "training": {"corpus", "recording"},
     "launch": {"recording"},
     "analysis": {"recording"},
 }
-FOR_ALL = {"errors", "experiment", "imports", "provenance"}
+FOR_ALL = {"errors", "experiment", "imports", "provenance", "signals"}
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
 HEAVY_ALLOWED = {

@@ -7,32 +7,38 @@ while the launcher is still importing the same.
 import atexit
 import multiprocessing
 import multiprocessing.forkserver as forkserver
+import multiprocessing.resource_tracker as resource_tracker
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
-SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Those that ask to stop besides Ctrl-C; the last one is how a scheduler warns of a time limit."""
+from flannel_pl.signals import SCHEDULER_SIGNALS
 
 
 def start_fork_server(preload: str) -> None:
     """Starts the fork server, unless this process has one, and does not wait until it is ready.
 
     It is deaf to the signals that ask to stop: a scheduler that ends a job signals every process of it, and
-    without the fork server the launcher could not see any more how its runs end.
+    without the fork server the launcher could not see any more how its runs end. It blocks them, and does not
+    ignore them, so that the runs can tell what the launcher ignores; they have to unblock them.
 
     Args:
         preload: Name of the module that it imports.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in SCHEDULER_SIGNALS}
-    try:
-        forkserver.ensure_running()  # it inherits what is ignored
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    _start_deaf(resource_tracker.ensure_running)  # by itself, since it unblocks some of them in us
+    _start_deaf(forkserver.ensure_running)
     atexit.unregister(stop_fork_server)
     atexit.register(stop_fork_server)
+
+
+def _start_deaf(start: Callable[[], object]) -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
+    try:
+        start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def stop_fork_server() -> None:

@@ -8,6 +8,7 @@ the launcher is gone. What runs in them is handed in: this room starts training 
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import signal
 import time
 from collections import deque
@@ -22,17 +23,15 @@ from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.events import EventLog
-from flannel_pl.launch.fork_server import SCHEDULER_SIGNALS, start_fork_server
+from flannel_pl.launch.fork_server import start_fork_server
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.recording.journal import Journal
+from flannel_pl.signals import REPEAT_S, handled, stop_signal
 
 POLL_S = 0.2
 STOP_S = 9.0
 """How long runs have to bring everything to the disk when asked to stop."""
-
-REPEAT_S = 1.0
-"""A scheduler may send its signal twice, by itself and through the job's script. That is one request."""
 
 WRONG_USAGE = 2
 """Exit code of a run that would fail in the same way again."""
@@ -217,7 +216,9 @@ class _Launch:
         self.events.write("stopping", signal=name)
         self.progress.note(f"{name}: the runs finish their step; once more stops at once")
         for worker in self.workers:
-            worker.process.terminate()
+            assert worker.process.pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.process.pid, stop_signal())
         deadline_s = time.monotonic() + STOP_S
         while self.workers and len(signals) == 1 and time.monotonic() < deadline_s:
             wait([worker.process.sentinel for worker in self.workers], timeout=POLL_S)
@@ -254,9 +255,5 @@ def _caught_signals() -> Iterator[list[int]]:
             caught.append(number)
             asked_s = now_s
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, *SCHEDULER_SIGNALS)}
-    try:
+    with handled(handle):
         yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -15,7 +15,8 @@ stopped=
 trap 'stopped=yes; kill -TERM "$child" 2>/dev/null' TERM
 
 for ((attempt = 0; attempt <= retries; attempt++)); do
-  FLANNEL_PL_ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + attempt + 1)) "$@" &
+  # A shell has what it starts in the background ignore Ctrl-C's signal, which some send to a task to stop it.
+  (trap - INT && FLANNEL_PL_ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + attempt + 1)) exec "$@") &
   child=$!
   while kill -0 "$child" 2>/dev/null; do # a trap ends a wait early
     wait "$child"

@@ -11,6 +11,7 @@ import traceback
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.imports import quick_imports
+from flannel_pl.signals import STOP_SIGNALS, stop_signal
 
 with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it
     from flannel_pl.training.cli import the_parser
@@ -33,8 +34,7 @@ def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
     """
     # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops its runs in order.
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # which the fork server ignores
-        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # which the fork server blocks
     _log_to(experiment.paths.run(run.index))
     if slot.visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible
@@ -77,6 +77,6 @@ def _stop_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), stop_signal())
     time.sleep(ORPHAN_S)
     os._exit(1)
