@@ -107,7 +107,8 @@ def _prepare_for_several_runs(words: list[str]) -> None:
     from flannel_pl.launch.fork_server import start_fork_server
 
     if num_cores() > 1:
-        start_fork_server("flannel_pl.training.worker")
+        with contextlib.suppress(UserError):  # which a single run need not care about
+            start_fork_server("flannel_pl.training.worker")
 
 
 def _is_begun(words: list[str]) -> bool:

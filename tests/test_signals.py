@@ -1,4 +1,4 @@
-"""Who takes which signal: those ignored at the start stay ignored, the others end what is going on in order."""
+"""Who takes which signal: what was ignored at the start stays ignored, the rest ends things in order."""
 
 import os
 import signal

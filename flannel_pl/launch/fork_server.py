@@ -5,15 +5,25 @@ while the launcher is still importing the same.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver as forkserver
 import multiprocessing.resource_tracker as resource_tracker
 import os
 import signal
+import socket
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from flannel_pl.errors import UserError
 from flannel_pl.signals import SCHEDULER_SIGNALS
+
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where the server's socket is made if TMPDIR will not do."""
+
+SOCKET_FOLDER_BYTES = 70
+"""Length of a path in which every system takes the socket: macOS gives all of it 104 bytes, Linux 108."""
 
 
 def start_fork_server(preload: str) -> None:
@@ -25,10 +35,17 @@ def start_fork_server(preload: str) -> None:
 
     Args:
         preload: Name of the module that it imports.
+
+    Raises:
+        UserError: If no folder for temporary files takes the socket that it is asked through.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
     _start_deaf(resource_tracker.ensure_running)  # by itself, since it unblocks some of them in us
-    _start_deaf(forkserver.ensure_running)
+    folder, tempfile.tempdir = tempfile.tempdir, _socket_folder()
+    try:
+        _start_deaf(forkserver.ensure_running)
+    finally:
+        tempfile.tempdir = folder
     atexit.unregister(stop_fork_server)
     atexit.register(stop_fork_server)
 
@@ -39,6 +56,30 @@ def _start_deaf(start: Callable[[], object]) -> None:
         start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _socket_folder() -> str:
+    """Returns a folder for temporary files in which a socket can be made as `multiprocessing` does it.
+
+    Its path may have a hundred bytes and not every file system knows sockets, so it is tried.
+    """
+    try:
+        preferred = tempfile.gettempdir()  # TMPDIR, if that can be written
+    except FileNotFoundError:
+        preferred = ""
+    for folder in filter(os.path.isdir, (preferred, *SHORT_FOLDERS)):
+        with (
+            contextlib.suppress(OSError),
+            tempfile.TemporaryDirectory(prefix="pymp-", dir=folder) as trial,
+            socket.socket(socket.AF_UNIX) as trial_socket,
+        ):
+            trial_socket.bind(f"{trial}/listener-{8 * 'x'}")
+            return folder
+    raise UserError(
+        f"no folder for temporary files takes a socket, through which runs are started: TMPDIR is "
+        f"{os.environ.get('TMPDIR', 'not set')}; set it to a folder that can be written, on a local disk, "
+        f"with a path of at most {SOCKET_FOLDER_BYTES} bytes"
+    )
 
 
 def stop_fork_server() -> None:

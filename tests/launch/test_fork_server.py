@@ -2,6 +2,8 @@
 
 import contextlib
 import multiprocessing.forkserver as forkserver
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 from flannel_pl.__main__ import _is_begun
 from flannel_pl.launch.devices import num_cores
 from flannel_pl.launch.fork_server import start_fork_server, stop_fork_server
+from tests.mounting import read_only
 from tests.processes import alive
 
 
@@ -51,6 +54,59 @@ def test_a_command_that_is_refused_leaves_none_behind(tmp_path: Path) -> None:
     while any(alive(pid) for pid in seen):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def start_with(temporary: Path, *, code: str = "") -> "subprocess.CompletedProcess[str]":
+    """Starts a fork server in a process of its own that has another TMPDIR, and has it fork."""
+    script = f"""
+import multiprocessing, time
+from flannel_pl.launch import fork_server
+{code}
+if __name__ == "__main__":
+    fork_server.start_fork_server("json")
+    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+"""
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("num_bytes", [60, 77, 90, 131, 240])
+def test_a_long_tmpdir_is_no_obstacle(num_bytes: int) -> None:
+    folder = Path("/tmp", f"flannel-{os.getpid()}-".ljust(num_bytes - 5, "x"))
+    folder.mkdir()
+    try:
+        answer = start_with(folder)
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert not list(folder.iterdir()), "nothing is left behind"
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "read-only"])
+def test_a_tmpdir_that_cannot_be_used_is_no_obstacle(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    if kind == "a file":
+        folder.write_text("")
+    if kind == "read-only":
+        folder.mkdir()
+    with read_only(folder) if kind == "read-only" else contextlib.nullcontext():
+        answer = start_with(folder)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_where_no_folder_takes_a_socket_it_says_what_to_set(tmp_path: Path) -> None:
+    folder = tmp_path / (131 * "x")
+    folder.mkdir()
+    answer = start_with(folder, code="fork_server.SHORT_FOLDERS = ()")
+    assert answer.returncode == 1
+    complaint = answer.stderr.splitlines()[-1]
+    assert f"TMPDIR is {folder}; set it to a folder that can be written" in complaint
+    assert "with a path of at most 70 bytes" in complaint
 
 
 def test_it_is_not_started_for_an_experiment_that_is_begun(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands under nohup and in the background of a script, which ignore what a closed terminal and Ctrl-C send."""
+"""Under nohup and in the background of a script: what a closed terminal and Ctrl-C send is ignored."""
 
 import os
 import signal
