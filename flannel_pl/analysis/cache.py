@@ -1,19 +1,19 @@
 """Keeps what was measured, so that a report reads only those runs again that have changed.
 
 A cache file has a fingerprint of what it was measured from: the rows' checksums (where a recording has none,
-size and time of its files), the masks, and the code that measured. Whatever is damaged or belongs to
-something else is measured anew.
+size and time of its files), the masks, and the code that measured; and at its end a checksum of its bytes.
+Whatever is damaged or belongs to something else is measured anew.
 """
 
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.measure import RunMeasures
@@ -29,6 +29,7 @@ MEASURING = (
 """Modules that decide what is measured; the others only show it."""
 
 _FACTS = "facts"
+_CHECKSUM_BYTES = 8
 
 
 def fingerprint(recording: Recording, index: int) -> str:
@@ -142,14 +143,18 @@ def _save(path: Path, fingerprint: str, arrays: Mapping[str, Array], facts: Mapp
     text = json.dumps({"fingerprint": fingerprint, **facts}).encode()
     content = io.BytesIO()
     np.savez_compressed(content, **{_FACTS: np.frombuffer(text, np.uint8), **arrays})  # type: ignore[arg-type]
-    write_file(path, content.getvalue())
+    write_file(path, content.getvalue() + xxhash.xxh3_64_digest(content.getbuffer()))
 
 
 def _load(path: Path, fingerprint: str) -> tuple[dict[str, Array], dict[str, Any]] | None:
     try:
-        with path.open("rb") as opened, np.load(opened) as file:  # np.load alone leaves a damaged file open
-            arrays = {key: file[key] for key in file.files}
-        facts = json.loads(arrays.pop(_FACTS).tobytes())
-        return (arrays, facts) if facts.pop("fingerprint") == fingerprint else None
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
+        data = path.read_bytes()
+    except OSError:
         return None
+    content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if xxhash.xxh3_64_digest(content) != checksum:
+        return None
+    with np.load(io.BytesIO(content)) as file:
+        arrays = {key: file[key] for key in file.files}
+    facts = json.loads(arrays.pop(_FACTS).tobytes())
+    return (arrays, facts) if facts.pop("fingerprint") == fingerprint else None

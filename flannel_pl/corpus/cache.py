@@ -1,18 +1,28 @@
-"""The cache: token ids of every text tokenized so far, so that nobody tokenizes twice."""
+"""The cache: token ids of every text tokenized so far, so that nobody tokenizes twice.
+
+A cache file is a .npy file with a checksum behind it. Training reads nothing of it that was not compared
+with that.
+"""
 
 import hashlib
 import os
+import sys
 import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from tokenizers import Tokenizer
 
 from flannel_pl.corpus.files import published
 from flannel_pl.corpus.masks import Tokens
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
+
+_CHECKSUM_BYTES = 8
+_FORMAT = b"npy, then xxh3-64"
+"""Part of what a file is named after, so that files of another format, earlier ones, are not looked at."""
 
 
 def cache_folder() -> Path:
@@ -38,26 +48,58 @@ def cache_folder() -> Path:
     return folder
 
 
+def say_damaged(path: Path) -> None:
+    """Tells the user that something in the cache is not as it was written."""
+    print(f"flannel-pl: {path} is damaged; it is made anew", file=sys.stderr, flush=True)
+
+
 def tokens_path(*, corpus: bytes, tokenizer: bytes) -> Path:
     """Returns where the cache keeps the token ids of a model text, given the bytes of both files."""
     digests = (hashlib.sha256(data).digest() for data in (corpus, tokenizer))
-    return cache_folder() / f"tokens-{hashlib.sha256(b''.join(digests)).hexdigest()[:32]}.npy"
+    return cache_folder() / f"tokens-{hashlib.sha256(_FORMAT + b''.join(digests)).hexdigest()[:32]}.npy"
 
 
-def cached_tokens(path: Path, *, vocab_size: int) -> Tokens | None:
-    """Returns the token ids at `path`, memory-mapped; None when they are not there or are damaged."""
-    try:
-        tokens: Tokens = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+def cached_tokens(path: Path) -> Tokens | None:
+    """Returns the token ids at `path`, memory-mapped; None when they are not there or are damaged.
+
+    Every byte is compared with the checksum.
+    """
+    if not path.is_file():
         return None
-    sound = tokens.dtype == _dtype(vocab_size) and tokens.ndim == 1 and tokens.size > 0
-    return tokens if sound and int(tokens.max()) < vocab_size else None
+    try:
+        content = np.memmap(path, np.uint8, mode="r")
+        if content[-_CHECKSUM_BYTES:].tobytes() != _checksum(path, content[:-_CHECKSUM_BYTES].data):
+            return None
+        tokens: Tokens = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):  # it cannot be read, or is empty
+        return None
+    return tokens
 
 
 def save_tokens(tokens: Tokens, path: Path) -> None:
-    """Publishes token ids in the cache."""
-    with published(path) as temporary, temporary.open("wb") as file:
-        np.save(file, tokens)
+    """Publishes token ids in the cache.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    try:
+        with published(path) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, tokens)
+            checksum = _checksum(path, np.memmap(temporary, np.uint8, mode="r").data)
+            with temporary.open("ab") as file:
+                file.write(checksum)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. Free space, or set $FLANNEL_PL_CACHE to a folder elsewhere"
+        ) from error
+
+
+def _checksum(path: Path, content: memoryview) -> bytes:
+    """Returns the checksum of a cache file; its name counts too, so that files cannot be exchanged."""
+    hasher = xxhash.xxh3_64(path.name.encode())
+    hasher.update(content)
+    return hasher.digest()
 
 
 def tokenize(text: str, tokenizer: Tokenizer, *, source: Path) -> Tokens:

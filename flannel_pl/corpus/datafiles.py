@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flannel_pl.corpus.builtin import BUILTIN_SHA256, BUILTIN_VOCAB_SIZE, builtin_texts
-from flannel_pl.corpus.cache import cache_folder, save_tokens, tokenize, tokens_path
+from flannel_pl.corpus.cache import cache_folder, save_tokens, say_damaged, tokenize, tokens_path
 from flannel_pl.corpus.files import temporary_beside
 from flannel_pl.corpus.masks import TokenMasks
 from flannel_pl.corpus.progress import stages
@@ -72,6 +72,8 @@ def builtin_folder(*, progress: bool = True) -> Path:
     folder = cache_folder() / f"builtin-{key}"
     if _is_sound(folder):
         return folder
+    if folder.exists():
+        say_damaged(folder)
     temporary = temporary_beside(folder)
     temporary.mkdir()
     try:

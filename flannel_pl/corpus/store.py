@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from flannel_pl.corpus.builtin import BUILTIN_VOCAB_SIZE
-from flannel_pl.corpus.cache import cached_tokens, save_tokens, tokenize, tokens_path
+from flannel_pl.corpus.cache import cached_tokens, save_tokens, say_damaged, tokenize, tokens_path
 from flannel_pl.corpus.datafiles import CORPUS_NAME, MASKS_NAME, TOKENIZER_NAME, builtin_folder
 from flannel_pl.corpus.files import decode, read_bytes
 from flannel_pl.corpus.masks import TokenMasks, Tokens
 from flannel_pl.corpus.progress import stages
 from flannel_pl.corpus.tokenizer import load_tokenizer
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,12 @@ class Corpus:
         corpus_path: The model text.
         tokenizer_path: Its tokenizer.
         mask_path: Its masks file; None where the masks were computed instead.
-        tokens_path: Its token ids, a .npy file in the cache.
+        tokens_path: Its token ids, a .npy file with a checksum behind it, in the cache.
         vocab_size: Entries of the tokenizer.
         masks: Live and dead tokens, and how often each occurs.
-        digests: SHA-256 in hex: of the files `corpus` and `tokenizer`, and of `masks`, for which the bytes of
-            `token_occurrence_counts` stand (little-endian; the other arrays follow from it).
+        digests: SHA-256 in hex: of the files `corpus` and `tokenizer`, of `tokens` (their bytes, little-endian)
+            and of `masks`, for which the bytes of `token_occurrence_counts` stand (little-endian; the other
+            arrays follow from it).
     """
 
     corpus_path: Path
@@ -41,8 +42,18 @@ class Corpus:
 
     @property
     def tokens(self) -> Tokens:
-        """The token ids, (num_tokens,), memory-mapped, read-only: uint16 up to 65,536 entries, else int32."""
-        tokens: Tokens = np.load(self.tokens_path, mmap_mode="r")
+        """The token ids, (num_tokens,), memory-mapped, read-only: uint16 up to 65,536 entries, else int32.
+
+        They are checked whenever they are asked for: whoever trains asks long after the corpus was loaded.
+
+        Raises:
+            RunError: Meanwhile they were damaged or removed.
+        """
+        tokens = cached_tokens(self.tokens_path)
+        if tokens is None:
+            raise RunError(
+                f"{self.tokens_path} was damaged or removed while it was in use. Start again: it is made anew"
+            )
         return tokens
 
     @property
@@ -73,6 +84,7 @@ def load_corpus(
 
     Raises:
         UserError: A file is missing, damaged, empty or does not fit the others; or no cache can be written.
+        RunError: The disk of the cache fails.
     """
     if corpus_path is None and tokenizer_path is None and mask_path is None:
         folder = _builtin_folder(vocab_size=vocab_size, progress=progress)
@@ -112,8 +124,10 @@ def _open(
     tokenizer = load_tokenizer(tokenizer_path, vocab_size=vocab_size)
     tokenizer_bytes = read_bytes(tokenizer_path, role="tokenizer")
     path = tokens_path(corpus=corpus_bytes, tokenizer=tokenizer_bytes)
-    tokens = cached_tokens(path, vocab_size=vocab_size)
+    tokens = cached_tokens(path)
     if tokens is None:
+        if path.exists():
+            say_damaged(path)
         text = decode(corpus_bytes, path=corpus_path)
         with stages(f"tokenizing {corpus_path} (once)", total=1, show=progress):
             tokens = tokenize(text, tokenizer, source=corpus_path)
@@ -125,6 +139,7 @@ def _open(
     hashed = {
         "corpus": corpus_bytes,
         "tokenizer": tokenizer_bytes,
+        "tokens": tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data,
         "masks": masks.token_occurrence_counts.astype("<i8").tobytes(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in hashed.items()}

@@ -53,7 +53,7 @@ def data_changes(experiment: Experiment, record: Mapping[str, Any], digests: Map
     return [
         f"content of the {name}: {theirs.get(name)} there, {digest} now"
         for name, digest in digests.items()
-        if theirs.get(name) != digest
+        if theirs.get(name, digest) != digest  # an older record has fewer hashes
     ]
 
 

@@ -56,6 +56,22 @@ def test_a_damaged_file_is_measured_anew(tmp_path: Path, keep: int) -> None:
     assert cache.load_run(kept, "mark") is None
 
 
+def test_no_flipped_bit_is_taken_for_a_measure(tmp_path: Path) -> None:
+    """Not even where a zip file has no checksum of its own, or says how it is packed."""
+    path = save_recording(tmp_path / "r.safetensors", [walk(1)])
+    with flannel_pl.open_recording(path) as recording:
+        measures = measure_run(recording, 0)
+    kept = tmp_path / "run_0.npz"
+    cache.save_run(kept, "mark", measures)
+    content = kept.read_bytes()
+    draw = np.random.default_rng(0)
+    for place in (*range(0, 40), *draw.integers(len(content), size=400), *range(-100, 0)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(draw.integers(8))
+        kept.write_bytes(damaged)
+        assert cache.load_run(kept, "mark") is None, place
+
+
 def test_distances_come_back(tmp_path: Path) -> None:
     path = save_recording(tmp_path / "r.safetensors", [walk(1), walk(2), walk(3)])
     with flannel_pl.open_recording(path) as recording:

@@ -1,6 +1,9 @@
 """`load_corpus`: the notebook's tokens, made once, and clear refusals."""
 
+import errno
 import hashlib
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from flannel_pl.corpus.cache import cache_folder
 from flannel_pl.corpus.masks import TokenMasks
 from flannel_pl.corpus.store import Corpus, load_corpus
 from flannel_pl.corpus.tokenizer import train_tokenizer
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
 from tests.corpus.corpus_samples import PANGRAMS, run_python
 
 
@@ -87,17 +90,100 @@ def test_another_text_or_tokenizer_has_other_tokens(files: dict[str, Path]) -> N
     assert third.tokens.tolist() == as_the_notebook_does(files)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: data[:5], lambda data: b""])
-def test_damaged_tokens_are_made_anew(files: dict[str, Path], damage) -> None:  # type: ignore[no-untyped-def]
+def flipped_bits(data: bytes) -> bytes:
+    draw, flipped = np.random.default_rng(0), bytearray(data)
+    for place in draw.choice(len(data), 30, replace=False):
+        flipped[place] ^= 1 << int(draw.integers(8))
+    return bytes(flipped)
+
+
+def swapped_tokens(data: bytes) -> bytes:
+    """The same tokens as often as before: no count tells."""
+    tokens = bytearray(data)
+    first, second = next((k, k + 2) for k in range(200, len(data), 2) if data[k : k + 2] != data[k + 2 : k + 4])
+    tokens[first : first + 4] = data[second : second + 2] + data[first : first + 2]
+    return bytes(tokens)
+
+
+DAMAGES = [
+    flipped_bits,
+    swapped_tokens,
+    lambda data: data[:-500] + bytes(500),  # a zeroed tail
+    lambda data: bytes([data[0] ^ 1]) + data[1:],
+    lambda data: data[:-1] + bytes([data[-1] ^ 128]),
+    lambda data: data + b"\0",
+    lambda data: data[:-10],
+    lambda data: data[:5],
+    lambda data: b"",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_tokens_are_named_and_made_anew(
+    files: dict[str, Path], damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
     path = load(files).tokens_path
-    path.write_bytes(damage(path.read_bytes()))
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert load(files).tokens.tolist() == as_the_notebook_does(files)
+    assert capsys.readouterr().err == f"flannel-pl: {path} is damaged; it is made anew\n"
+    assert path.read_bytes() == whole
+    load(files)
+    assert capsys.readouterr().err == ""
+
+
+def test_tokens_of_another_text_are_made_anew(files: dict[str, Path], tmp_path: Path) -> None:
+    """Whole files, exchanged for one another."""
+    first = load(files).tokens_path
+    other = {**files, "corpus_path": tmp_path / "other.txt"}
+    other["corpus_path"].write_text(PANGRAMS[1000:] + PANGRAMS[:1000])
+    second = load(other).tokens_path
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    assert load(files).tokens.tolist() == as_the_notebook_does(files)
+    assert load(other).tokens.tolist() == as_the_notebook_does(other)
+
+
+def test_tokens_that_an_earlier_version_kept_without_a_checksum_are_not_used(
+    files: dict[str, Path], fresh_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digests = (hashlib.sha256(path.read_bytes()).digest() for path in files.values())
+    old = fresh_cache / f"tokens-{hashlib.sha256(b''.join(digests)).hexdigest()[:32]}.npy"
+    fresh_cache.mkdir()
+    np.save(old, np.array([1, 2, 3], np.uint16))
+    assert load(files).tokens.tolist() == as_the_notebook_does(files)
+    assert capsys.readouterr().err == ""
+
+
+def test_tokens_damaged_after_they_were_loaded_are_not_used(files: dict[str, Path]) -> None:
+    corpus = load(files)
+    path = corpus.tokens_path
+    with path.open("r+b") as file:  # as damage is: in place
+        file.seek(300)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(RunError, match=r"tokens-.*\.npy was damaged or removed while it was in use\. Start again"):
+        _ = corpus.tokens
+    path.unlink()
+    with pytest.raises(RunError, match="damaged or removed"):
+        _ = corpus.tokens
     assert load(files).tokens.tolist() == as_the_notebook_does(files)
 
 
-def test_tokens_beyond_the_vocabulary_are_made_anew(files: dict[str, Path]) -> None:
+def test_a_pipe_in_place_of_the_tokens_stops_nobody(files: dict[str, Path]) -> None:
     path = load(files).tokens_path
-    np.save(path, np.full(100, 80, np.uint16))
+    path.unlink()
+    os.mkfifo(path)
     assert load(files).tokens.tolist() == as_the_notebook_does(files)
+
+
+def test_a_full_disk_under_the_cache_is_said(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(RunError, match=r"cannot write .*tokens-.*: No space left on device\. Free space, or set"):
+        load(files)
 
 
 def test_more_than_65536_entries_take_int32(files: dict[str, Path]) -> None:
@@ -127,6 +213,8 @@ def test_digests_are_of_the_files_and_of_the_counts(files: dict[str, Path], tmp_
     corpus = load(files)
     assert corpus.digests["corpus"] == hashlib.sha256(PANGRAMS.encode()).hexdigest()
     assert corpus.digests["tokenizer"] == hashlib.sha256(files["tokenizer_path"].read_bytes()).hexdigest()
+    as_stored = np.array(as_the_notebook_does(files), "<u2").tobytes()
+    assert corpus.digests["tokens"] == hashlib.sha256(as_stored).hexdigest()
     corpus.masks.save(tmp_path / "masks")
     assert load({**files, "mask_path": tmp_path / "masks"}).digests == corpus.digests
     files["corpus_path"].write_text("the dog")
@@ -242,7 +330,7 @@ def test_the_builtin_corpus_is_made_once(
 @pytest.mark.parametrize("name", [*datafiles.FILE_NAMES, "SHA256SUMS"])
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_damaged_builtin_corpus_is_made_anew(
-    small_builtin: list[int], fresh_cache: Path, name: str, gone: bool
+    small_builtin: list[int], fresh_cache: Path, name: str, gone: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = load_corpus(vocab_size=80, progress=False)
     damaged = first.corpus_path.parent / name
@@ -253,6 +341,7 @@ def test_a_damaged_builtin_corpus_is_made_anew(
     assert load_corpus(vocab_size=80, progress=False).digests == first.digests
     assert small_builtin == [1, 1]
     assert len(list(fresh_cache.iterdir())) == 2
+    assert capsys.readouterr().err == f"flannel-pl: {damaged.parent} is damaged; it is made anew\n"
 
 
 def test_who_makes_the_builtin_corpus_last_uses_what_the_first_made(
