@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flannel_pl.errors import Interrupted, RunError, UserError
-from flannel_pl.imports import quick_imports
+from flannel_pl.imports import quick_imports, stand_alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +88,7 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 
 def _fit(words: list[str]) -> int:
+    stand_alone()
     _prepare_for_several_runs(words)
     with quick_imports():
         from flannel_pl.fit import fit
@@ -130,6 +131,7 @@ def _is_begun(words: list[str]) -> bool:
 
 
 def _plan(words: list[str]) -> int:
+    stand_alone()
     with quick_imports():
         from flannel_pl.fit import plan
 
