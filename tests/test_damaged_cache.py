@@ -1,4 +1,4 @@
-"""Damage in the cache between one look at it and the next: named, mended, and no bit of a recording differs."""
+"""Damage in the cache between one look and the next: named, mended, and no bit of a recording differs."""
 
 import json
 import shutil

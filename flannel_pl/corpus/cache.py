@@ -91,7 +91,7 @@ def save_tokens(tokens: Tokens, path: Path) -> None:
                 file.write(checksum)
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {error.strerror}. Free space, or set $FLANNEL_PL_CACHE to a folder elsewhere"
+            f"cannot write {path}: {error.strerror}. Free space, or set $FLANNEL_PL_CACHE to another folder"
         ) from error
 
 

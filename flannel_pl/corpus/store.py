@@ -4,8 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from flannel_pl.corpus.builtin import BUILTIN_VOCAB_SIZE
 from flannel_pl.corpus.cache import cached_tokens, save_tokens, say_damaged, tokenize, tokens_path
 from flannel_pl.corpus.datafiles import CORPUS_NAME, MASKS_NAME, TOKENIZER_NAME, builtin_folder
@@ -27,9 +25,9 @@ class Corpus:
         tokens_path: Its token ids, a .npy file with a checksum behind it, in the cache.
         vocab_size: Entries of the tokenizer.
         masks: Live and dead tokens, and how often each occurs.
-        digests: SHA-256 in hex: of the files `corpus` and `tokenizer`, of `tokens` (their bytes, little-endian)
-            and of `masks`, for which the bytes of `token_occurrence_counts` stand (little-endian; the other
-            arrays follow from it).
+        digests: SHA-256 in hex: of the files `corpus` and `tokenizer`, of the bytes of `tokens`, and of
+            `masks`, for which the bytes of `token_occurrence_counts` stand (the other arrays follow from it);
+            both little-endian.
     """
 
     corpus_path: Path
@@ -136,7 +134,7 @@ def _open(
         masks = TokenMasks.from_tokens(tokens, vocab_size)
     else:
         masks = TokenMasks.load(mask_path, vocab_size=vocab_size, tokens=tokens)
-    hashed = {
+    hashed: dict[str, bytes | memoryview] = {
         "corpus": corpus_bytes,
         "tokenizer": tokenizer_bytes,
         "tokens": tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data,

@@ -99,10 +99,8 @@ def flipped_bits(data: bytes) -> bytes:
 
 def swapped_tokens(data: bytes) -> bytes:
     """The same tokens as often as before: no count tells."""
-    tokens = bytearray(data)
-    first, second = next((k, k + 2) for k in range(200, len(data), 2) if data[k : k + 2] != data[k + 2 : k + 4])
-    tokens[first : first + 4] = data[second : second + 2] + data[first : first + 2]
-    return bytes(tokens)
+    k = next(k for k in range(200, len(data), 2) if data[k : k + 2] != data[k + 2 : k + 4])
+    return data[:k] + data[k + 2 : k + 4] + data[k : k + 2] + data[k + 4 :]
 
 
 DAMAGES = [
@@ -162,7 +160,7 @@ def test_tokens_damaged_after_they_were_loaded_are_not_used(files: dict[str, Pat
     with path.open("r+b") as file:  # as damage is: in place
         file.seek(300)
         file.write(b"\0\0\0\0")
-    with pytest.raises(RunError, match=r"tokens-.*\.npy was damaged or removed while it was in use\. Start again"):
+    with pytest.raises(RunError, match=r"tokens-.*\.npy was damaged or removed while .* Start again"):
         _ = corpus.tokens
     path.unlink()
     with pytest.raises(RunError, match="damaged or removed"):
@@ -182,7 +180,7 @@ def test_a_full_disk_under_the_cache_is_said(files: dict[str, Path], monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(RunError, match=r"cannot write .*tokens-.*: No space left on device\. Free space, or set"):
+    with pytest.raises(RunError, match=r"cannot write .*tokens-.*: No space left on device\. Free space"):
         load(files)
 
 
