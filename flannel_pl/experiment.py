@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flannel_pl.errors import UserError
+from flannel_pl.small_files import read_small
 
 MAX_RUNS = 100_000
 """More seeds than this are a slip of the finger."""
@@ -176,7 +177,7 @@ class ExperimentPaths:
         """
         record = cls(folder, folder.name).record
         try:
-            name = json.loads(record.read_text(encoding="utf-8"))["name"]
+            name = json.loads(read_small(record))["name"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls(folder, folder.name)
         return cls(folder, name if is_plain_name(name) else folder.name)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
@@ -38,6 +37,7 @@ from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.signals import handled
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.fit import CheckedRun, check, train
@@ -52,8 +52,8 @@ class _Request:
     """What `fit` or `plan` was asked for, checked."""
 
     experiment: Experiment
-    record: dict[str, Any] | None
-    """Content of the folder's experiment.json; None if the experiment is new."""
+    record: ExperimentRecord | None
+    """What the folder's experiment.json says; None if the experiment is new."""
 
     plan: Plan | None
     """None if there is nothing to train."""
@@ -288,12 +288,12 @@ def _interruptible() -> Iterator[None]:
         yield
 
 
-def _write_record(request: _Request, plan: Plan, record: dict[str, Any] | None) -> None:
+def _write_record(request: _Request, plan: Plan, record: ExperimentRecord | None) -> None:
     """Describes a new experiment in its folder."""
     if record is None:
         origin = {**provenance.collect(), "data": request.corpus.digests}
-        record = request.experiment.record(origin, settled=plan.settled)
-        write_folder(request.experiment, record, masks=request.corpus.masks.to_bytes())
+        content = request.experiment.record(origin, settled=plan.settled)
+        write_folder(request.experiment, content, masks=request.corpus.masks.to_bytes())
 
 
 def _write_run_configs(request: _Request, plan: Plan) -> None:

@@ -18,6 +18,7 @@ ROOMS = {
     "experiment": set[str](),
     "imports": set[str](),
     "provenance": set[str](),
+    "small_files": set[str](),
     "signals": set[str](),
     "corpus": set[str](),
     "recording": set[str](),
@@ -25,7 +26,7 @@ ROOMS = {
     "launch": {"recording"},
     "analysis": {"recording"},
 }
-FOR_ALL = {"errors", "experiment", "imports", "provenance", "signals"}
+FOR_ALL = {"errors", "experiment", "imports", "provenance", "signals", "small_files"}
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
 HEAVY_ALLOWED = {

@@ -1,9 +1,9 @@
 """Which runs of its experiment a recording lacks."""
 
-import json
-
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.reader import Recording
+from flannel_pl.recording.record import read_record
 
 
 def missing_runs(recording: Recording) -> tuple[int, ...]:
@@ -22,8 +22,7 @@ def missing_runs(recording: Recording) -> tuple[int, ...]:
     """
     folder = recording.path if recording.path.is_dir() else recording.path.parent
     try:
-        record = json.loads(ExperimentPaths.find(folder.absolute()).record.read_text(encoding="utf-8"))
-        asked = {int(run["index"]) for run in record["runs"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        record = read_record(ExperimentPaths.find(folder.absolute()))
+    except (UserError, RunError):
         return ()
-    return tuple(sorted(asked - set(recording.runs)))
+    return tuple(sorted(set(record.indices) - set(recording.runs)))

@@ -10,15 +10,18 @@ from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.recording.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.gatherer import gathered_runs
+from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.record import read_record as record_of
 
 
-def read_record(experiment: Experiment) -> dict[str, Any] | None:
+def read_record(experiment: Experiment) -> ExperimentRecord | None:
     """Returns the folder's `experiment.json` if the experiment may go on there, None if it is new.
 
     An experiment of which nothing was recorded yet counts as new, whatever its config.
 
     Raises:
         UserError: If the folder holds another experiment, or something that is none.
+        RunError: If its record cannot be read.
     """
     paths = experiment.paths
     if not paths.folder.exists():
@@ -35,11 +38,8 @@ def read_record(experiment: Experiment) -> dict[str, Any] | None:
                 "and nothing is written there; choose another --experiment.name or --experiment.output_dir"
             )
         return None
-    try:
-        record: dict[str, Any] = json.loads(paths.record.read_text(encoding="utf-8"))
-        changes = config_changes(experiment, record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{paths.record} cannot be read ({error}); move {paths.folder} away") from error
+    record = record_of(paths)
+    changes = config_changes(experiment, record)
     if changes and not any(paths.folder.glob("run_*/recording.*")):
         return None
     refuse_changes(experiment, changes)
@@ -84,21 +84,30 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def write_folder(experiment: Experiment, record: dict[str, Any], *, masks: bytes) -> None:
+def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: bytes) -> None:
     """Writes what describes the experiment: experiment.json and the masks.
 
     Args:
         experiment: The experiment.
-        record: Content of experiment.json.
+        content: Of experiment.json.
         masks: Content of the live/dead masks file.
+
+    Raises:
+        UserError: If the config has something that could not be read again.
+        RunError: If the disk fails.
     """
     paths = experiment.paths
+    text = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    try:
+        ExperimentRecord.parse(text)
+    except ValueError as error:
+        raise UserError(f"{paths.record.name} cannot describe this experiment: {error}") from error
     make_folder(paths.folder)
     # The record last: a folder that has it has its masks as well, whatever failed in between.
     with explained(paths.record, need_bytes=0):
         paths.record.unlink(missing_ok=True)
     write_file(paths.masks, masks)
-    write_file(paths.record, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_file(paths.record, text)
 
 
 def write_run_config(

@@ -8,7 +8,7 @@ from types import TracebackType
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.events import EventLog
-from flannel_pl.recording.contents import is_complete, keeps_shards
+from flannel_pl.recording.contents import is_complete
 from flannel_pl.recording.gather import Mode, gather_aloud
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.record import read_record
@@ -127,8 +127,8 @@ def is_gathered(paths: ExperimentPaths, *, mode: Mode) -> bool:
         return paths.index.exists()
     record = read_record(paths)
     left = [paths.growing, paths.growing_notes, paths.growing_moved]
-    if not keeps_shards(record):
-        left += [paths.run(run["index"]).recording for run in record["runs"]]
+    if not record.keeps_shards:
+        left += [paths.run(index).recording for index in record.indices]
     return is_complete(paths, record) and not any(path.exists() for path in left)
 
 

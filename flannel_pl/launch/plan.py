@@ -10,6 +10,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.devices import chosen_devices, free_memory_bytes, num_cores
 from flannel_pl.launch.slurm import slurm_slots
+from flannel_pl.recording.record import ExperimentRecord
 
 LIBRARY_BYTES = 450 * 2**20
 """Resident memory of a process that has imported torch, lightning and transformers and trains nothing."""
@@ -57,7 +58,7 @@ def make_plan(
     runs: Sequence[Run],
     *,
     bytes_of: Mapping[int, int],
-    record: Mapping[str, Any] | None,
+    record: ExperimentRecord | None,
 ) -> Plan:
     """Assigns the runs to slots and checks that devices, memory and disk are there.
 
@@ -65,7 +66,7 @@ def make_plan(
         experiment: The experiment.
         runs: Those of its runs that are still to be trained.
         bytes_of: Run number -> size of its shard, of every selected run.
-        record: Content of the folder's `experiment.json`, whose number of threads `auto` then means.
+        record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
 
     Raises:
         UserError: If a device is not there, a number is out of range, or memory or disk are too small.
@@ -142,7 +143,7 @@ def estimate_worker_bytes(config: dict[str, Any], *, accelerator: str) -> int:
 
 
 def _slots(
-    config: dict[str, Any], *, num_runs: int, worker_bytes: int, record: Mapping[str, Any] | None
+    config: dict[str, Any], *, num_runs: int, worker_bytes: int, record: ExperimentRecord | None
 ) -> tuple[Slot, ...]:
     launch = config["launch"]
     accelerator, devices = chosen_devices(config)
@@ -168,12 +169,11 @@ def _slots(
     return tuple(Slot(accelerator, device, _threads(launch, len(places), record)) for device in places)
 
 
-def _threads(launch: dict[str, Any], num_slots: int, record: Mapping[str, Any] | None) -> int:
+def _threads(launch: dict[str, Any], num_slots: int, record: ExperimentRecord | None) -> int:
     threads = launch["threads_per_run"]
     if threads == "auto":
-        return (
-            max(1, num_cores() // num_slots) if record is None else int(record["settled"]["threads_per_run"])
-        )
+        recorded = None if record is None else record.threads_per_run
+        return recorded or max(1, num_cores() // num_slots)
     if threads < 1:
         raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
     return int(threads)

@@ -19,6 +19,8 @@ from typing import Any
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run, Slot
 from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.small_files import read_small
 
 TASK_SCRIPT = Path(__file__).with_name("slurm_task.sh")
 
@@ -52,7 +54,7 @@ class Submission:
     def read(cls, paths: ExperimentPaths) -> "Submission | None":
         """Returns what `slurm.json` says; None if nothing was submitted, or nothing readable is there."""
         try:
-            content = json.loads(paths.slurm.read_text(encoding="utf-8"))
+            content = json.loads(read_small(paths.slurm))
             gather_job = content["gather_job"]
             runs = [int(run) for run in content["runs"]]
             return cls(str(content["array_job"]), None if gather_job is None else str(gather_job), runs)
@@ -93,7 +95,7 @@ class JobState:
 
 
 def slurm_slots(
-    config: Mapping[str, Any], *, folder: Path, num_runs: int, record: Mapping[str, Any] | None
+    config: Mapping[str, Any], *, folder: Path, num_runs: int, record: ExperimentRecord | None
 ) -> tuple[Slot, ...]:
     """Returns the places that runs get on a cluster: as many as may be trained at the same time.
 
@@ -101,7 +103,7 @@ def slurm_slots(
         config: The experiment's config.
         folder: The experiment's folder.
         num_runs: Runs that are to be trained.
-        record: Content of the folder's `experiment.json`, whose number of threads `auto` then means.
+        record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
 
     Raises:
         UserError: If a key asks for what a task of one run cannot have.
@@ -135,7 +137,8 @@ def slurm_slots(
     threads = launch["threads_per_run"]
     if threads == "auto":
         # Runs of one thread train most steps per core; beside a GPU the second one serves the recorder.
-        threads = record["settled"]["threads_per_run"] if record else 1 if accelerator == "cpu" else 2
+        recorded = None if record is None else record.threads_per_run
+        threads = recorded or (1 if accelerator == "cpu" else 2)
     elif threads < 1:
         raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
     places = min(num_runs, slurm["array_limit"] or num_runs)

@@ -27,8 +27,7 @@ def read_status(folder: Path) -> ExperimentStatus:
     """
     paths = ExperimentPaths.find(folder.absolute())
     record = read_record(paths)
-    runs = [Run(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
-    return collect_status(paths, record["config"], runs)
+    return collect_status(paths, record.config, record.runs)
 
 
 def collect_status(

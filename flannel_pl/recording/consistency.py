@@ -14,6 +14,7 @@ from flannel_pl.recording.contents import (
     Shard,
     contradictions,
     experiment_tensors,
+    has_runs,
     run_metadata,
 )
 from flannel_pl.recording.gather_file import copy_damage
@@ -21,8 +22,9 @@ from flannel_pl.recording.gather_notes import GatherNotes
 from flannel_pl.recording.index import index_content
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.reader import read_masks
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import CheckedPart
+from flannel_pl.small_files import read_small
 
 
 def check_folder(paths: ExperimentPaths) -> Iterator[CheckedPart]:
@@ -39,7 +41,7 @@ def check_folder(paths: ExperimentPaths) -> Iterator[CheckedPart]:
     yield from growing
     if not paths.gathered.exists():
         gathered = {part.run for part in growing}
-        for index in (run["index"] for run in record["runs"] if run["index"] not in gathered):
+        for index in (index for index in record.indices if index not in gathered):
             files = paths.run(index)
             if not files.recording.exists() and not files.partial.exists():
                 yield CheckedPart(files.recording, index, 0, 0, 0.0, unfinished=True)
@@ -58,7 +60,7 @@ def index_paths(index: Path) -> ExperimentPaths:
     return ExperimentPaths(index.parent, index.name.removesuffix(".safetensors.index.json"))
 
 
-def _check_growing_file(paths: ExperimentPaths, record: Mapping[str, Any]) -> Iterator[CheckedPart]:
+def _check_growing_file(paths: ExperimentPaths, record: ExperimentRecord) -> Iterator[CheckedPart]:
     """Checks the runs in a gathered file that still waits for others."""
     path, start_s = paths.growing, time.monotonic()
     try:
@@ -79,13 +81,13 @@ def _problem(path: Path, sentence: str) -> CheckedPart:
     return CheckedPart(path, None, 0, 0, 0.0, (sentence,))
 
 
-def _folder_problems(paths: ExperimentPaths, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def _folder_problems(paths: ExperimentPaths, record: ExperimentRecord) -> Iterator[tuple[Path, str]]:
     gathered = _metadata(paths.gathered)
-    for run in record["runs"]:
-        shard = paths.run(run["index"]).recording
+    for index in record.indices:
+        shard = paths.run(index).recording
         metadata = _metadata(shard)
         if metadata is not None:
-            for sentence in contradictions(metadata, record, run["index"]):
+            for sentence in contradictions(metadata, record, index):
                 yield shard, f"it does not belong to this experiment: {sentence}"
     if gathered is not None:
         for sentence in _other_record(gathered, record):
@@ -107,13 +109,13 @@ def _metadata(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _other_record(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
+def _other_record(metadata: Mapping[str, Any], record: ExperimentRecord) -> Iterator[str]:
     """Yields in what a gathered recording and `experiment.json` differ."""
-    for name in ("name", "config", "provenance"):
-        if metadata.get(name) != record.get(name):
+    expected = {"name": record.name, "config": record.content["config"], "provenance": record.provenance}
+    for name, ours in expected.items():
+        if metadata.get(name) != ours:
             yield f"its {name} is not the one of experiment.json; bring that file back, or gather again"
-    got = [(run["index"], run.get("seed"), run.get("swept")) for run in metadata.get("runs", [])]
-    if got != [(run["index"], run["seed"], run["swept"]) for run in record["runs"]]:
+    if not has_runs(metadata, record):
         yield "its runs are not those of experiment.json; bring that file back, or gather again"
 
 
@@ -127,7 +129,7 @@ def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:
             layouts[shard] = read_layout(shard)
             if run_metadata(Shard(run["index"], shard, layouts[shard])) != run:
                 yield shard, "it is not the recording that the index was made for; gather again"
-        if index.read_bytes() != index_content(index.parent, layouts):
+        if read_small(index) != index_content(index.parent, layouts):
             yield index, "it is not as it was written; gather again with --mode index"
     except OSError as error:
         yield index, f"it cannot be read: {error.strerror}"
@@ -135,7 +137,7 @@ def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:
         yield index, str(error)
 
 
-def _mask_problems(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
+def _mask_problems(path: Path, record: ExperimentRecord) -> Iterator[str]:
     """Yields what is wrong with a masks file; all of it follows from the counts, whose hash is recorded."""
     try:
         masks = read_masks(path)
@@ -150,7 +152,7 @@ def _mask_problems(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
     wrong = [name for name, array in expected.items() if not np.array_equal(masks[name], array)]
     if wrong:
         yield f"{', '.join(wrong)} do not follow from token_occurrence_counts"
-    digest = ((record.get("provenance") or {}).get("data") or {}).get("masks")
+    digest = record.data_digests.get("masks")
     counts = masks["token_occurrence_counts"].astype("<i8").tobytes()
     if digest is not None and hashlib.sha256(counts).hexdigest() != digest:
         yield "token_occurrence_counts are not those the experiment was trained with"

@@ -12,6 +12,7 @@ from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.metadata import dump_metadata
 from flannel_pl.recording.reader import read_masks
+from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.schema import CONFIG_SCALARS, SCHEMA_VERSION, static_checksum
 from flannel_pl.recording.tensors import Array
 
@@ -40,7 +41,7 @@ class Shard:
         return {key if key.startswith(self.prefix) else self.prefix + key: key for key in self.layout.tensors}
 
 
-def read_shard(paths: ExperimentPaths, record: Mapping[str, Any], index: int) -> Shard:
+def read_shard(paths: ExperimentPaths, record: ExperimentRecord, index: int) -> Shard:
     """Returns the finished recording of run `index`.
 
     Raises:
@@ -57,37 +58,37 @@ def read_shard(paths: ExperimentPaths, record: Mapping[str, Any], index: int) ->
     return shard
 
 
-def contradictions(metadata: Mapping[str, Any], record: Mapping[str, Any], index: int) -> Iterator[str]:
+def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index: int) -> Iterator[str]:
     """Yields in what a shard's metadata contradict the experiment that it is to be part of.
 
     Args:
         metadata: What the shard says of itself.
-        record: Content of `experiment.json`.
+        record: The experiment's record.
         index: Number of the run that the shard should be of.
     """
-    run, config = record["runs"][index], record["config"]
+    run, config = record.runs[index], record.config
     for name, expected in (
         ("schema", SCHEMA_VERSION),
-        ("run", run["index"]),
-        ("seed", run["seed"]),
-        ("swept", run["swept"]),
+        ("run", run.index),
+        ("seed", run.seed),
+        ("swept", run.swept),
     ):
         if metadata.get(name) != expected:
             yield f"its {name} is {metadata.get(name)!r}, expected {expected!r}"
     theirs = metadata.get("config", {})
     for group in ("model", "data", "recorder"):
-        yield from _differences(theirs.get(group, {}), config.get(group, {}), f"{group}.", run["swept"])
+        yield from _differences(theirs.get(group, {}), config[group], f"{group}.", run.swept)
     steps = {"max_steps": config["trainer"]["max_steps"]}
     yield from _differences(
-        {"max_steps": theirs.get("trainer", {}).get("max_steps")}, steps, "trainer.", run["swept"]
+        {"max_steps": theirs.get("trainer", {}).get("max_steps")}, steps, "trainer.", run.swept
     )
-    if not any(key.startswith("data.") and key.endswith("_path") for key in run["swept"]):
-        yield from _other_data(metadata.get("provenance", {}), record.get("provenance", {}))
+    if not any(key.startswith("data.") and key.endswith("_path") for key in run.swept):
+        yield from _other_data(metadata.get("provenance", {}), record.data_digests)
 
 
-def _other_data(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
-    """Yields each data file of which both provenances know the hash, and not the same one."""
-    got, expected = theirs.get("data") or {}, ours.get("data") or {}
+def _other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[str]:
+    """Yields each data file of which both sides know the hash, and not the same one."""
+    got = theirs.get("data") or {}
     for name in sorted(got.keys() & expected.keys()):
         if got[name] != expected[name]:
             yield f"it was trained with another {name} ({got[name]!s:.12}, expected {expected[name]!s:.12})"
@@ -103,7 +104,7 @@ def _differences(
             yield f"its {name} is {got.get(key)!r}, expected {expected.get(key)!r}"
 
 
-def experiment_tensors(paths: ExperimentPaths, record: Mapping[str, Any]) -> Extras:
+def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extras:
     """Returns the notebook's ten scalars, the seeds and the masks.
 
     A scalar whose config key was swept is NaN (`n_steps`: -1), since no one number is true of all runs.
@@ -116,14 +117,14 @@ def experiment_tensors(paths: ExperimentPaths, record: Mapping[str, Any]) -> Ext
             f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
         )
     masks = read_masks(paths.masks)
-    seeds = [run["seed"] for run in record["runs"]]
+    seeds = [run.seed for run in record.runs]
     integers = {
         "n_runs": len(seeds),
         "base_seed": seeds[0],
         "n_live": int(masks["live_mask"].sum()),
         "n_dead": int(masks["dead_mask"].sum()),
     }
-    numbers = {name: _common(record, key) for name, key in CONFIG_SCALARS.items()}
+    numbers = {name: record.common(key) for name, key in CONFIG_SCALARS.items()}
     integers["n_steps"] = -1 if (steps := numbers.pop("n_steps")) is None else steps
     return {
         **{name: np.array(value, np.int64) for name, value in integers.items()},
@@ -131,14 +132,6 @@ def experiment_tensors(paths: ExperimentPaths, record: Mapping[str, Any]) -> Ext
         "seeds": np.array(seeds, np.int64),
         **masks,
     }
-
-
-def _common(record: Mapping[str, Any], key: str) -> Any:
-    """Returns the value of a config key that all runs share; None if they do not."""
-    group, name = key.split(".")
-    configured = record["config"][group][name]
-    values = [run["swept"].get(key, configured) for run in record["runs"]]
-    return values[0] if all(value == values[0] for value in values) else None
 
 
 def run_metadata(shard: Shard) -> dict[str, Any]:
@@ -149,7 +142,7 @@ def run_metadata(shard: Shard) -> dict[str, Any]:
 
 
 def gathered_metadata(
-    record: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], extras: Mapping[str, Array]
+    record: ExperimentRecord, runs: Sequence[Mapping[str, Any]], extras: Mapping[str, Array]
 ) -> str:
     """Returns the metadata string of a gathered recording.
 
@@ -161,26 +154,26 @@ def gathered_metadata(
     return dump_metadata(
         {
             "schema": SCHEMA_VERSION,
-            "name": record["name"],
-            "config": record["config"],
-            "provenance": record["provenance"],
+            "name": record.name,
+            "config": record.content["config"],
+            "provenance": record.provenance,
             "runs": list(runs),
             "static_checksums": {name: static_checksum(array) for name, array in extras.items()},
         }
     )
 
 
-def keeps_shards(record: Mapping[str, Any]) -> bool:
-    """Tells whether runs keep their own recordings once they are gathered."""
-    return bool(record["config"]["experiment"].get("keep_shards", True))
-
-
-def is_complete(paths: ExperimentPaths, record: Mapping[str, Any]) -> bool:
+def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
     """Tells whether the gathered file is there, with a header that is right and names every run."""
     try:
         layout = read_layout(paths.gathered)
     except RunError:
         return False
-    there = [(run["index"], run.get("seed"), run.get("swept")) for run in layout.flannel.get("runs", [])]
-    wanted = [(run["index"], run["seed"], run["swept"]) for run in record["runs"]]
-    return layout.header_is_right and there == wanted
+    return layout.header_is_right and has_runs(layout.flannel, record)
+
+
+def has_runs(metadata: Mapping[str, Any], record: ExperimentRecord) -> bool:
+    """Tells whether a gathered recording names just the runs of an experiment."""
+    runs = metadata.get("runs", [])
+    there = [{"index": run["index"], "seed": run.get("seed"), "swept": run.get("swept")} for run in runs]
+    return there == record.run_entries

@@ -1,8 +1,8 @@
 """Joins the finished shards of an experiment: copied into one file, or named by an index."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
@@ -15,7 +15,7 @@ from flannel_pl.recording.contents import (
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.index import write_index
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.record import ExperimentRecord, read_record
 
 Mode = Literal["single", "index"]
 
@@ -52,7 +52,7 @@ def _gather(
     """Returns the gathered file, and whether it was there already."""
     paths = ExperimentPaths.find(Path(folder).absolute())
     record = read_record(paths)
-    chosen = mode or record["config"]["experiment"]["gather"]
+    chosen = mode or record.gather
     if chosen not in ("single", "index"):
         raise UserError(
             f"experiment.gather is {chosen!r}; say --mode single or --mode index to gather {folder}"
@@ -60,10 +60,9 @@ def _gather(
     if chosen == "index":
         return _gather_index(paths, record), False
     gatherer = gatherer or Gatherer(paths.folder, record)
-    indices = [run["index"] for run in record["runs"]]
-    if gatherer.is_finished and not all(paths.run(index).recording.exists() for index in indices):
+    if gatherer.is_finished and not all(paths.run(index).recording.exists() for index in record.indices):
         return paths.gathered, True
-    return _gather_single(gatherer, indices, progress), False
+    return _gather_single(gatherer, record.indices, progress), False
 
 
 def _gather_single(gatherer: Gatherer, indices: list[int], progress: Progress) -> Path:
@@ -86,8 +85,8 @@ def _gather_single(gatherer: Gatherer, indices: list[int], progress: Progress) -
         raise
 
 
-def _gather_index(paths: ExperimentPaths, record: Mapping[str, Any]) -> Path:
-    indices = [run["index"] for run in record["runs"]]
+def _gather_index(paths: ExperimentPaths, record: ExperimentRecord) -> Path:
+    indices = record.indices
     missing = [index for index in indices if not paths.run(index).recording.exists()]
     if missing:
         raise RunError(

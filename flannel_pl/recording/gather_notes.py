@@ -19,7 +19,6 @@ from flannel_pl.recording.contents import (
     Shard,
     gathered_metadata,
     is_complete,
-    keeps_shards,
     run_metadata,
 )
 from flannel_pl.recording.disk import write_file
@@ -30,6 +29,8 @@ from flannel_pl.recording.layout import (
     is_readable,
     plan_layout,
 )
+from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.small_files import read_small
 
 Specs = dict[str, TensorSpec]
 """Tensors of one run: name without prefix -> dtype and shape."""
@@ -79,7 +80,7 @@ class GatherNotes:
             RunError: If they cannot be read, are damaged, or of another version.
         """
         try:
-            content = path.read_bytes()
+            content = read_small(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -105,7 +106,7 @@ class GatherNotes:
 
 
 def refuse_loss(
-    error: RunError, paths: ExperimentPaths, record: Mapping[str, Any], suspects: Sequence[int]
+    error: RunError, paths: ExperimentPaths, record: ExperimentRecord, suspects: Sequence[int]
 ) -> None:
     """Raises if damaged notes may be all that tells of a run whose own recording was dropped.
 
@@ -119,14 +120,14 @@ def refuse_loss(
         RunError: Names them, and the ways out.
     """
     lost = [index for index in suspects if not paths.run(index).recording.exists()]
-    if lost and not keeps_shards(record) and not is_complete(paths, record):
+    if lost and not record.keeps_shards and not is_complete(paths, record):
         raise RunError(
             f"{error}. Run {', '.join(map(str, lost))} may be in {paths.growing.name} and nowhere "
             f"else: bring both files back from a copy, or delete {paths.growing_notes} to record them anew."
         ) from error
 
 
-def plan_notes(record: Mapping[str, Any], extras: Extras, shards: Sequence[Shard]) -> GatherNotes:
+def plan_notes(record: ExperimentRecord, extras: Extras, shards: Sequence[Shard]) -> GatherNotes:
     """Plans the gathered file by the runs that are finished.
 
     Args:
@@ -138,18 +139,17 @@ def plan_notes(record: Mapping[str, Any], extras: Extras, shards: Sequence[Shard
         UserError: If there are more runs than one file can have.
     """
     known = {shard.index: shard for shard in shards}
-    indices = [run["index"] for run in record["runs"]]
-    likely = [known.get(index, shards[0]) for index in indices]
+    likely = [known.get(run.index, shards[0]) for run in record.runs]
     specs = [specs_of(shard) for shard in likely]
     metadata = gathered_metadata(record, [run_metadata(shard) for shard in likely], extras)
     exact = plan_layout(_keys(specs, extras), metadata=metadata)
-    header_bytes = len(exact.header) + SPARE_BYTES_PER_RUN * (len(indices) - len(known))
+    header_bytes = len(exact.header) + SPARE_BYTES_PER_RUN * (len(likely) - len(known))
     _refuse_long_header(exact, record)
     return GatherNotes(header_bytes, specs)
 
 
 def final_layout(
-    notes: GatherNotes, record: Mapping[str, Any], extras: Extras, *, apart: Mapping[int, Shard]
+    notes: GatherNotes, record: ExperimentRecord, extras: Extras, *, apart: Mapping[int, Shard]
 ) -> FileLayout:
     """Returns the layout with its true header, once every run is there.
 
@@ -160,10 +160,10 @@ def final_layout(
         apart: Runs that do not fit the plan. If there are any, the layout is another than the planned one.
     """
     specs, sayings = [], []
-    for run, planned in zip(record["runs"], notes.specs, strict=True):
-        shard = apart.get(run["index"])
+    for run, planned in zip(record.runs, notes.specs, strict=True):
+        shard = apart.get(run.index)
         specs.append(planned if shard is None else specs_of(shard))
-        sayings.append(notes.runs[run["index"]] if shard is None else run_metadata(shard))
+        sayings.append(notes.runs[run.index] if shard is None else run_metadata(shard))
     metadata = gathered_metadata(record, sayings, extras)
     room = 0 if apart else notes.header_bytes
     layout = plan_layout(_keys(specs, extras), metadata=metadata, min_header_bytes=room)
@@ -171,10 +171,10 @@ def final_layout(
     return layout
 
 
-def _refuse_long_header(layout: FileLayout, record: Mapping[str, Any]) -> None:
+def _refuse_long_header(layout: FileLayout, record: ExperimentRecord) -> None:
     if not is_readable(layout):
         raise UserError(
-            f"{len(record['runs'])} runs are too many for one file, whose header no reader would accept. "
+            f"{len(record.runs)} runs are too many for one file, whose header no reader would accept. "
             "Gather with --mode index, or split the experiment."
         )
 

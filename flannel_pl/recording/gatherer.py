@@ -21,7 +21,6 @@ from flannel_pl.recording.contents import (
     Shard,
     experiment_tensors,
     is_complete,
-    keeps_shards,
     read_shard,
     run_metadata,
 )
@@ -36,7 +35,7 @@ from flannel_pl.recording.gather_file import (
 )
 from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
 from flannel_pl.recording.layout import FileLayout
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
 from flannel_pl.recording.tensors import TensorFile
 
@@ -56,7 +55,6 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
     """
     paths = ExperimentPaths.find(Path(folder).absolute())
     record = read_record(paths)
-    indices = [run["index"] for run in record["runs"]]
     notes, damage = None, None
     # The growing file first: once it is the finished one, it is found there.
     try:
@@ -64,9 +62,9 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
     except RunError as error:
         damage = error
     if is_complete(paths, record):
-        return frozenset(indices)
+        return frozenset(record.indices)
     if damage is not None:
-        refuse_loss(damage, paths, record, indices)
+        refuse_loss(damage, paths, record, record.indices)
     return frozenset(() if notes is None else notes.runs)
 
 
@@ -79,7 +77,7 @@ class Gatherer:
 
     Args:
         folder: The experiment's folder, with `experiment.json` and the masks.
-        record: Content of `experiment.json`, if it is at hand.
+        record: The experiment's record, if it is at hand.
 
     Raises:
         UserError: If it is no experiment's folder.
@@ -92,11 +90,11 @@ class Gatherer:
         >>> gatherer.finish()                           # doctest: +SKIP
     """
 
-    def __init__(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, record: ExperimentRecord | None = None) -> None:
         self.paths = ExperimentPaths.find(Path(folder).absolute())
         self.record = read_record(self.paths) if record is None else record
-        self.keep_shards = keeps_shards(self.record)
-        self._indices = [run["index"] for run in self.record["runs"]]
+        self.keep_shards = self.record.keeps_shards
+        self._indices = self.record.indices
         self._checked: set[int] = set()  # runs that this object has found right in the growing file
         self._apart: dict[int, Shard] = {}  # runs that do not fit the plan and wait for `finish`
         self._planned: FileLayout | None = None

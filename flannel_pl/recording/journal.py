@@ -19,8 +19,10 @@ import xxhash
 
 from flannel_pl.errors import RunError
 from flannel_pl.recording.disk import reserve, sync_folder, write_at
+from flannel_pl.small_files import read_small
 
 SLOT_BYTES = 4096
+MAX_BYTES = 16 * SLOT_BYTES  # what stands behind the two slots is no journal's, and does no harm
 _CHECKSUM_BYTES = 18  # a space, 16 hexadecimal digits, a newline
 
 
@@ -116,7 +118,7 @@ class Journal:
         """
         for _ in range(3):  # once more if a writer was just at it
             try:
-                content = self.path.read_bytes()
+                content = read_small(self.path, max_bytes=MAX_BYTES)
             except FileNotFoundError:
                 return None
             except OSError as error:

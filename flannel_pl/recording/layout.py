@@ -25,9 +25,11 @@ from flannel_pl.recording.metadata import (
     check_metadata,
     checksum_field,
     header_checksum,
+    num_marks,
     parse_json,
     short,
 )
+from flannel_pl.small_files import open_regular
 
 PAGE_BYTES = 4096
 """The data starts at a multiple of this, so that rows can be mapped and copied by whole pages."""
@@ -149,7 +151,7 @@ def read_layout(path: Path) -> FileLayout:
         RunError: If the file cannot be read, is no safetensors file, or is cut short.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             total_bytes = os.fstat(file.fileno()).st_size
             length_bytes = file.read(8)
             num_header_bytes = int.from_bytes(length_bytes, "little")
@@ -169,11 +171,6 @@ def read_layout(path: Path) -> FileLayout:
         raise RunError(
             f"{path} is not a complete safetensors file: {error}. Copy or record it again."
         ) from error
-
-
-def num_marks(text: bytes) -> int:
-    """Returns how many braces, brackets and commas open or separate what a header lists."""
-    return sum(text.count(mark) for mark in (b"{", b"[", b","))
 
 
 def is_readable(layout: FileLayout) -> bool:

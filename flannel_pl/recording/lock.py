@@ -17,6 +17,7 @@ from typing import Any
 
 from flannel_pl.errors import UserError
 from flannel_pl.recording.disk import explained, write_at
+from flannel_pl.small_files import read_small
 
 BEAT_S = 5.0
 SILENT_S = 30.0
@@ -115,9 +116,9 @@ class Lock:
 
     def _holder(self) -> dict[str, Any] | None:
         try:
-            holder: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            holder: dict[str, Any] = json.loads(read_small(self.path, max_bytes=_HOLDER_BYTES))
             return {"host": str(holder["host"]), "pid": int(holder["pid"]), "since": str(holder["since"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _write_holder(self) -> None:

@@ -4,6 +4,7 @@ It is JSON, and one of its keys is a checksum of the whole header, itself includ
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,10 +80,13 @@ def parse_json(text: str) -> dict[str, Any]:
     """Returns the object that `text` holds.
 
     Raises:
-        ValueError: If it holds none, or one that JSON does not allow: repeated keys, NaN, too deep nesting.
+        ValueError: If it holds none, or one that JSON does not allow: repeated keys, NaN, too deep nesting,
+            or numbers that no 64 bits hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_whole, parse_float=_finite
+        )
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(value, dict):
@@ -104,7 +108,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"it has the number {constant}")
+    raise ValueError(f"it has the number {short(constant)}")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        _refuse(digits)
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(float(digits)):  # 1e999
+        _refuse(digits)
+    return float(digits)
+
+
+def num_marks(text: bytes) -> int:
+    """Returns how many braces, brackets and commas open or separate what JSON lists."""
+    return sum(text.count(mark) for mark in (b"{", b"[", b","))
 
 
 def short(value: object) -> str:

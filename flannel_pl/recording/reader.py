@@ -16,6 +16,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.schema import ALL_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
+from flannel_pl.small_files import read_small
 
 MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
 """The tensors of a masks file, which a gathered recording carries along."""
@@ -257,7 +258,7 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
 
 def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_small(path))["weight_map"]
         keys_of: dict[str, list[str]] = {}
         for key, name in weight_map.items():
             keys_of.setdefault(os.fspath(name), []).append(key)

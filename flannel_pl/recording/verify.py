@@ -159,7 +159,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
         if candidate.exists():
             return [candidate]
     if experiment.record.exists():
-        runs = [experiment.run(run["index"]) for run in read_record(experiment)["runs"]]
+        runs = [experiment.run(index) for index in read_record(experiment).indices]
     else:
         runs = [RunPaths(path) for path in sorted(folder.glob("run_*"))]
     files = [run.recording if run.recording.exists() else run.partial for run in runs]

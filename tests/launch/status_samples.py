@@ -28,8 +28,8 @@ def make_experiment(
     return experiment
 
 
-def write_record(experiment: Experiment) -> None:
-    record = experiment.record({}, settled={})
+def write_record(experiment: Experiment, *, settled: Mapping[str, Any] | None = None) -> None:
+    record = experiment.record({}, settled=dict(settled or {}))
     experiment.paths.record.write_text(json.dumps(record), encoding="utf-8")
 
 

@@ -1,7 +1,6 @@
 """Which run goes where, with how many threads, and what is refused; on devices that are only claimed."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,7 +9,9 @@ from flannel_pl.experiment import Experiment
 from flannel_pl.launch import devices, plan
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.plan import describe, make_plan
+from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.training.cli import resolve
+from tests.launch.status_samples import make_experiment, write_record
 
 GB = 10**9
 
@@ -33,12 +34,14 @@ class Machine:
         self.monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator, device: memory)
 
 
-def slots_of(tmp_path: Path, *arguments: str, record: dict[str, Any] | None = None) -> list[tuple[str, int]]:
+def slots_of(
+    tmp_path: Path, *arguments: str, record: ExperimentRecord | None = None
+) -> list[tuple[str, int]]:
     return [(slot.name, slot.threads) for slot in planned(tmp_path, *arguments, record=record)[1].slots]
 
 
 def planned(
-    tmp_path: Path, *arguments: str, record: dict[str, Any] | None = None
+    tmp_path: Path, *arguments: str, record: ExperimentRecord | None = None
 ) -> tuple[Experiment, plan.Plan]:
     words = ["--trainer.max_steps", "10", "--experiment.seeds", "1..10", *arguments]
     experiment = Experiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
@@ -98,7 +101,9 @@ def test_gpus_that_are_not_there(tmp_path: Path, machine: Machine, wanted: str) 
 
 
 def test_going_on_keeps_the_number_of_threads_of_the_first_time(tmp_path: Path, machine: Machine) -> None:
-    record = {"settled": {"accelerator": "cpu", "threads_per_run": 3}}
+    begun = make_experiment(tmp_path / "exp", 1)
+    write_record(begun, settled={"accelerator": "cpu", "threads_per_run": 3})
+    record = read_record(begun.paths)
     assert slots_of(tmp_path, record=record) == [("cpu", 3)] * 8
 
 
