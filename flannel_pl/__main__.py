@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flannel_pl.errors import Interrupted, RunError, UserError
+from flannel_pl.errors import Interrupted, UserError, explanation
 from flannel_pl.imports import quick_imports, stand_alone
+from flannel_pl.terminal import plain_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,18 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    with plain_text():
+        return _explained([word for word in words if word != "--debug"], debug=debug)
+
+
+def _explained(words: list[str], *, debug: bool) -> int:
+    """Runs one verb; what ends it early is said in a line or two."""
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # here, where a failure is ours to explain
         return code
     except BrokenPipeError:  # whoever read our output has gone, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except UserError as error:
-        return _complain(error, code=2, debug=debug)
-    except RunError as error:
-        return _complain(error, code=1, debug=debug)
     except Interrupted as interruption:
         again = shlex.join(["flannel-pl", *words])
         print(f"stopped by {interruption}; nothing is lost, go on with: {again}", file=sys.stderr)
@@ -47,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        known = explanation(error)
+        if known is None or debug:
+            traceback.print_exception(error)
+        fault = f"a fault of flannel-pl, please report it: {type(error).__name__}: {error}"
+        print(f"flannel-pl: error: {known or fault}", file=sys.stderr)
+        return 2 if isinstance(known, UserError) else 1
 
 
 def _dispatch(words: list[str]) -> int:
@@ -66,13 +75,6 @@ def _dispatch(words: list[str]) -> int:
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; the verbs are {', '.join(VERBS)}"
         raise UserError(f"{verb!r} is no verb of flannel-pl{hint}")
     return VERBS[verb][1](words[1:])
-
-
-def _complain(error: Exception, *, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    print(f"flannel-pl: error: {error}", file=sys.stderr)
-    return code
 
 
 def _usage() -> str:
@@ -214,7 +216,11 @@ def _call(verb: Callable[..., int | None], words: list[str], *, several: str | N
         words: The command line behind the verb's name.
         several: Its argument that takes all plain words, one at least; None = there is no such argument.
     """
-    from jsonargparse import ArgumentParser, auto_cli
+    import yaml
+    from jsonargparse import ArgumentParser, auto_cli, get_loader, set_loader
+
+    # A path may be no text in this locale, and is none of YAML's business.
+    set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:

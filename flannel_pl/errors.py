@@ -30,3 +30,30 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
+
+
+def explanation(error: Exception) -> UserError | RunError | None:
+    """Returns what to tell a user of an exception that reached the top; None for a fault of ours.
+
+    What the system refuses is the world's, wherever it happens: a folder that is gone, no memory, no more
+    processes.
+    """
+    if isinstance(error, UserError | RunError):
+        return error
+    if isinstance(error, MemoryError):
+        return RunError("there is not enough memory; end something else, or use a larger machine")
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if no_thread or isinstance(error, BlockingIOError):
+        return RunError(
+            "the system allows no more processes or threads; end some, or raise the limit (ulimit -u)"
+        )
+    if isinstance(error, UnicodeEncodeError) and error.encoding in ("ascii", "latin-1"):
+        text = error.object[error.start : error.end]
+        return UserError(
+            f"{text!r} cannot be written in the characters of this locale ({error.encoding}); choose "
+            "one that has them, e.g. with LC_ALL=C.UTF-8"
+        )
+    if isinstance(error, OSError):
+        what = error.strerror or str(error) or type(error).__name__
+        return RunError(f"{what}: {error.filename}" if error.filename is not None else what)
+    return None

@@ -39,6 +39,7 @@ from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.signals import handled
+from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.fit import CheckedRun, check, train
 from flannel_pl.training.worker import work
@@ -151,7 +152,7 @@ def _fit_one(request: _Request, plan: Plan) -> int:
             _write_record(request, plan, record)
     _write_run_configs(request, plan)
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
-    progress_bar = None if sys.stdout.isatty() else False
+    progress_bar = None if is_terminal() else False
     run, slot = plan.runs[0], plan.slots[0]
     with EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
         train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)

@@ -20,13 +20,14 @@ ROOMS = {
     "provenance": set[str](),
     "small_files": set[str](),
     "signals": set[str](),
+    "terminal": set[str](),
     "corpus": set[str](),
     "recording": set[str](),
     "training": {"corpus", "recording"},
     "launch": {"recording"},
     "analysis": {"recording"},
 }
-FOR_ALL = {"errors", "experiment", "imports", "provenance", "signals", "small_files"}
+FOR_ALL = {"errors", "experiment", "imports", "provenance", "signals", "small_files", "terminal"}
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
 HEAVY_ALLOWED = {
@@ -97,3 +98,14 @@ def test_light_parts_do_not_import_torch(statement: str) -> None:
     heavy = "{'torch', 'lightning', 'transformers'}"
     code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_only_one_module_makes_consoles() -> None:
+    """Any other would let through what steers a terminal."""
+    makers = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
+    }
+    assert makers <= {"terminal.py"}

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flannel_pl.terminal import make_console
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def stages(title: str, *, total: int, show: bool) -> Iterator[Callable[[str], No
     Yields:
         A function to call with a stage's name when that stage starts.
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if show and not console.is_terminal:
         print(f"{title} ...", file=sys.stderr, flush=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()

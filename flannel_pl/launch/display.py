@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flannel_pl.launch.standing import ExperimentStatus, RunState, RunStatus
+from flannel_pl.terminal import printable
 
 MAX_ROWS = 30
 """Runs that a table shows one by one; the rest are counted."""
@@ -40,7 +40,7 @@ class Column:
     @property
     def width(self) -> int:
         """Characters that its widest cell takes on the screen."""
-        return max(cell_len(str(cell)) for cell in (self.title, *self.cells))
+        return max(cell.cell_len for cell in (_text(self.title), *map(_text, self.cells)))
 
 
 def fitting_table(columns: Sequence[Column], *, width: int) -> Table:
@@ -57,10 +57,14 @@ def fitting_table(columns: Sequence[Column], *, width: int) -> Table:
             kept.remove(column)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in kept:
-        table.add_column(Text(column.title), justify=column.justify, no_wrap=True)
+        table.add_column(_text(column.title), justify=column.justify, no_wrap=True)
     for row in zip(*(column.cells for column in kept), strict=True):
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        table.add_row(*map(_text, row))
     return table
+
+
+def _text(cell: str | Text) -> Text:
+    return cell if isinstance(cell, Text) else Text(printable(cell))
 
 
 def status_table(status: ExperimentStatus, *, width: int = 80, max_rows: int = MAX_ROWS) -> Table:
@@ -136,11 +140,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def printable(text: str) -> str:
-    """Escapes what would break a line, steer the terminal, or cannot be printed at all."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def swept_columns(runs: Sequence[RunStatus], *, importance: int) -> list[Column]:
     """Returns a column per swept key, named by the key's last part if that is clear enough."""
     keys = list(dict.fromkeys(key for run in runs for key in run.swept))
@@ -148,7 +147,7 @@ def swept_columns(runs: Sequence[RunStatus], *, importance: int) -> list[Column]
     columns = []
     for key in keys:
         last_part = key.split(".")[-1]
-        cells = [_shortened(printable(str(run.swept.get(key, "")))) for run in runs]
+        cells = [_shortened(str(run.swept.get(key, ""))) for run in runs]
         columns.append(Column(key if last_parts[last_part] > 1 else last_part, cells, importance))
     return columns
 
@@ -166,7 +165,7 @@ def state_column(states: Sequence[str]) -> Column:
 
 
 def _columns(runs: Sequence[RunStatus]) -> list[Column]:
-    hosts = [printable(run.host) for run in runs]
+    hosts = [run.host for run in runs]
     several_hosts = len(set(hosts) - {""}) > 1
     rates = ["" if run.steps_per_s is None else _rate(run.steps_per_s) for run in runs]
     megabytes = [_megabytes(run.bytes_written) if run.bytes_written else "" for run in runs]

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
 
 from flannel_pl.experiment import Experiment, Run
 from flannel_pl.launch.display import PlainLines, live_table
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
 from flannel_pl.launch.status import collect_status, waiting_run
+from flannel_pl.terminal import make_console
 
 REFRESH_S = 0.5
 """Shortest time between two looks at the journals."""
@@ -45,7 +45,7 @@ class Progress:
         earlier = () if under_way else self._collect(runs).runs
         self._earlier = {status.run: _sign_of_life(status) for status in earlier}
         self._failures: dict[int, str] = {}
-        self._console = Console()
+        self._console = make_console()
         self._lines = PlainLines(self._console)
         self._live = Live(console=self._console, auto_refresh=False)
         self._next_s = -math.inf

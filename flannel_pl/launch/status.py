@@ -13,6 +13,7 @@ from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.record import read_record
+from flannel_pl.terminal import make_console
 
 SILENT_S = 60.0
 """A run that says it is running, or a launcher, is not believed after so long without a sign of life."""
@@ -174,14 +175,13 @@ def status_verb(folder: Path, watch: bool = False, interval_s: float = 2.0) -> N
         interval_s: Seconds between two looks at the folder while watching.
     """
     # Here, not at the top: who only reads a status draws nothing.
-    from rich.console import Console
     from rich.live import Live
 
     from flannel_pl.launch.display import PlainLines, live_table, status_table
 
     if not (math.isfinite(interval_s) and interval_s > 0):
         raise UserError(f"interval_s is {interval_s}, expected seconds, more than 0; leave it out for 2")
-    console = Console()
+    console = make_console()
     if not watch:
         console.print(status_table(read_status(folder), width=console.width))
         return

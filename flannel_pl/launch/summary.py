@@ -14,12 +14,12 @@ from flannel_pl.launch.display import (
     fitting_table,
     loss_column,
     not_finite,
-    printable,
     state_column,
     swept_columns,
 )
 from flannel_pl.launch.standing import Outcome, RunStatus
 from flannel_pl.launch.status import collect_status
+from flannel_pl.terminal import make_console, printable
 
 
 def summarize(experiment: Experiment, outcomes: Sequence[Outcome], *, command: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def summarize(experiment: Experiment, outcomes: Sequence[Outcome], *, command: S
         outcomes: How each of them ended.
         command: The command line without the program's name.
     """
-    console = Console()
+    console = make_console()
     runs = collect_status(experiment.paths, experiment.config, [outcome.run for outcome in outcomes]).runs
     console.print(_results(outcomes, runs, width=console.width))
     for run in runs:
@@ -83,6 +83,5 @@ def _failures(failed: Sequence[Outcome]) -> Table:
 
 
 def _print_whole(console: Console, line: str) -> None:
-    """Prints a line to be copied: whole, and readable also if it has bytes that are no text."""
-    text = line.encode("utf-8", "backslashreplace").decode()
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Prints a line to be copied: whole."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.index import write_index
 from flannel_pl.recording.record import ExperimentRecord, read_record
+from flannel_pl.terminal import make_console
 
 Mode = Literal["single", "index"]
 
@@ -124,10 +125,9 @@ def gather_aloud(folder: str | Path, *, mode: Mode | None = None, gatherer: Gath
         RunError: As `gather` does.
     """
     # Here, not at the top: training gathers too, without a progress bar of its own.
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("Gathering"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Gathering", total=None)

@@ -29,8 +29,7 @@ def info_verb(path: Path) -> None:
     Args:
         path: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder.
     """
-    # What is not UTF-8, say in a recorded command line, is shown escaped.
-    print(describe(path).encode("utf-8", "backslashreplace").decode("utf-8"))
+    print(describe(path))
 
 
 def describe(path: str | Path) -> str:

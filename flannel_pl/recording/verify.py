@@ -22,6 +22,7 @@ from flannel_pl.recording.report import (
     summarize,
 )
 from flannel_pl.recording.tensors import TensorFile
+from flannel_pl.terminal import make_console
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,10 @@ def verify_verb(path: Path) -> int:
         0 if everything is there and right, else 1.
     """
     # Here, not at the top: resuming needs the checks, but no progress bar.
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     start_s = time.monotonic()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("Verifying"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Verifying", total=None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
@@ -27,6 +27,8 @@ from flannel_pl.training.recorder import StepRecorder
 
 # Makes the docstring below each field of a config dataclass its --help text.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# A path may be no text in this locale, and is none of YAML's business.
+set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
 
 RUN_FOLDER = "."
 """A logger's save_dir that stands for the folder of the run."""

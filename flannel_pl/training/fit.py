@@ -23,6 +23,7 @@ from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording.disk import disk_error
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.terminal import drawn_upon
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import FlannelCLI, parse_config
@@ -174,10 +175,11 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
         num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
         trainer.fit_loop.max_epochs = math.ceil(num_batches / cli.datamodule.order.batches_per_epoch)
     try:
-        if resume is None:
-            trainer.fit(cli.model, cli.datamodule)
-        else:
-            trainer.fit(cli.model, cli.datamodule, ckpt_path=resume.checkpoint, weights_only=True)
+        with drawn_upon():
+            if resume is None:
+                trainer.fit(cli.model, cli.datamodule)
+            else:
+                trainer.fit(cli.model, cli.datamodule, ckpt_path=resume.checkpoint, weights_only=True)
     except SystemExit as end:
         # Lightning's way to end a process on Ctrl-C or SIGTERM before the first step.
         number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT

@@ -17,11 +17,12 @@ import xxhash
 from rich.console import Console
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.launch.display import duration, overall, printable, status_table
+from flannel_pl.launch.display import duration, overall, status_table
 from flannel_pl.launch.standing import ExperimentStatus
 from flannel_pl.launch.status import SILENT_S, read_status, status_verb
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.journal import SLOT_BYTES
+from flannel_pl.terminal import printable
 from tests.launch.status_samples import finish, make_experiment, write_journal
 from tests.launch.terminal import Terminal
 from tests.recording import gathering_samples

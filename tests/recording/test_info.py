@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.info import describe, info_verb
@@ -58,7 +59,7 @@ def test_what_is_not_utf8_is_shown_escaped(tmp_path: Path, capsys: pytest.Captur
     writer = make_writer(tmp_path, metadata={"run": 0, "seed": None, "provenance": {"command": "a\udcff"}})
     write_rows(writer, range(7))
     writer.finish()
-    info_verb(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
     assert "command a\\udcff" in facts(capsys.readouterr().out)
 
 

@@ -4,13 +4,13 @@ import re
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flannel_pl.analysis.comparing.compare import compare
 from flannel_pl.analysis.comparing.text import describe, summarize
 from flannel_pl.errors import UserError
 from flannel_pl.recording.disk import why_not_writable
+from flannel_pl.terminal import make_console
 
 PLOT_SUFFIXES = (".png", ".svg")
 
@@ -32,7 +32,7 @@ def compare_verb(a: Path, b: Path, runs: str | None = None, plot: Path | None = 
     if plot is not None:
         _check_plot(plot)
     start_s = time.monotonic()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("Comparing"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Comparing", total=None)

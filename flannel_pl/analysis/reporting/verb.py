@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flannel_pl.errors import UserError
 from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.terminal import make_console
 
 
 def report_verb(
@@ -28,7 +28,7 @@ def report_verb(
     from flannel_pl.analysis.reporting.report import report  # which imports matplotlib
 
     start_s = time.monotonic()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True
