@@ -106,8 +106,10 @@ def assert_complaint(attempt: Attempt, fault: Fault, *, folder: Path) -> None:
     match = re.search(rf"Cannot write ({re.escape(str(folder))}\S*): {reason}\. .*({NEXT_STEP})", lines[0])
     assert match, said
     named, struck = Path(match[1]), Path(attempt.struck or "")
-    # A file may be named without the `.partial` that it still carried, and for the folder that holds it.
-    assert struck in (named, named.parent) or struck.name == f"{named.name}.partial", said
+    # A file may be named without the `.partial` that it still carried, or the token of whoever wants a lock,
+    # and for the folder that holds it.
+    is_partial = re.fullmatch(rf"{re.escape(named.name)}(\.[0-9a-f]{{16}})?\.partial", struck.name)
+    assert struck in (named, named.parent) or is_partial, said
     assert "flannel-writer" not in attempt.threads, said
 
 

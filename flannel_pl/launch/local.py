@@ -26,6 +26,7 @@ from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.fork_server import start_fork_server
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.journal import Journal
 from flannel_pl.signals import REPEAT_S, handled, stop_signal
 
@@ -79,6 +80,7 @@ def train_all(
 
     Raises:
         Interrupted: On a signal, after every run has been stopped.
+        RunError: If another process has taken over the experiment's lock; every run has been killed then.
     """
     with _caught_signals() as signals, Progress(experiment, runs) as progress:
         return _Launch(experiment, runs, slots, work, events, progress, finished).train(signals)
@@ -112,13 +114,14 @@ class _Launch:
             while self.waiting or self.workers:
                 self._start_waiting()
                 wait([worker.process.sentinel for worker in self.workers], timeout=POLL_S)
+                check_held(self.experiment.paths.folder, look=False)
                 if signals:
                     self._stop(signals)
                     raise Interrupted(signals[0])
                 self._collect()
                 self.progress.update()
         finally:
-            for worker in self.workers:  # none, unless something unforeseen happened
+            for worker in self.workers:  # none, unless the lock is lost or something unforeseen happened
                 worker.process.kill()
         return sorted(self.outcomes, key=lambda outcome: outcome.run.index)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flannel_pl.errors import RunError
+from flannel_pl.recording.held import check_held
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _PIECE_BYTES = 8 * 2**20
@@ -71,7 +72,12 @@ def create(path: Path) -> int:
     """Makes a new, empty file and returns its descriptor, for reading and writing.
 
     A file that has the name already is unlinked, not emptied: another process may still hold it.
+
+    Raises:
+        OSError: If the disk refuses.
+        RunError: If another process has taken over the folder's lock.
     """
+    check_held(path)
     path.unlink(missing_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
@@ -85,16 +91,28 @@ def publish(partial: Path, final: Path, *, fd: int) -> None:
         fd: The descriptor it was written through.
 
     Raises:
-        RunError: If `partial` is by now another file than the one that was written.
+        RunError: If `partial` is by now another file than the one that was written, or another process has
+            taken over the folder's lock.
     """
-    written, there = os.fstat(fd), partial.stat()
-    if (written.st_dev, written.st_ino) != (there.st_dev, there.st_ino):
+    check_held(final)
+    if not _is_named(partial, fd=fd):
+        check_held(final)  # perhaps lost only just now
         raise RunError(
             f"{partial} was replaced by another process while it was written, so it does not become "
             f"{final.name}. See to it that only one process writes there, then start again."
         )
     os.replace(partial, final)  # noqa: PTH105 - looked up in `os` like every call here
     sync_folder(final.parent)
+
+
+def _is_named(path: Path, *, fd: int) -> bool:
+    """Tells whether an open file has that name."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    written = os.fstat(fd)
+    return (written.st_dev, written.st_ino) == (there.st_dev, there.st_ino)
 
 
 def readable_bytes(num_bytes: float) -> str:
@@ -149,17 +167,18 @@ def new_file(final: Path, num_bytes: int) -> Iterator[int]:
     """
     partial = partial_of(final)
     with explained(final, need_bytes=num_bytes):
+        fd = create(partial)
         try:
-            fd = create(partial)
-            try:
-                preallocate(fd, num_bytes)
-                yield fd
-                os.fsync(fd)
-                publish(partial, final, fd=fd)
-            finally:
-                os.close(fd)
+            preallocate(fd, num_bytes)
+            yield fd
+            os.fsync(fd)
+            publish(partial, final, fd=fd)
+        except BaseException:
+            if _is_named(partial, fd=fd):  # else another process writes there by now
+                partial.unlink()
+            raise
         finally:
-            partial.unlink(missing_ok=True)
+            os.close(fd)
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from flannel_pl.recording.checks import RunPart
 from flannel_pl.recording.contents import Extras
 from flannel_pl.recording.disk import copy_range, create, explained, publish, reserve, write_at
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.report import part_damage
 from flannel_pl.recording.tensors import TensorFile
@@ -54,6 +55,7 @@ def copy_tensors(
     Raises:
         RunError: If the disk fails.
     """
+    check_held(target)
     sizes = {key: source_layout.tensors[inner].num_bytes for key, inner in keys.items()}
     with explained(target, need_bytes=sum(sizes.values())), contextlib.ExitStack() as stack:
         source_fd, target_fd = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR)

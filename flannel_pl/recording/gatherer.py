@@ -34,6 +34,7 @@ from flannel_pl.recording.gather_file import (
     synced,
 )
 from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
@@ -347,6 +348,7 @@ class Gatherer:
     def _drop_shard(self, index: int) -> None:
         path = self.paths.run(index).recording
         if not self.keep_shards and path.exists():
+            check_held(path)
             with explained(path, need_bytes=0):
                 path.unlink()
                 sync_folder(path.parent)
@@ -358,6 +360,7 @@ class Gatherer:
                 self._drop_shard(index)
 
     def _remove_leftovers(self) -> None:
+        check_held(self.paths.growing)
         # The notes last: without them nobody would know what the growing file holds.
         notes = self.paths.growing_notes
         for path in (self.paths.growing_moved, self.paths.growing, partial_of(notes), notes):

@@ -19,6 +19,7 @@ import xxhash
 
 from flannel_pl.errors import RunError
 from flannel_pl.recording.disk import reserve, sync_folder, write_at
+from flannel_pl.recording.held import check_held
 from flannel_pl.small_files import read_small
 
 SLOT_BYTES = 4096
@@ -94,8 +95,10 @@ class Journal:
 
         Raises:
             OSError: If the disk refuses.
+            RunError: If another process has taken over the folder's lock.
             ValueError: If the entry does not fit a slot even without its message.
         """
+        check_held(self.path)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             content = os.pread(fd, 2 * SLOT_BYTES, 0)

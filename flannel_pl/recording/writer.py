@@ -26,6 +26,7 @@ import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.disk import disk_error, explained, publish, write_at, write_file
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.journal import SLOT_BYTES, Journal, JournalEntry, State
 from flannel_pl.recording.schema import Column, RecordingSchema
 from flannel_pl.recording.shard import create_shard, reopen_shard, shard_layout
@@ -87,8 +88,8 @@ class RecordingWriter:
 
     Raises:
         UserError: If `final_path` exists: a recording is never overwritten.
-        RunError: If the disk is full, fails, or holds no matching partial file; later also from every
-            method but `abort`.
+        RunError: If the disk is full, fails, or holds no matching partial file, or if another process has
+            taken over the run's lock; later also from every method but `abort`.
 
     Example:
         >>> buffer = writer.acquire()                                  # doctest: +SKIP
@@ -125,6 +126,7 @@ class RecordingWriter:
         self._commit_every_s = commit_every_s
         self._layout = shard_layout(schema, metadata, static)
         buffers = _make_buffers(schema, num_buffers=num_buffers, pin_memory=pin_memory)
+        check_held(partial_path)
         with explained(partial_path, need_bytes=self._layout.total_bytes):
             if first_row == 0:
                 self._fd = create_shard(partial_path, self._layout, schema=schema, static=static)
@@ -282,7 +284,8 @@ class RecordingWriter:
             else:
                 self._note("failed", message, durable=True)
         except RunError as error:
-            _log.warning("%s", error)
+            if str(error) != str(self._failure):
+                _log.warning("%s", error)
         self._close()
 
     def _check_open(self) -> None:
@@ -338,6 +341,7 @@ class RecordingWriter:
                     job = self._jobs.popleft() if self._jobs else None
                     if job is None and self._ending:
                         return
+                check_held(self.partial_path, look=False)
                 if isinstance(job, _Row):
                     self._write_row(job)
                     with self._changed:

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.disk import explained
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.verify import num_good_rows
 
@@ -54,6 +55,7 @@ def remove_checkpoints(paths: RunPaths, *, keep: int) -> None:
     Raises:
         RunError: If the disk refuses.
     """
+    check_held(paths.folder)
     for _, _, path in paths.checkpoints()[keep:]:
         with explained(path, need_bytes=0):
             path.unlink(missing_ok=True)

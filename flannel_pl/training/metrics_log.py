@@ -14,7 +14,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from typing_extensions import override
 
+from flannel_pl.errors import RunError
 from flannel_pl.recording.disk import explained
+from flannel_pl.recording.held import check_held
 
 CHECKPOINT_KEY = "flannel_metrics"
 """Where a checkpoint has what is to be known of metrics.csv."""
@@ -42,11 +44,15 @@ class MetricsLog(CSVLogger):
 
     @override
     def save(self) -> None:
-        """Brings the rows logged so far to the file.
+        """Brings the rows logged so far to the file, unless another process has taken over the run's lock.
 
         Raises:
             RunError: If the disk fails.
         """
+        try:
+            check_held(self._path, look=False)
+        except RunError:
+            return  # the recorder ends the run for that; an error here would keep Lightning from tidying up
         with explained(self._path, need_bytes=0):
             super().save()
 
@@ -65,8 +71,9 @@ class MetricsLog(CSVLogger):
             going_on: Whether `go_on` will want what an earlier attempt has logged.
 
         Raises:
-            RunError: If the disk fails.
+            RunError: If the disk fails, or if another process has taken over the run's lock.
         """
+        check_held(self._path)
         with explained(self._path, need_bytes=0):
             if not going_on:
                 self._kept.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def test_a_holder_on_another_host_counts_as_long_as_it_gives_signs_of_life(
     path = tmp_path / "lock"
     path.write_text(json.dumps({"host": "far-away", "pid": 7, "since": "2026-01-01 00:00:00"}))
     os.utime(path, (time.time() - silent_s,) * 2)
-    lock = Lock(path, what="the thing")
+    lock = Lock(path, what="the thing", beat_s=0.05)
     if refused:
         with pytest.raises(UserError, match="process 7 on far-away"):
             lock.acquire()

@@ -1,0 +1,9 @@
+"""What a run's process does in tests of the launcher alone: nothing, for long."""
+
+import time
+
+from flannel_pl.experiment import Experiment, Run, Slot
+
+
+def sleep(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    time.sleep(60)
