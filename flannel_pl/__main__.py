@@ -91,11 +91,18 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 def _fit(words: list[str]) -> int:
     stand_alone()
+    _number_devices()
     _prepare_for_several_runs(words)
     with quick_imports():
         from flannel_pl.fit import fit
 
     return fit(words)
+
+
+def _number_devices() -> None:
+    from flannel_pl.launch.devices import number_like_nvidia_smi
+
+    number_like_nvidia_smi()
 
 
 def _prepare_for_several_runs(words: list[str]) -> None:
@@ -106,10 +113,13 @@ def _prepare_for_several_runs(words: list[str]) -> None:
     """
     if "FLANNEL_PL_ATTEMPT" in os.environ or "torch" in sys.modules or _is_begun(words):
         return
-    from flannel_pl.launch.devices import num_cores
-    from flannel_pl.launch.fork_server import start_fork_server
+    from flannel_pl.launch.devices import free_memory, num_cores
+    from flannel_pl.launch.fork_server import start_fork_server, start_method
+    from flannel_pl.launch.memory import LIBRARY_BYTES
 
-    if num_cores() > 1:
+    free = free_memory()
+    is_tight = free is not None and free.amount < 2 * LIBRARY_BYTES
+    if start_method() == "forkserver" and num_cores() > 1 and not is_tight:
         with contextlib.suppress(UserError):  # which a single run need not care about
             start_fork_server("flannel_pl.training.worker")
 
@@ -134,6 +144,7 @@ def _is_begun(words: list[str]) -> bool:
 
 def _plan(words: list[str]) -> int:
     stand_alone()
+    _number_devices()
     with quick_imports():
         from flannel_pl.fit import plan
 

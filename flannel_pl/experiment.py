@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -84,8 +84,9 @@ class LaunchConfig:
     """Where the runs are trained: on this host, or as jobs of a Slurm cluster."""
 
     devices: int | list[int] | Literal["auto"] = "auto"
-    """Devices to use: auto = all there are, a number of them, or a list of their ids. `trainer.devices` means
-    the same. On the CPU a number is the number of runs trained side by side."""
+    """Devices to use: auto = all there are, a number of them, or a list of their numbers as nvidia-smi shows
+    them, among those that are visible. `trainer.devices` means the same. On the CPU a number is the number
+    of runs trained side by side."""
 
     runs_per_device: int | Literal["auto"] = "auto"
     """Runs trained side by side on one device; auto = 1 on an accelerator, on the CPU one per core as far as
@@ -274,13 +275,13 @@ class Slot:
     threads: int
     """CPU threads of a run here."""
 
-    visible: str | None = None
-    """What CUDA calls the one device that a run's process is to see; None if it sees all."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables with which a run's process sees this device only; none if it sees all."""
 
     @property
     def number(self) -> int | None:
         """Number of the device as a run's process counts."""
-        return self.device if self.visible is None else 0
+        return 0 if self.environment else self.device
 
     @property
     def name(self) -> str:

@@ -2,13 +2,16 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import UserError
+from flannel_pl.launch.cgroups import Limit, core_limit, memory_limit
+
+NVIDIA_SMI_TIMEOUT_S = 30.0
 
 
 def chosen_devices(config: dict[str, Any]) -> tuple[str, list[int | None]]:
@@ -56,43 +59,124 @@ def available_devices() -> dict[str, int]:
     return {**found, "cpu": 1}
 
 
-def visible_name(device: int) -> str:
-    """Translates the number of a CUDA device in this process into its name for a child process."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return visible[device] if visible else str(device)
+def number_like_nvidia_smi() -> None:
+    """Has CUDA number its devices by their place on the bus, here and in the processes started from here.
+
+    By its own order, the fastest first, nobody can tell which device is which without a context on them. An
+    order that was asked for stays.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
+def seen_alone(device: int) -> dict[str, str]:
+    """Returns the environment in which a child process sees one of the CUDA devices of this process only.
+
+    Args:
+        device: Its number in this process.
+    """
+    import torch
+
+    # Where torch is built for AMD's devices, the first name is the one that counts if both are set.
+    variables = ["HIP_VISIBLE_DEVICES"] * bool(torch.version.hip) + ["CUDA_VISIBLE_DEVICES"]
+    name = visible_name(device, next((name for name in variables if name in os.environ), variables[0]))
+    order = {name: value for name, value in os.environ.items() if name == "CUDA_DEVICE_ORDER"}
+    return {**dict.fromkeys(variables, name), **order}
+
+
+def visible_name(device: int, variable: str = "CUDA_VISIBLE_DEVICES") -> str:
+    """Translates the number of a CUDA device in this process into its name for a child process.
+
+    Args:
+        device: The number.
+        variable: The environment variable that says what this process sees.
+
+    Returns:
+        A number, or what begins with GPU- or MIG-.
+    """
+    names = []
+    for name in os.environ.get(variable, "").split(","):
+        if not name.strip() or name.strip().startswith("-"):
+            break  # which hides it and all behind it
+        names.append(name.strip())
+    return names[device] if device < len(names) else str(device)
+
+
+def available_cores() -> Limit:
+    """Returns how many cores this process may use: 1 at least, and maybe 2.5."""
+    number = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    limits = [Limit(number, "the cores that this process may run on"), core_limit()]
+    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if allotted.isdigit():
+        limits.append(Limit(int(allotted), "SLURM_CPUS_ON_NODE"))
+    narrowest = min((limit for limit in limits if limit is not None), key=lambda limit: limit.amount)
+    return Limit(max(1, narrowest.amount), narrowest.source)
 
 
 def num_cores() -> int:
-    """Returns the cores this process may use; in a Slurm job no more than that has."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    return min(cores, int(allotted)) if allotted.isdigit() else cores
+    """Returns the whole cores this process may use; in a container or a Slurm job no more than that has."""
+    return int(available_cores().amount)
 
 
-def free_memory_bytes(accelerator: str, device: int | None) -> int | None:
-    """Returns the memory that is free on a device, in bytes; None where nothing here can tell."""
-    if accelerator == "cuda" and device is not None and shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        command += [f"--id={visible_name(device)}"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-        return (
-            int(answer.stdout) * 2**20 if answer.returncode == 0 and answer.stdout.strip().isdigit() else None
-        )
-    if accelerator == "cpu" and sys.platform == "linux":
+def free_memory() -> Limit | None:
+    """Returns the bytes of memory that are free on this host; None where nothing here can tell."""
+    limits = [memory_limit(), _allotted_memory()]
+    if sys.platform == "linux":
         # MemAvailable, not MemFree: the page cache, which recording fills, makes room when it is asked to.
         match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        known = [int(match[1]) * 1024 if match else None, _allotted_memory_bytes()]
-        return min((num_bytes for num_bytes in known if num_bytes), default=None)
-    return None
+        limits.append(Limit(int(match[1]) * 1024, "what this host has available") if match else None)
+    known = (limit for limit in limits if limit is not None)
+    return min(known, key=lambda limit: limit.amount, default=None)
 
 
-def _allotted_memory_bytes() -> int | None:
+def _allotted_memory() -> Limit | None:
     """Returns the memory of the Slurm job that this process is in; None if there is no job or no limit."""
     per_node, per_cpu, cpus = (
         int(text) if (text := os.environ.get(f"SLURM_{name}", "")).isdigit() else 0
         for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")
     )
-    return (per_node or per_cpu * cpus) * 2**20 or None
+    num_bytes = (per_node or per_cpu * cpus) * 2**20
+    source = "SLURM_MEM_PER_NODE" if per_node else "SLURM_MEM_PER_CPU"
+    return Limit(num_bytes, source) if num_bytes else None
+
+
+def free_device_memory(accelerator: str, devices: Sequence[int | None]) -> dict[int, int]:
+    """Returns the number of a device -> its free memory in bytes, without those of which nothing tells it.
+
+    Args:
+        accelerator: What kind of device they are.
+        devices: Their numbers in this process.
+    """
+    if accelerator != "cuda":
+        return {}
+    gpus, found = _nvidia_smi(), {}
+    for device in devices:
+        assert device is not None
+        name = visible_name(device)
+        # Numbers are nvidia-smi's own only in the order of places; what is named MIG- it does not list.
+        is_same = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(gpus) == 1
+        for index, uuid, mig, free_mib in gpus:
+            is_it = (is_same and index == name) if name.isdigit() else uuid.startswith(name)
+            if is_it and mig != "Enabled" and free_mib.isdigit():
+                found[device] = int(free_mib) * 2**20
+    return found
+
+
+def _nvidia_smi() -> list[list[str]]:
+    """Returns index, UUID, MIG mode and free memory in MiB of every GPU; nothing where it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,mig.mode.current,memory.free"]
+    try:
+        answer = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=NVIDIA_SMI_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
+    return [fields for line in lines if len(fields := [field.strip() for field in line.split(",")]) == 4]
 
 
 def _parsed(wanted: Any) -> Any:

@@ -10,6 +10,7 @@ within one launch) and `event`. Whoever launches runs writes, with these further
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `run_finished` | run, device, attempt, seconds |
 | `run_failed` | run, seed, device, attempt, cause; log and will_retry if a launcher started it |
+| `fewer_at_once` | runs: how many are trained side by side from now on, since one was killed |
 | `run_stopped` | run, seed, device, attempt, cause: the signal that asked a single run to stop |
 | `gather_started` | -: the first run is about to be copied, while others train or after all of them |
 | `run_gathered` | run: it is safe in the gathered file, while others train |

@@ -10,11 +10,14 @@ import multiprocessing
 import multiprocessing.forkserver as forkserver
 import multiprocessing.resource_tracker as resource_tracker
 import os
+import re
 import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from flannel_pl.errors import UserError
 from flannel_pl.signals import SCHEDULER_SIGNALS
@@ -24,6 +27,18 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 SOCKET_FOLDER_BYTES = 70
 """Length of a path in which every system takes the socket: macOS gives all of it 104 bytes, Linux 108."""
+
+
+def start_method(accelerator: str | None = None) -> Literal["forkserver", "spawn"]:
+    """Returns how `multiprocessing` starts the runs here.
+
+    On macOS a process that was forked from one that has asked for the GPU cannot use it, and transformers
+    asks when it is imported. There each run is a new process that imports everything by itself.
+
+    Args:
+        accelerator: Where the runs are trained; None = that is not known yet.
+    """
+    return "forkserver" if sys.platform == "linux" and accelerator != "mps" else "spawn"
 
 
 def start_fork_server(preload: str) -> None:
@@ -40,18 +55,34 @@ def start_fork_server(preload: str) -> None:
         UserError: If no folder for temporary files takes the socket that it is asked through.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
-    _start_deaf(resource_tracker.ensure_running)  # by itself, since it unblocks some of them in us
+    start_deaf(resource_tracker.ensure_running)  # by itself, since it unblocks some of them in us
     folder, tempfile.tempdir = tempfile.tempdir, _socket_folder()
     try:
-        _start_deaf(forkserver.ensure_running)
+        start_deaf(forkserver.ensure_running)
     finally:
         tempfile.tempdir = folder
     atexit.unregister(stop_fork_server)
     atexit.register(stop_fork_server)
 
 
-def _start_deaf(start: Callable[[], object]) -> None:
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
+def fork_server_bytes() -> int:
+    """Returns the memory that the fork server takes for itself, in bytes; 0 if there is none."""
+    server: Any = forkserver._forkserver  # there is no public way
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{server._forkserver_pid}/status").read_text()
+        if match := re.search(r"RssAnon:\s+(\d+) kB", status):
+            return int(match[1]) * 1024
+    return 0
+
+
+def start_deaf(start: Callable[[], object], numbers: Sequence[signal.Signals] = SCHEDULER_SIGNALS) -> None:
+    """Has `start` start a process that blocks some signals until it unblocks them.
+
+    Args:
+        start: Starts it.
+        numbers: The signals.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         start()
     finally:

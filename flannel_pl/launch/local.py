@@ -1,8 +1,9 @@
 """Trains several runs at once on this host: a process per run, a run per free slot, a queue of the rest.
 
 The processes come from a fork server that has imported everything but touched no device, so that a further
-run does not pay for the imports again. Each sees only its own device, prints to its own log, and stops when
-the launcher is gone. What runs in them is handed in: this room starts training and knows nothing of it.
+run does not pay for the imports again; where that cannot be, each is a new one. A run sees only its own
+device, prints to its own log, and stops when the launcher is gone. What runs in them is handed in: this room
+starts training and knows nothing of it.
 """
 
 import contextlib
@@ -16,14 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
-from flannel_pl.launch.devices import visible_name
+from flannel_pl.launch.devices import seen_alone
 from flannel_pl.launch.events import EventLog
-from flannel_pl.launch.fork_server import start_fork_server
+from flannel_pl.launch.fork_server import start_deaf, start_fork_server, start_method
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.recording.held import check_held
@@ -37,6 +39,9 @@ STOP_S = 9.0
 WRONG_USAGE = 2
 """Exit code of a run that would fail in the same way again."""
 
+UNKNOWN = 255
+"""Exit code that `multiprocessing` makes up when the fork server has died and nobody can tell a run's own."""
+
 Work = Callable[[Experiment, Run, Slot, int], None]
 """Trains one run in a process of its own: experiment, run, slot, attempt."""
 
@@ -48,12 +53,15 @@ class _Task:
     avoid: str | None = None
     """Name of the device on which the last attempt failed."""
 
+    num_spared: int = 0
+    """How many of its attempts ended only because too many runs were trained side by side."""
+
 
 @dataclass(frozen=True)
 class _Worker:
     task: _Task
     slot: Slot
-    process: ForkServerProcess
+    process: BaseProcess
     started_s: float
 
 
@@ -106,8 +114,10 @@ class _Launch:
         self.free = list(slots)
         self.workers: list[_Worker] = []
         self.outcomes: list[Outcome] = []
-        self.context = multiprocessing.get_context("forkserver")
-        start_fork_server(work.__module__)
+        self.max_at_once = len(slots)
+        self.context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+        if start_method(slots[0].accelerator) == "forkserver":
+            self.context = multiprocessing.get_context("forkserver")
 
     def train(self, signals: list[int]) -> list[Outcome]:
         try:
@@ -126,7 +136,7 @@ class _Launch:
         return sorted(self.outcomes, key=lambda outcome: outcome.run.index)
 
     def _start_waiting(self) -> None:
-        while self.waiting and self.free:
+        while self.waiting and self.free and len(self.workers) < self.max_at_once:
             task = self.waiting.popleft()
             slot = next((slot for slot in self.free if slot.name != task.avoid), self.free[0])
             self.free.remove(slot)
@@ -135,10 +145,13 @@ class _Launch:
     def _start(self, task: _Task, slot: Slot) -> _Worker:
         if slot.accelerator == "cuda":
             assert slot.device is not None
-            slot = dataclasses.replace(slot, visible=visible_name(slot.device))
+            slot = dataclasses.replace(slot, environment=seen_alone(slot.device))
+        if isinstance(self.context, ForkServerContext):
+            start_fork_server(self.work.__module__)  # unless it is there
         arguments = (self.experiment, task.run, slot, task.attempt)
         process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
-        process.start()
+        # Until it has a session of its own, Ctrl-C reaches a new process as well; `_stop` tells it to stop.
+        start_deaf(process.start, [signal.SIGINT])
         self.events.write(
             "run_started",
             run=task.run.index,
@@ -154,6 +167,8 @@ class _Launch:
             self.workers.remove(worker)
             self.free.append(worker.slot)
             task, elapsed_s = worker.task, time.monotonic() - worker.started_s
+            if worker.process.exitcode == UNKNOWN:
+                _end_orphan(worker.process)
             failure = self._failure(worker)
             if failure is None:
                 self.events.write(
@@ -180,6 +195,8 @@ class _Launch:
         assert code is not None
         if code == -signal.SIGKILL:
             cause = "killed by SIGKILL (by hand, or because memory ran out)"
+        elif code == UNKNOWN:
+            cause = "the process that it was forked from was killed (by hand, or because memory ran out)"
         elif code < 0:
             cause = f"killed by {signal.Signals(-code).name}"
         else:
@@ -188,8 +205,11 @@ class _Launch:
 
     def _retry(self, worker: _Worker, failure: str) -> bool:
         """Puts a failed run back in the queue, if it may be tried again."""
-        task = worker.task
-        will_retry = worker.process.exitcode != WRONG_USAGE and task.attempt <= self.max_retries
+        task, num_spared = worker.task, worker.task.num_spared
+        if worker.process.exitcode in (-signal.SIGKILL, UNKNOWN) and self._train_fewer() and self.max_retries:
+            num_spared += 1
+        may_retry = task.attempt - num_spared <= self.max_retries
+        will_retry = may_retry and worker.process.exitcode != WRONG_USAGE
         self.events.write(
             "run_failed",
             run=task.run.index,
@@ -202,8 +222,24 @@ class _Launch:
         )
         if will_retry:
             self.progress.retry(task.run, failure, device=worker.slot.name)
-            self.waiting.append(_Task(task.run, task.attempt + 1, worker.slot.name))
+            self.waiting.append(_Task(task.run, task.attempt + 1, worker.slot.name, num_spared))
         return will_retry
+
+    def _train_fewer(self) -> bool:
+        """Trains one run less side by side from now on, if there were several when one was killed.
+
+        Whether memory ran out cannot be told for certain. The number of threads of a run stays what it is, so
+        no bit depends on this.
+        """
+        before, beside = self.max_at_once, len(self.workers)
+        if not 0 < beside < before:
+            return False
+        self.max_at_once = beside
+        self.events.write("fewer_at_once", runs=self.max_at_once)
+        self.progress.note(
+            f"memory may have run out: from now on {self.max_at_once} run(s) side by side instead of {before}"
+        )
+        return True
 
     def _note_failure(self, run: Run, failure: str) -> None:
         """Tells the journal of a run that is given up, if its process died too quickly to do so."""
@@ -230,6 +266,14 @@ class _Launch:
             worker.process.kill()
             worker.process.join()
         self.workers = []
+
+
+def _end_orphan(process: BaseProcess) -> None:
+    """Kills a run of whose end nobody would hear, and which would keep its next attempt out."""
+    assert process.pid is not None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getsid(process.pid) == process.pid:  # else the number is another process's by now
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _last_words(paths: RunPaths, pid: int | None) -> str:

@@ -4,19 +4,16 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
-from flannel_pl.launch.devices import chosen_devices, free_memory_bytes, num_cores
+from flannel_pl.launch.cgroups import Limit
+from flannel_pl.launch.devices import available_cores, chosen_devices, free_device_memory, free_memory
+from flannel_pl.launch.fork_server import fork_server_bytes, start_method
+from flannel_pl.launch.memory import Memory, device_need, gb, host_need
 from flannel_pl.launch.slurm import slurm_slots
 from flannel_pl.recording.record import ExperimentRecord
-
-LIBRARY_BYTES = 450 * 2**20
-"""Resident memory of a process that has imported torch, lightning and transformers and trains nothing."""
-
-GPU_LIBRARY_BYTES = 800 * 2**20
-"""The same with a torch that is built for GPUs, before one is used: its libraries are larger."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,11 @@ class Plan:
     free_bytes: int
     """Free on the disk, counting what unfinished recordings of these runs take up now."""
 
-    worker_bytes: int
-    """Estimated peak memory of one run."""
+    memory: Memory
+    """What the runs take of the host's memory and of the devices', and how much of it is free."""
+
+    cores: Limit | None
+    """Cores of this host for all runs together; None if they are trained elsewhere."""
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -77,12 +77,10 @@ def make_plan(
     slots: tuple[Slot, ...] = ()
     if config["launch"]["launcher"] == "slurm":
         slots = slurm_slots(config, folder=experiment.paths.folder, num_runs=num_runs, record=record)
-    accelerator = slots[0].accelerator if slots else chosen_devices(config)[0]
-    worker_bytes = max(
-        estimate_worker_bytes(experiment.run_config(run), accelerator=accelerator)
-        for run in experiment.selected
-    )
-    slots = slots or _slots(config, num_runs=num_runs, worker_bytes=worker_bytes, record=record)
+    memory = _memory(experiment, slots[0].accelerator if slots else chosen_devices(config)[0])
+    cores = None if slots else available_cores()
+    if cores is not None:
+        slots = _slots(config, num_runs=num_runs, memory=memory, num_cores=int(cores.amount), record=record)
     plan = Plan(
         runs=tuple(runs),
         slots=slots,
@@ -91,7 +89,8 @@ def make_plan(
         gathered_bytes=sum(bytes_of.values()) if copies else 0,
         keeps_shards=config["experiment"]["keep_shards"],
         free_bytes=_free_bytes(experiment, runs),
-        worker_bytes=worker_bytes,
+        memory=memory,
+        cores=cores,
     )
     _check_disk(plan, experiment)
     return plan
@@ -109,71 +108,73 @@ def describe(experiment: Experiment, plan: Plan) -> str:
             f"experiment  {experiment.paths.folder}",
             f"runs        {len(plan.runs)} to train, {done} finished",
             f"devices     {slots} runs side by side, {plan.slots[0].threads} thread(s) each",
-            f"recordings  {_gb(plan.largest_bytes)} a run, {_gb(plan.recording_bytes)} still to write",
-            f"gathered    {_gb(plan.gathered_bytes)} to copy"
+            f"recordings  {gb(plan.largest_bytes)} a run, {gb(plan.recording_bytes)} still to write",
+            f"gathered    {gb(plan.gathered_bytes)} to copy"
             if plan.gathered_bytes
             else "gathered    nothing to copy",
-            f"disk        {_gb(plan.free_bytes)} free",
-            f"memory      about {_gb(plan.worker_bytes)} a run (estimate)",
+            f"disk        {gb(plan.free_bytes)} free",
+            *([f"cores       {plan.cores.amount:g} ({plan.cores.source})"] if plan.cores else []),
+            f"memory      {plan.memory.describe()}",
         )
     )
 
 
-def estimate_worker_bytes(config: dict[str, Any], *, accelerator: str) -> int:
-    """Estimates the peak memory of one run.
-
-    Besides the libraries: the logits (B, T, V), on the CPU under bfloat16 autocast once in bfloat16 (see
-    training/projection.py) and as much again for what a heap that is never given back leaves unused; else
-    once in bfloat16, and three in float32 of which all but a sliver exist at a time; the recorder's ring of
-    four rows of four tensors; of every parameter the weight, its gradient, Adam's two moments, and twice
-    three of them in a checkpoint.
-    """
-    import torch
-
-    in_pieces = accelerator == "cpu" and config["trainer"]["precision"] == "bf16-mixed"
-    logit_bytes = 4 if in_pieces else 16
-    model, data = config["model"], config["data"]
-    vocab_size, seq_len, dim = model["vocab_size"], model["max_seq_len"], model["hidden_dim"]
-    logits: int = data["batch_size"] * seq_len * vocab_size
-    parameters: int = (vocab_size + seq_len) * dim + 12 * model["n_layer"] * dim**2
-    ring: int = vocab_size * dim * 4 * 4 * 2
-    parameter_bytes = 2 if model["param_dtype"] == "bfloat16" else 4
-    library_bytes = GPU_LIBRARY_BYTES if torch.version.cuda or torch.version.hip else LIBRARY_BYTES
-    return library_bytes + logits * logit_bytes + ring + parameters * 10 * parameter_bytes
+def _memory(experiment: Experiment, accelerator: str) -> Memory:
+    """Returns the memory there is, and what the run of the experiment that needs most takes of it."""
+    where: Literal["forked", "apart", "here"] = (
+        "forked" if start_method(accelerator) == "forkserver" else "apart"
+    )
+    is_elsewhere = experiment.config["launch"]["launcher"] == "slurm"
+    if is_elsewhere:
+        where = "apart"
+    elif len(experiment.selected) == 1:
+        where = "here"
+    configs = [experiment.run_config(run) for run in experiment.selected]
+    hosts = [host_need(config, accelerator=accelerator, where=where) for config in configs]
+    devices = [device_need(config, accelerator=accelerator) for config in configs]
+    free = None if is_elsewhere else free_memory()
+    if free is not None and where != "apart":  # it is part of what is needed, or on its way out
+        free = Limit(free.amount + fork_server_bytes(), free.source)
+    return Memory(
+        host=max(hosts, key=lambda need: need.run_bytes),
+        host_free=free,
+        accelerator=accelerator,
+        device=max(devices, key=lambda need: need.run_bytes),
+        device_free={} if is_elsewhere else free_device_memory(*chosen_devices(experiment.config)),
+    )
 
 
 def _slots(
-    config: dict[str, Any], *, num_runs: int, worker_bytes: int, record: ExperimentRecord | None
+    config: dict[str, Any],
+    *,
+    num_runs: int,
+    memory: Memory,
+    num_cores: int,
+    record: ExperimentRecord | None,
 ) -> tuple[Slot, ...]:
     launch = config["launch"]
     accelerator, devices = chosen_devices(config)
     per_device = launch["runs_per_device"]
-    free_bytes = free_memory_bytes(accelerator, devices[0] if devices else None)
+    is_open = {per_device, str(launch["devices"]), str(config["trainer"]["devices"])} <= {"auto", "-1"}
     if per_device == "auto":
-        per_device = 1
-        if not devices:
-            # One thread each was measured faster than several threads for fewer runs.
-            fitting = num_cores() if free_bytes is None else max(1, free_bytes // worker_bytes)
-            per_device = min(num_cores(), fitting)
+        # On the CPU one thread each was measured faster than several threads for fewer runs.
+        per_device = 1 if devices else num_cores
     elif per_device < 1:
         raise UserError(f"launch.runs_per_device is {per_device}, expected at least 1 or auto")
     # Device after device, so that a few runs are spread over all devices.
     places = [device for _ in range(per_device) for device in devices or [None]][:num_runs]
-    sharing = len(places) if accelerator == "cpu" else min(per_device, len(places))
-    if free_bytes is not None and sharing * worker_bytes > free_bytes:
-        raise UserError(
-            f"{sharing} run(s) side by side on one {accelerator} device need about "
-            f"{_gb(sharing * worker_bytes)} of memory, and {_gb(free_bytes)} are free; train fewer at a time "
-            "(--launch.runs_per_device, --trainer.devices) or with a smaller --data.batch_size"
-        )
-    return tuple(Slot(accelerator, device, _threads(launch, len(places), record)) for device in places)
+    if is_open:
+        places = places[: max(1, memory.num_fitting)]
+    memory.check(places)
+    threads = _threads(launch, max(1, num_cores // len(places)), record)
+    return tuple(Slot(accelerator, device, threads) for device in places)
 
 
-def _threads(launch: dict[str, Any], num_slots: int, record: ExperimentRecord | None) -> int:
+def _threads(launch: dict[str, Any], share: int, record: ExperimentRecord | None) -> int:
     threads = launch["threads_per_run"]
     if threads == "auto":
         recorded = None if record is None else record.threads_per_run
-        return recorded or max(1, num_cores() // num_slots)
+        return recorded or share
     if threads < 1:
         raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
     return int(threads)
@@ -198,16 +199,12 @@ def _check_disk(plan: Plan, experiment: Experiment) -> None:
         need += plan.gathered_bytes if plan.keeps_shards else at_once * plan.largest_bytes
     if need <= plan.free_bytes:
         return
-    parts, cheaper = f"{_gb(plan.recording_bytes)} of recordings", ""
+    parts, cheaper = f"{gb(plan.recording_bytes)} of recordings", ""
     if need > plan.recording_bytes:
-        parts += f" and {_gb(need - plan.recording_bytes)} to gather them in one file"
-        cheaper = f"--experiment.gather index ({_gb(plan.recording_bytes)}), --experiment.keep_shards false, "
+        parts += f" and {gb(need - plan.recording_bytes)} to gather them in one file"
+        cheaper = f"--experiment.gather index ({gb(plan.recording_bytes)}), --experiment.keep_shards false, "
     raise UserError(
-        f"not enough free disk for {experiment.paths.folder}: need {_gb(need)} ({parts}), have "
-        f"{_gb(plan.free_bytes)}; need less with {cheaper}fewer --recorder.tensors, --recorder.tokens dead, "
+        f"not enough free disk for {experiment.paths.folder}: need {gb(need)} ({parts}), have "
+        f"{gb(plan.free_bytes)}; need less with {cheaper}fewer --recorder.tensors, --recorder.tokens dead, "
         "a larger --recorder.every_n_steps, fewer seeds or steps, or choose another --experiment.output_dir"
     )
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

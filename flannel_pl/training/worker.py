@@ -1,5 +1,6 @@
 """One run in a process of its own, as the launcher's fork server starts it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
@@ -18,6 +20,9 @@ with quick_imports():  # once in the fork server, which imports this module, for
     from flannel_pl.training.fit import train
 
     the_parser()
+
+OOM_SCORE = 500
+"""As if it took half of the memory more than it does."""
 
 ORPHAN_S = 10.0
 """How long an orphaned run has to stop by itself."""
@@ -35,9 +40,9 @@ def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
     # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops its runs in order.
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # which the fork server blocks
+    _go_first()
     _log_to(experiment.paths.run(run.index))
-    if slot.visible is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible
+    os.environ.update(slot.environment)
     threading.Thread(target=_stop_with_parent, name="flannel-parent", daemon=True).start()
     sys.exit(_train(experiment, run, slot, attempt))
 
@@ -57,6 +62,12 @@ def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> int:
         print(f"flannel-pl: error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _go_first() -> None:
+    """Has a kernel without memory end this run, which is started again, and not the launcher of all runs."""
+    with contextlib.suppress(OSError):  # only Linux has that
+        Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}\n")
 
 
 def _log_to(paths: RunPaths) -> None:

@@ -46,6 +46,9 @@ def test_under_nohup_the_terminals_signals_end_neither_launcher_nor_runs(
         launcher = int(process.stdout.readline())
         wait_until(lambda: all(rows(journal) > 3 for journal in journals))
         pids = {entry.pid for journal in journals if (entry := journal.read()) is not None}
+        if sys.platform == "linux":  # where a kernel without memory ends the runs, not their launcher
+            scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (*pids, launcher)]
+            assert scores[0] == scores[1] > scores[2]
         for pid in {launcher, *pids}:
             os.kill(pid, signal.SIGHUP)
             os.kill(pid, signal.SIGINT)

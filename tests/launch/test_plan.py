@@ -7,6 +7,7 @@ import pytest
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment
 from flannel_pl.launch import devices, plan
+from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.plan import describe, make_plan
 from flannel_pl.recording.record import ExperimentRecord, read_record
@@ -28,10 +29,20 @@ class Machine:
         self.monkeypatch = monkeypatch
         self(cores=8)
 
-    def __call__(self, *, cores: int, memory: int | None = 256 * GB, **found: int) -> None:
+    def __call__(
+        self,
+        *,
+        cores: float,
+        memory: int | None = 256 * GB,
+        device_memory: dict[int, int] | None = None,
+        **found: int,
+    ) -> None:
         self.monkeypatch.setattr(devices, "available_devices", lambda: {**found, "cpu": 1})
-        self.monkeypatch.setattr(plan, "num_cores", lambda: cores)
-        self.monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator, device: memory)
+        self.monkeypatch.setattr(plan, "available_cores", lambda: Limit(cores, "a test"))
+        free = None if memory is None else Limit(memory, "a test")
+        self.monkeypatch.setattr(plan, "free_memory", lambda: free)
+        self.monkeypatch.setattr(plan, "fork_server_bytes", lambda: 0)
+        self.monkeypatch.setattr(plan, "free_device_memory", lambda accelerator, devices: device_memory or {})
 
 
 def slots_of(
@@ -59,8 +70,8 @@ def test_on_the_cpu_every_core_trains_a_run(tmp_path: Path, machine: Machine) ->
 
 
 def test_memory_bounds_the_runs_side_by_side(tmp_path: Path, machine: Machine) -> None:
-    one_run = planned(tmp_path)[1].worker_bytes
-    machine(cores=8, memory=int(2.5 * one_run))
+    need = planned(tmp_path)[1].memory.host
+    machine(cores=8, memory=need.of(2) + need.run_bytes // 2)
     assert slots_of(tmp_path) == [("cpu", 4)] * 2
     with pytest.raises(UserError, match=r"5 run\(s\) side by side on one cpu device need about .* are free"):
         slots_of(tmp_path, "--trainer.devices", "5")
@@ -72,8 +83,8 @@ def test_memory_bounds_the_runs_side_by_side(tmp_path: Path, machine: Machine) -
 
 
 def test_swept_sizes_count_for_memory(tmp_path: Path, machine: Machine) -> None:
-    small = planned(tmp_path)[1].worker_bytes
-    swept = planned(tmp_path, "--experiment.sweep", "{data.batch_size: [1, 256]}")[1].worker_bytes
+    small = planned(tmp_path)[1].memory.host.run_bytes
+    swept = planned(tmp_path, "--experiment.sweep", "{data.batch_size: [1, 256]}")[1].memory.host.run_bytes
     assert swept > 2 * small
 
 
@@ -91,6 +102,39 @@ def test_runs_are_spread_over_all_gpus_first(tmp_path: Path, machine: Machine) -
     assert slots_of(tmp_path, "--trainer.accelerator", "cpu", "--trainer.devices", "1") == [("cpu", 16)]
     machine(cores=10, mps=1)
     assert slots_of(tmp_path) == [("mps:0", 10)]
+
+
+def test_every_device_has_to_have_room(tmp_path: Path, machine: Machine) -> None:
+    free = {0: 80 * GB, 1: GB // 2, 2: 80 * GB}
+    machine(cores=16, cuda=3, device_memory=free)
+    with pytest.raises(
+        UserError, match=r"1 run\(s\) side by side on cuda:1 need about .* and 0.50 GB are free"
+    ):
+        slots_of(tmp_path)
+    machine(cores=16, cuda=3, device_memory={number: free[number] for number in (0, 2)})
+    assert slots_of(tmp_path, "--trainer.devices", "[0, 2]") == [("cuda:0", 8), ("cuda:2", 8)]
+    with pytest.raises(UserError, match=r"100 run\(s\) side by side on cuda:0 need about"):
+        slots_of(tmp_path, "--launch.runs_per_device", "100", "--experiment.seeds", "1..300")
+
+
+def test_the_memory_of_the_host_bounds_runs_on_gpus_as_well(tmp_path: Path, machine: Machine) -> None:
+    machine(cores=16, cuda=4)
+    need = planned(tmp_path)[1].memory.host
+    machine(cores=16, cuda=4, memory=need.of(2))
+    assert slots_of(tmp_path) == [("cuda:0", 8), ("cuda:1", 8)]
+    with pytest.raises(UserError, match=r"8 run\(s\) side by side on this host need about .* \(a test\)"):
+        slots_of(tmp_path, "--launch.runs_per_device", "2")
+
+
+def test_half_a_core_is_one_and_the_plan_says_which_limits_count(tmp_path: Path, machine: Machine) -> None:
+    machine(cores=2.5, memory=16 * GB)
+    assert slots_of(tmp_path) == [("cpu", 1)] * 2
+    text = describe(*planned(tmp_path))
+    assert "cores       2.5 (a test)" in text
+    assert "for all of them (estimate); free: 16.00 GB (a test)" in text
+    machine(cores=1.5, memory=None)
+    assert slots_of(tmp_path) == [("cpu", 1)]
+    assert "free:" not in describe(*planned(tmp_path))
 
 
 @pytest.mark.parametrize("wanted", ["5", "[4]", "[0, 0]", "0", "[]"])

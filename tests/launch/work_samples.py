@@ -1,0 +1,53 @@
+"""What a launcher has runs do in place of training; in a module of its own, for their processes to import."""
+
+import json
+import os
+import signal
+import time
+
+from flannel_pl.experiment import Experiment, Run, Slot
+
+
+def finish(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    """Takes a moment and leaves what counts as a recording, in it what the process sees of its devices."""
+    time.sleep(0.1)
+    seen = {name: value for name, value in os.environ.items() if name.endswith(("_DEVICES", "_ORDER"))}
+    content = {"attempt": attempt, "number": slot.number, "threads": slot.threads, "environment": seen}
+    experiment.paths.run(run.index).recording.write_text(json.dumps(content))
+
+
+def need_all_the_memory(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    """Is killed, as by a kernel that is out of memory, if there is another run beside it."""
+    mark = experiment.paths.folder / f"at work {run.index}"
+    mark.touch()
+    time.sleep(0.3)
+    is_alone = len(list(experiment.paths.folder.glob("at work *"))) == 1
+    mark.unlink()
+    if not is_alone:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(experiment, run, slot, attempt)
+
+
+def be_killed(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    """Is killed, whatever is beside it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_another_attempt(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    """Goes on for long in the first attempt, and finishes in the second."""
+    if attempt == 1:
+        os.setsid()
+        (experiment.paths.folder / f"at work {run.index}").write_text(str(os.getpid()))
+        time.sleep(60)
+    finish(experiment, run, slot, attempt)
+
+
+def work_without_training(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    """Does all that a run's process does, but for the training."""
+    from flannel_pl.training import worker
+
+    def train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool) -> None:
+        finish(experiment, run, slot, attempt)
+
+    vars(worker)["train"] = train  # of this process
+    worker.work(experiment, run, slot, attempt)
