@@ -6,17 +6,20 @@ interpreter, so the disk or the memory is the limit.
 
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from flannel_pl.errors import UserError
 from flannel_pl.recording.layout import FileLayout, TensorSpec
+from flannel_pl.recording.metadata import short
 from flannel_pl.recording.schema import (
     DTYPE_CODES,
+    EXPERIMENT_TENSORS,
     RECORDABLE,
     RECORDED_TOKENS,
     SCHEMA_VERSION,
@@ -45,6 +48,9 @@ class RunPart:
     metadata: Mapping[str, Any]
     """What the file says of this run: at least `REQUIRED`, once `problems` has found none."""
 
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The config that the file says it was recorded with, by group; of a gathered file that of all runs."""
+
     @property
     def num_rows(self) -> int:
         """R."""
@@ -53,6 +59,11 @@ class RunPart:
     def key(self, name: str) -> str:
         """Returns the key of the tensor `name` in the file."""
         return self.prefix + name
+
+    def said(self, key: str) -> Any:
+        """Returns this run's value of a config key such as recorder.tokens; None if the file does not say."""
+        group, name = key.split(".")
+        return self.metadata.get("swept", {}).get(key, self.config.get(group, {}).get(name))
 
     def step(self, row: int) -> int:
         """Returns the step that `row` belongs to."""
@@ -72,10 +83,12 @@ class _Piece:
 def parts_of(layout: FileLayout) -> list[RunPart]:
     """Returns the runs that a file's metadata list: one for a shard, several for a gathered file."""
     metadata = layout.flannel
+    config = metadata.get("config", {})
     if "runs" in metadata:
-        return [RunPart(run["index"], f"run_{run['index']}_", run) for run in metadata["runs"]]
+        return [RunPart(run["index"], f"run_{run['index']}_", run, config) for run in metadata["runs"]]
     prefix = f"run_{metadata.get('run')}_"
-    return [RunPart(metadata.get("run"), prefix if f"{prefix}checksums" in layout.tensors else "", metadata)]
+    prefix = prefix if f"{prefix}checksums" in layout.tensors else ""
+    return [RunPart(metadata.get("run"), prefix, metadata, config)]
 
 
 def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
@@ -84,11 +97,20 @@ def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
     if absent:
         yield f"the metadata do not say {', '.join(absent)}"
         return
-    schema = _implied_schema(layout, part)
+    try:
+        schema = _implied_schema(layout, part)
+    except (UserError, TypeError) as error:
+        yield f"its config cannot be: {error}"
+        return
+    yield from _other_rows(part)
     if schema.names != tuple(part.metadata["checksum_columns"]):
         yield f"the columns are {part.metadata['checksum_columns']}, expected {list(schema.names)}"
-    num_tokens, _ = _row_sizes(layout, part)
-    static = dict.fromkeys(part.metadata["static_checksums"], TensorSpec("I64", (num_tokens,)))
+    static = {}
+    if _has_token_subset(part):
+        static[RECORDED_TOKENS] = TensorSpec("I64", (_row_sizes(layout, part)[0],))
+    if static.keys() != part.metadata["static_checksums"].keys():
+        named = list(part.metadata["static_checksums"])
+        yield f"static_checksums has {named}, expected {list(static)}"
     expected = schema.specs(static)
     got = {key: spec for key, spec in layout.tensors.items() if key.startswith(part.prefix)}
     for key in sorted(expected.keys() | got.keys()):
@@ -97,14 +119,14 @@ def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
 
 
 def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
-    """Returns the schema of a recording with this part's columns and sizes."""
-    names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
-    specs = {name: layout.tensors.get(part.key(name)) for name in names}
-    codes = {code: dtype for dtype, code in DTYPE_CODES.items()}
+    """Returns the schema that the config asks for; where it says nothing, one like what is there."""
+    names = part.said("recorder.tensors")
+    if names is None:
+        names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
     num_tokens, hidden_dim = _row_sizes(layout, part)
     return RecordingSchema.build(
         tensors=names,
-        dtypes={name: codes.get(spec.dtype, "bfloat16") for name, spec in specs.items() if spec is not None},
+        dtypes=_dtypes(layout, part, names),
         num_tokens=num_tokens,
         hidden_dim=hidden_dim,
         max_steps=max(part.step(part.num_rows - 1), 1),
@@ -113,15 +135,44 @@ def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
     )
 
 
+def _dtypes(layout: FileLayout, part: RunPart, names: Iterable[str]) -> Mapping[str, str]:
+    if "dtypes" in part.config.get("recorder", {}):
+        dtypes = part.said("recorder.dtypes") or {}
+        if not isinstance(dtypes, dict):
+            raise UserError(f"recorder.dtypes is {short(dtypes)}")
+        return dtypes
+    codes = {code: dtype for dtype, code in DTYPE_CODES.items()}
+    specs = {name: layout.tensors.get(part.key(name)) for name in names}
+    return {name: codes.get(spec.dtype, "bfloat16") for name, spec in specs.items() if spec is not None}
+
+
+def _has_token_subset(part: RunPart) -> bool:
+    """Tells whether a part of the vocabulary was recorded."""
+    tokens = part.said("recorder.tokens")
+    return RECORDED_TOKENS in part.metadata["static_checksums"] if tokens is None else bool(tokens != "all")
+
+
+def _other_rows(part: RunPart) -> Iterator[str]:
+    """Yields in what the rows are not those that the config asks for."""
+    every_n_steps, max_steps = part.said("recorder.every_n_steps"), part.said("trainer.max_steps")
+    if every_n_steps is not None and every_n_steps != part.metadata["every_n_steps"]:
+        yield f"every_n_steps is {part.metadata['every_n_steps']}, its config says {every_n_steps!r}"
+    elif isinstance(max_steps, int) and (expected := 1 + max_steps // part.step(1)) != part.num_rows:
+        yield f"num_rows is {part.num_rows}, its config asks for {expected}"
+
+
 def _row_sizes(layout: FileLayout, part: RunPart) -> tuple[int, int]:
-    """Returns V and D as the file has them, 1 for what it does not have."""
+    """Returns V and D as the config has them, else as the file has them, 1 for what it does not have."""
     specs = [layout.tensors.get(part.key(name)) for name in RECORDABLE]
     shapes = [spec.shape[1:] for spec in specs if spec is not None]
     tokens = layout.tensors.get(part.key(RECORDED_TOKENS))
     if tokens is not None:
         shapes.append(tokens.shape)
     sizes = (*max(shapes, key=len, default=()), 1, 1)
-    return max(sizes[0], 1), max(sizes[1], 1)
+    vocab_size, hidden_dim = part.said("model.vocab_size"), part.said("model.hidden_dim")
+    if vocab_size is None or _has_token_subset(part):
+        vocab_size = max(sizes[0], 1) if tokens is None else max(tokens.shape[0] if tokens.shape else 1, 1)
+    return vocab_size, max(sizes[1], 1) if hidden_dim is None else hidden_dim
 
 
 def _describe(spec: TensorSpec | None) -> str:
@@ -246,9 +297,14 @@ def shared_problems(layout: FileLayout, parts: list[RunPart]) -> Iterator[str]:
     if "runs" in metadata:
         of_runs = tuple(part.prefix for part in parts)
         got = {key for key in layout.tensors if not key.startswith(of_runs)}
-        expected = set(metadata.get("static_checksums", {}))
+        expected = set(EXPERIMENT_TENSORS)
         for key in sorted(got ^ expected):
             yield f"{key} is not there" if key in expected else f"{key} is there and belongs to no run"
+        if metadata.get("static_checksums", {}).keys() != expected:
+            yield "static_checksums are not those of the experiment's tensors"
+        numbers = [part.run for part in parts]
+        if numbers != list(range(len(numbers))):
+            yield f"its runs are numbered {numbers}, expected 0, 1, ..."
 
 
 def num_bytes_of(layout: FileLayout, part: RunPart) -> int:

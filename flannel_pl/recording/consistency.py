@@ -1,12 +1,9 @@
 """Whether the files of an experiment agree: its record, its runs' recordings, what was gathered, masks."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
@@ -19,8 +16,10 @@ from flannel_pl.recording.contents import (
 )
 from flannel_pl.recording.gather_file import copy_damage
 from flannel_pl.recording.gather_notes import GatherNotes
+from flannel_pl.recording.implied import differs, masks_of, other_counts
 from flannel_pl.recording.index import index_content
 from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.presence import check_presence
 from flannel_pl.recording.reader import read_masks
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import CheckedPart
@@ -39,12 +38,7 @@ def check_folder(paths: ExperimentPaths) -> Iterator[CheckedPart]:
         return
     growing = list(_check_growing_file(paths, record))
     yield from growing
-    if not paths.gathered.exists():
-        gathered = {part.run for part in growing}
-        for index in (index for index in record.indices if index not in gathered):
-            files = paths.run(index)
-            if not files.recording.exists() and not files.partial.exists():
-                yield CheckedPart(files.recording, index, 0, 0, 0.0, unfinished=True)
+    yield from check_presence(paths, record, growing={part.run for part in growing})
     for path, sentence in _folder_problems(paths, record):
         yield _problem(path, sentence)
 
@@ -144,15 +138,8 @@ def _mask_problems(path: Path, record: ExperimentRecord) -> Iterator[str]:
     except RunError as error:
         yield str(error)
         return
-    live = masks["token_occurrence_counts"] > 0
-    expected = {
-        **{"live_mask": live, "dead_mask": ~live},
-        **{"live_indices": np.flatnonzero(live), "dead_indices": np.flatnonzero(~live)},
-    }
-    wrong = [name for name, array in expected.items() if not np.array_equal(masks[name], array)]
+    derived = masks_of(masks["token_occurrence_counts"])
+    wrong = [name for name in derived if differs(masks[name], derived[name])]
     if wrong:
         yield f"{', '.join(wrong)} do not follow from token_occurrence_counts"
-    digest = record.data_digests.get("masks")
-    counts = masks["token_occurrence_counts"].astype("<i8").tobytes()
-    if digest is not None and hashlib.sha256(counts).hexdigest() != digest:
-        yield "token_occurrence_counts are not those the experiment was trained with"
+    yield from other_counts(masks["token_occurrence_counts"], record)

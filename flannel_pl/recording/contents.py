@@ -116,7 +116,16 @@ def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extr
         raise RunError(
             f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
         )
-    masks = read_masks(paths.masks)
+    return tensors_of(record, read_masks(paths.masks))
+
+
+def tensors_of(record: ExperimentRecord, masks: Mapping[str, Array]) -> Extras:
+    """Returns what `experiment_tensors` does.
+
+    Args:
+        record: The experiment's record.
+        masks: The five tensors of its masks file.
+    """
     seeds = [run.seed for run in record.runs]
     integers = {
         "n_runs": len(seeds),

@@ -14,12 +14,9 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.schema import ALL_NAMES
+from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 from flannel_pl.small_files import read_small
-
-MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
-"""The tensors of a masks file, which a gathered recording carries along."""
 
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 

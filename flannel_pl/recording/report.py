@@ -20,6 +20,7 @@ from flannel_pl.recording.checks import (
     shared_problems,
 )
 from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.recording.implied import experiment_problems, token_problems
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.tensors import TensorFile
 
@@ -53,9 +54,14 @@ class CheckedPart:
     unfinished: bool = False
     """Whether rows are still to come."""
 
+    missing: bool = False
+    """Whether there is no such file, and there should be."""
+
     @property
-    def state(self) -> Literal["ok", "unfinished", "damaged"]:
+    def state(self) -> Literal["ok", "unfinished", "missing", "damaged"]:
         """What it amounts to."""
+        if self.missing:
+            return "missing"
         return "damaged" if self.damage else "unfinished" if self.unfinished else "ok"
 
 
@@ -135,6 +141,7 @@ def _check_open_file(file: TensorFile, advance: Advance) -> Iterator[CheckedPart
     if "runs" in metadata:
         names = metadata["static_checksums"]
         wrong = tuple(_not_as_written(name) for name in bad_static(file, names))
+        wrong = wrong or tuple(experiment_problems(file))
         num_bytes = sum(file.layout.tensors[name].num_bytes for name in names)
         advance(num_bytes)
         yield CheckedPart(file.path, None, 0, header_bytes + num_bytes, time.monotonic() - start_s, wrong)
@@ -166,7 +173,7 @@ def part_damage(file: TensorFile, part: RunPart, *, advance: Advance | None = No
 
 def _static_damage(file: TensorFile, part: RunPart) -> list[str]:
     wrong = bad_static(file, part.metadata["static_checksums"], prefix=part.prefix)
-    return [_not_as_written(name) for name in wrong]
+    return [_not_as_written(name) for name in wrong] or list(token_problems(file, part))
 
 
 def _not_as_written(name: str) -> str:
@@ -228,6 +235,7 @@ def summarize(report: Report, *, elapsed_s: float) -> str:
     if report.ok:
         verdict = "every row is there, and every bit as it was written"
     else:
-        counts = [f"{states.count(state)} {state}" for state in ("damaged", "unfinished") if state in states]
+        bad = [state for state in ("damaged", "missing", "unfinished") if state in states]
+        counts = [f"{states.count(state)} {state}" for state in bad]
         verdict = f"{' and '.join(counts)}, {states.count('ok')} ok"
     return f"{verdict} ({readable_bytes(num_bytes)} in {elapsed_s:.1f} s, {speed:.2f} GB/s)"

@@ -59,6 +59,12 @@ CONFIG_SCALARS = {
 }
 """Scalar of a gathered recording -> the config key it is taken from."""
 
+MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
+"""The tensors of a masks file, which a gathered recording carries along."""
+
+EXPERIMENT_TENSORS = ("n_runs", "base_seed", "n_live", "n_dead", *CONFIG_SCALARS, "seeds", *MASK_NAMES)
+"""What a gathered recording has besides its runs."""
+
 DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
 """Dtypes a recorded tensor may have, and their codes in the file."""
 

@@ -10,6 +10,7 @@ from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
 from flannel_pl.recording.consistency import check_folder, check_index, index_paths
 from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.presence import missing
 from flannel_pl.recording.record import read_record
 from flannel_pl.recording.report import (
     Advance,
@@ -133,8 +134,13 @@ def _parts(path: Path, files: list[Path], advance: Advance) -> Iterator[CheckedP
             if files == [path]:
                 raise
             yield CheckedPart(file, None, 0, 0, 0.0, (str(error),))
-    if path.is_dir() and ExperimentPaths.find(path.absolute()).record.exists():
-        yield from check_folder(ExperimentPaths.find(path.absolute()))
+    if path.is_dir() and not _is_of_a_run(path):
+        paths = ExperimentPaths.find(path.absolute())
+        if paths.record.exists():
+            yield from check_folder(paths)
+        else:
+            what = "so nothing tells what else should be; bring it back, or verify single files"
+            yield missing(paths.record, f", {what}")
     elif path.name.endswith(".index.json"):
         yield from check_index(path)
 
@@ -150,8 +156,13 @@ def _files(path: Path) -> list[Path]:
     if not path.name.endswith(".index.json"):
         return [path]
     paths = index_paths(path)
-    shards = [paths.run(run["index"]).recording for run in read_layout(paths.index_extras).flannel["runs"]]
+    runs = read_layout(paths.index_extras).flannel.get("runs", [])
+    shards = [paths.run(run["index"]).recording for run in runs]
     return [paths.index_extras, *(shard for shard in shards if shard.exists())]
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    return RunPaths(folder).recording.exists() or RunPaths(folder).partial.exists()
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
@@ -168,7 +179,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
     if experiment.index.exists():
         files.append(experiment.index_extras)
     there = [file for file in files if file.exists()]
-    if not there and not experiment.growing.exists():
+    if not there and not experiment.record.exists():
         raise UserError(f"{folder} holds no recording to verify. flannel-pl fit makes one.")
     return there
 

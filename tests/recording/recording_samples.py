@@ -85,21 +85,25 @@ def make_experiment(
     num_runs: int = 3,
     gather: str = "single",
     swept: Callable[[int], Mapping[str, Any]] = lambda run: {},
+    config: Mapping[str, Mapping[str, Any]] | None = None,
+    static: Mapping[str, Any] | None = None,
     **schema_changes: Any,
 ) -> ExperimentPaths:
-    """Records a whole experiment with seeds 42, 43, ..."""
+    """Records a whole experiment with seeds 42, 43, ...; `config` goes over the samples' own."""
+    changes = config or {}
     paths = ExperimentPaths(folder, folder.name)
     folder.mkdir(parents=True)
-    config = {
+    own: dict[str, dict[str, Any]] = {
         "experiment": {"gather": gather},
-        "trainer": {"max_steps": MAX_STEPS, "precision": "bf16-mixed"},
+        "trainer": {"max_steps": schema_changes.get("max_steps", MAX_STEPS), "precision": "bf16-mixed"},
         "model": {
             **{"init_scale": 0.02, "learning_rate": 1e-3, "weight_decay": 0.1, "adam_beta1": 0.9},
             **{"adam_beta2": 0.999, "param_dtype": "bfloat16"},
         },
         "data": {"batch_size": 32, "corpus_path": "here.txt"},
-        "recorder": {"every_n_steps": 1},
+        "recorder": {"every_n_steps": schema_changes.get("every_n_steps", 1)},
     }
+    config = {group: keys | dict(changes.get(group, {})) for group, keys in own.items()}
     runs: list[dict[str, Any]] = [
         {"index": i, "seed": 42 + i, "swept": dict(swept(i))} for i in range(num_runs)
     ]
@@ -113,9 +117,12 @@ def make_experiment(
     for run in runs:
         prefix = f"run_{run['index']}_" if gather == "index" else ""
         metadata = run_metadata(record, run)
-        schema = make_schema(key_prefix=prefix, **schema_changes)
+        max_steps = run["swept"].get("trainer.max_steps", config["trainer"]["max_steps"])
+        schema = make_schema(key_prefix=prefix, **(schema_changes | {"max_steps": max_steps}))
         run_folder, entry = paths.run(run["index"]).folder, make_entry(run["index"])
-        writer = make_writer(run_folder, schema=schema, metadata=metadata, journal_entry=entry)
+        writer = make_writer(
+            run_folder, schema=schema, metadata=metadata, journal_entry=entry, static=dict(static or {})
+        )
         write_rows(writer, range(schema.num_rows), seed=run["seed"])
         writer.finish()
     return paths
