@@ -36,7 +36,12 @@ def logged_steps(folder: Path, run: int) -> int:
 def test_what_numbers_the_processes_of_a_team_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, numbers: dict[str, str]
 ) -> None:
-    kept = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_CPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "3", "RANKING": "1"}
+    kept = {
+        "SLURM_ARRAY_TASK_ID": "5",
+        "SLURM_CPUS_ON_NODE": "2",
+        "CUDA_VISIBLE_DEVICES": "3",
+        "RANKING": "1",
+    }
     for name, value in (numbers | kept).items():
         monkeypatch.setenv(name, value)
     rank_zero_only: Any = rank_zero.rank_zero_only

@@ -18,6 +18,7 @@ ROOMS = {
     "experiment": set[str](),
     "imports": set[str](),
     "provenance": set[str](),
+    "publish": set[str](),
     "small_files": set[str](),
     "signals": set[str](),
     "terminal": set[str](),
@@ -27,7 +28,7 @@ ROOMS = {
     "launch": {"recording"},
     "analysis": {"recording"},
 }
-FOR_ALL = {"errors", "experiment", "imports", "provenance", "signals", "small_files", "terminal"}
+FOR_ALL = {"errors", "experiment", "imports", "provenance", "publish", "signals", "small_files", "terminal"}
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
 HEAVY_ALLOWED = {

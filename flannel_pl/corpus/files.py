@@ -1,12 +1,12 @@
 """Reading what the user named, and publishing files whole or not at all."""
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from flannel_pl.errors import UserError
+from flannel_pl.publish import sync
 
 
 def read_bytes(path: Path, *, role: str) -> bytes:
@@ -56,7 +56,7 @@ def published(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Which run is trained where: slots, threads, and whether memory and disk can hold it all."""
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from flannel_pl.launch.fork_server import fork_server_bytes, start_method
 from flannel_pl.launch.memory import Memory, device_need, gb, host_need
 from flannel_pl.launch.slurm import slurm_slots
 from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.space import free_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     keeps_shards: bool
     """Whether the runs' own files stay beside the gathered one."""
 
-    free_bytes: int
+    free_bytes: int | None
     """Free on the disk, counting what unfinished recordings of these runs take up now."""
 
     memory: Memory
@@ -112,7 +112,7 @@ def describe(experiment: Experiment, plan: Plan) -> str:
             f"gathered    {gb(plan.gathered_bytes)} to copy"
             if plan.gathered_bytes
             else "gathered    nothing to copy",
-            f"disk        {gb(plan.free_bytes)} free",
+            f"disk        {'unknown' if plan.free_bytes is None else gb(plan.free_bytes)} free",
             *([f"cores       {plan.cores.amount:g} ({plan.cores.source})"] if plan.cores else []),
             f"memory      {plan.memory.describe()}",
         )
@@ -180,14 +180,15 @@ def _threads(launch: dict[str, Any], share: int, record: ExperimentRecord | None
     return int(threads)
 
 
-def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int:
-    """Returns the free bytes where the experiment's folder is, or will be made."""
+def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int | None:
+    """Returns the free bytes where the experiment's folder is, or will be made; None if that is unknown."""
     folder = experiment.paths.folder
     while not folder.exists():
         folder = folder.parent
     partials = [experiment.paths.run(run.index).partial for run in runs]
     reused = sum(partial.stat().st_blocks * 512 for partial in partials if partial.exists())
-    return shutil.disk_usage(folder).free + reused
+    free = free_bytes(folder)
+    return None if free is None else free + reused
 
 
 def _check_disk(plan: Plan, experiment: Experiment) -> None:
@@ -197,7 +198,7 @@ def _check_disk(plan: Plan, experiment: Experiment) -> None:
         # A cluster gathers when all are done.
         at_once = 1 if experiment.config["launch"]["launcher"] == "slurm" else len(plan.slots)
         need += plan.gathered_bytes if plan.keeps_shards else at_once * plan.largest_bytes
-    if need <= plan.free_bytes:
+    if plan.free_bytes is None or need <= plan.free_bytes:
         return
     parts, cheaper = f"{gb(plan.recording_bytes)} of recordings", ""
     if need > plan.recording_bytes:

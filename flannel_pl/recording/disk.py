@@ -6,14 +6,14 @@
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flannel_pl.errors import RunError
+from flannel_pl.publish import sync, sync_folder
 from flannel_pl.recording.held import check_held
+from flannel_pl.recording.space import NO_SPACE, free_bytes, preallocate
 
-_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _PIECE_BYTES = 8 * 2**20
 _KERNEL_PIECE_BYTES = 64 * 2**20  # so that progress shows
 
@@ -26,46 +26,6 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         if num_written == 0:
             raise OSError(errno.EIO, "the disk accepts no more bytes")
         view, offset = view[num_written:], offset + num_written
-
-
-def preallocate(fd: int, num_bytes: int) -> None:
-    """Gives the file its full size, with the space reserved where the system can do that.
-
-    Raises:
-        OSError: ENOSPC if the disk has not that much room.
-    """
-    os.ftruncate(fd, num_bytes)
-    reserve(fd, 0, num_bytes)
-
-
-def reserve(fd: int, offset: int, num_bytes: int) -> None:
-    """Reserves the space for a part of the file, where the system can do that.
-
-    Raises:
-        OSError: ENOSPC if the disk has not that much room.
-    """
-    if num_bytes == 0:
-        return
-    try:
-        os.posix_fallocate(fd, offset, num_bytes)
-    except AttributeError:  # macOS has no such call
-        return
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names created or renamed in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network file systems cannot sync a folder; they publish names at once.
-        if error.errno not in _UNSUPPORTED:
-            raise
-    finally:
-        os.close(fd)
 
 
 def create(path: Path) -> int:
@@ -171,7 +131,7 @@ def new_file(final: Path, num_bytes: int) -> Iterator[int]:
         try:
             preallocate(fd, num_bytes)
             yield fd
-            os.fsync(fd)
+            sync(fd)
             publish(partial, final, fd=fd)
         except BaseException:
             if _is_named(partial, fd=fd):  # else another process writes there by now
@@ -242,7 +202,9 @@ def _copy_in_kernel(source_fd: int, target_fd: int, num_bytes: int, source: int,
     except AttributeError:  # macOS has no such call
         return 0
     except OSError as error:
-        if error.errno not in (*_UNSUPPORTED, errno.EXDEV):
+        # Containers forbid it, network file systems answer almost anything. A disk that fails shows that to
+        # reading and writing as well.
+        if error.errno in NO_SPACE:
             raise
         return 0
 
@@ -265,10 +227,8 @@ def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
     """Returns the user's explanation of `error`, which happened while writing `path`."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        try:
-            have = readable_bytes(shutil.disk_usage(path.parent).free)
-        except OSError:
-            have = "unknown"
+        free = free_bytes(path.parent)
+        have = "unknown" if free is None else readable_bytes(free)
         need = f"Need {readable_bytes(need_bytes)}, have" if need_bytes else "There are"
         return RunError(
             f"Cannot write {path}: {reason}. {need} {have} free. "

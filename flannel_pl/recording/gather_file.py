@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.publish import sync
 from flannel_pl.recording.checks import RunPart
 from flannel_pl.recording.contents import Extras
-from flannel_pl.recording.disk import copy_range, create, explained, publish, reserve, write_at
+from flannel_pl.recording.disk import copy_range, create, explained, publish, write_at
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.report import part_damage
+from flannel_pl.recording.space import reserve
 from flannel_pl.recording.tensors import TensorFile
 
 Advance = Callable[[int], object]
@@ -84,7 +86,7 @@ def synced(path: Path) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR)
         stack.callback(os.close, fd)
         thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="flannel-sync"))
-        syncing = thread.submit(os.fsync, fd)
+        syncing = thread.submit(sync, fd)
         yield
         with explained(path, need_bytes=0):
             syncing.result()
@@ -132,7 +134,7 @@ def complete(path: Path, layout: FileLayout, *, extras: Extras, final: Path, adv
             for name, array in extras.items():
                 write_at(fd, array.tobytes(), layout.offsets[name])
                 advance(array.nbytes)
-            os.fsync(fd)
+            sync(fd)
             publish(path, final, fd=fd)
         finally:
             os.close(fd)

@@ -8,13 +8,13 @@ again, and the final name is given only to the complete file.
 """
 
 import functools
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.publish import sync_folder
 from flannel_pl.recording.checks import parts_of, problems
 from flannel_pl.recording.contents import (
     Extras,
@@ -24,7 +24,7 @@ from flannel_pl.recording.contents import (
     read_shard,
     run_metadata,
 )
-from flannel_pl.recording.disk import explained, partial_of, readable_bytes, sync_folder
+from flannel_pl.recording.disk import explained, partial_of, readable_bytes
 from flannel_pl.recording.gather_file import (
     Advance,
     complete,
@@ -38,6 +38,7 @@ from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
+from flannel_pl.recording.space import free_bytes
 from flannel_pl.recording.tensors import TensorFile
 
 
@@ -337,8 +338,8 @@ class Gatherer:
         return self.paths.growing_moved
 
     def _refuse_small_disk(self, need_bytes: int) -> None:
-        have_bytes = shutil.disk_usage(self.paths.folder).free
-        if need_bytes > have_bytes:
+        have_bytes = free_bytes(self.paths.folder)
+        if have_bytes is not None and need_bytes > have_bytes:
             raise UserError(
                 f"Cannot gather into {self.paths.gathered}: need {readable_bytes(need_bytes)}, "
                 f"have {readable_bytes(have_bytes)} free. Free some space, move the experiment to another "

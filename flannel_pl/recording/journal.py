@@ -18,8 +18,10 @@ from typing import Any, Literal
 import xxhash
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.disk import reserve, sync_folder, write_at
+from flannel_pl.publish import sync, sync_folder
+from flannel_pl.recording.disk import write_at
 from flannel_pl.recording.held import check_held
+from flannel_pl.recording.space import reserve
 from flannel_pl.small_files import read_small
 
 SLOT_BYTES = 4096
@@ -107,7 +109,7 @@ class Journal:
             if not content:
                 reserve(fd, 0, 2 * SLOT_BYTES)  # a full disk must not keep a run from saying that it failed
             if durable:
-                os.fsync(fd)
+                sync(fd)
         finally:
             os.close(fd)
         if durable and not content:

@@ -29,7 +29,7 @@ from flannel_pl.recording.metadata import (
     parse_json,
     short,
 )
-from flannel_pl.small_files import open_regular
+from flannel_pl.recording.opening import Descriptor, unreachable
 
 PAGE_BYTES = 4096
 """The data starts at a multiple of this, so that rows can be mapped and copied by whole pages."""
@@ -150,10 +150,24 @@ def read_layout(path: Path) -> FileLayout:
     Raises:
         RunError: If the file cannot be read, is no safetensors file, or is cut short.
     """
+    descriptor = Descriptor(path)
     try:
-        with open_regular(path) as file:
-            total_bytes = os.fstat(file.fileno()).st_size
-            length_bytes = file.read(8)
+        return layout_of(descriptor)
+    finally:
+        descriptor.close()
+
+
+def layout_of(descriptor: Descriptor) -> FileLayout:
+    """Does what `read_layout` does with a file that is at hand.
+
+    Raises:
+        RunError: As `read_layout` does.
+    """
+    path = descriptor.path
+    try:
+        with descriptor.opened() as fd:
+            total_bytes = os.fstat(fd).st_size
+            length_bytes = descriptor.read(8, offset=0)
             num_header_bytes = int.from_bytes(length_bytes, "little")
             if len(length_bytes) < 8 or num_header_bytes > total_bytes - 8:
                 raise ValueError("it does not start with the length of a header")
@@ -161,12 +175,12 @@ def read_layout(path: Path) -> FileLayout:
                 raise ValueError(
                     f"its header has {num_header_bytes} bytes, expected {MAX_HEADER_BYTES} at most"
                 )
-            text = file.read(num_header_bytes)
+            text = descriptor.read(num_header_bytes, offset=8)
         if num_marks(text) > MAX_MARKS:
             raise ValueError("its header lists more than any recording has")
         return _parse(length_bytes + text, parse_json(text.decode("utf-8")), total_bytes)
     except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}. Bring it back, or record it again.") from error
+        raise unreachable(path, error) from error
     except ValueError as error:
         raise RunError(
             f"{path} is not a complete safetensors file: {error}. Copy or record it again."

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.disk import create, preallocate, write_at
+from flannel_pl.recording.disk import create, write_at
 from flannel_pl.recording.layout import FileLayout, TensorSpec, plan_layout
 from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.recording.space import preallocate
 
 
 def shard_layout(

@@ -4,7 +4,6 @@ Bytes are read with pread, not through a memory map: streaming 1 GB through the 
 1.1 GB resident, this leaves the size of one block, and a file cut short is an error, not a SIGBUS.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.layout import NUMPY_DTYPES, FileLayout, read_layout
+from flannel_pl.recording.layout import NUMPY_DTYPES, FileLayout, layout_of
+from flannel_pl.recording.opening import Descriptor, read_at, unreachable
 
 BLOCK_BYTES = 64 * 2**20
 """Most bytes that are read at once when only a part of them is wanted."""
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 class TensorFile:
-    """One open safetensors file.
+    """One open safetensors file. Thousands may be open at once; the system sees only some of them open.
 
     Args:
         path: The file.
@@ -34,10 +34,9 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, *, layout: FileLayout | None = None) -> None:
-        self._fd = -1
         self.path = path
-        self.layout: FileLayout = read_layout(path) if layout is None else layout
-        self._fd = os.open(path, os.O_RDONLY)
+        self._descriptor = Descriptor(path)
+        self.layout: FileLayout = layout_of(self._descriptor) if layout is None else layout
 
     def read_into(self, key: str, array: Array, *, start_row: int = 0) -> None:
         """Fills `array`, contiguous and of the tensor's dtype, with its rows from `start_row` on.
@@ -53,20 +52,19 @@ class TensorFile:
         """Fills `view` with a tensor's bytes from `start_byte` on.
 
         Raises:
-            RunError: If the file became shorter or the disk fails.
+            RunError: If the file became shorter, was replaced, or the disk fails.
             ValueError: If the file is closed.
         """
-        if self._fd < 0:
-            raise ValueError(f"{self.path} is closed")
         offset = self.layout.offsets[key] + start_byte
-        while view:
-            try:
-                num_read = os.preadv(self._fd, [view], offset)
-            except OSError as error:
-                raise RunError(f"Cannot read {key} of {self.path}: {error.strerror}") from error
-            if num_read == 0:
-                raise RunError(f"{self.path} was cut short while it was read: {key} ends too early")
-            view, offset = view[num_read:], offset + num_read
+        try:
+            with self._descriptor.opened() as fd:
+                while view:
+                    num_read = read_at(fd, view, offset)
+                    if num_read == 0:
+                        raise RunError(f"{self.path} was cut short while it was read: {key} ends too early")
+                    view, offset = view[num_read:], offset + num_read
+        except OSError as error:
+            raise unreachable(self.path, error, what=key) from error
 
     def read(self, key: str) -> Array:
         """Returns a whole tensor; for small ones."""
@@ -77,9 +75,7 @@ class TensorFile:
 
     def close(self) -> None:
         """Closes the file; nothing can be read from it afterwards."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._descriptor.close()
 
     def __enter__(self) -> "TensorFile":
         """Returns the file; leaving the block closes it."""
@@ -89,9 +85,6 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Closes the file."""
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 

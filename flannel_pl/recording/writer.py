@@ -25,6 +25,7 @@ import torch
 import xxhash
 
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.publish import sync
 from flannel_pl.recording.disk import disk_error, explained, publish, write_at, write_file
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.journal import SLOT_BYTES, Journal, JournalEntry, State
@@ -322,7 +323,7 @@ class RecordingWriter:
         # Data first, then the name, then the journal: a crash in between leaves a whole file under either
         # name and a journal that says too little. The other way round, "done" could stand beside a file
         # that is not there.
-        os.fsync(self._fd)
+        sync(self._fd)
         self._rows_committed = self._rows_written
         if self.final_path.exists():
             raise UserError(
@@ -390,7 +391,7 @@ class RecordingWriter:
             self._note("running")
 
     def _commit(self, state: State, message: str = "") -> None:
-        os.fsync(self._fd)
+        sync(self._fd)
         self._rows_committed = self._rows_written
         self._committed_at_s = time.monotonic()
         self._note(state, message, durable=True)

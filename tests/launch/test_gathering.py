@@ -158,7 +158,7 @@ def test_an_exception_gives_up_the_copy_that_is_under_way(
 
 
 def fail(*arguments: Any) -> Any:
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("lasting", [True, False])
@@ -181,10 +181,10 @@ def test_a_failure_stops_nothing_and_is_told(
             for run in (1, 2):
                 bring_back(paths, run)
                 background.add(run)
-        message = f"Cannot write {paths.growing}: Input/output error"
+        message = f"Cannot write {paths.growing}: No space left on device"
         assert f"gathering while runs trained has failed: {message}" in capsys.readouterr().err
         if lasting:
-            with pytest.raises(RunError, match="Input/output error"):
+            with pytest.raises(RunError, match="No space left on device"):
                 finish_gathering(paths, mode="single", events=events, background=background)
     again = ["gather_started", "gather_failed"] if lasting else []
     assert names(events) == ["gather_started", "gather_failed", *again]

@@ -107,9 +107,14 @@ def refused(code: int) -> Callable[..., int]:
 
 COPY_FILE_RANGE = os.copy_file_range
 COPIES = {
-    **{"short": short_copy, "nothing": lambda *arguments: 0, "across disks": refused(errno.EXDEV)},
-    **{"not there": refused(errno.ENOSYS), "not for these": refused(errno.EINVAL)},
-    "not supported": refused(errno.EOPNOTSUPP),
+    **{"short": short_copy, "nothing": lambda *arguments: 0},
+    **{
+        errno.errorcode[code]: refused(code)
+        for code in (
+            *(errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EIO),
+            *(errno.EACCES, errno.EBADF, errno.EISDIR, errno.ENOMEM, errno.EOVERFLOW, errno.ETXTBSY),
+        )
+    },
 }
 
 
@@ -291,12 +296,20 @@ def test_a_full_disk_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.M
     assert not paths.gathered.exists()
 
 
-@pytest.mark.parametrize("name", ["pwrite", "copy_file_range", "fsync", "replace", "posix_fallocate"])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *[("pwrite", errno.EIO), ("fsync", errno.EIO), ("replace", errno.EIO)],
+        *[("copy_file_range", errno.ENOSPC), ("posix_fallocate", errno.EDQUOT)],
+    ],
+)
+def test_a_failure_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
     paths = make_experiment(tmp_path / "flannel3", num_runs=1)
     paths.gathered.write_bytes(b"old")
-    monkeypatch.setattr(os, name, refused(errno.EIO))
-    with pytest.raises(RunError, match=r"Cannot write .*/flannel3.safetensors.*: Input/output error"):
+    monkeypatch.setattr(os, name, refused(code))
+    with pytest.raises(RunError, match=rf"Cannot write .*/flannel3.safetensors.*: {os.strerror(code)}"):
         gather(paths.folder)
     assert paths.gathered.read_bytes() == b"old"
     assert list(paths.folder.glob("*.partial")) == []

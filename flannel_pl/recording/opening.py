@@ -1,0 +1,159 @@
+"""Files that are open for reading: more of them than the system allows a process to have open at once.
+
+Each is opened when it is read. Those read last stay open; the others are closed, and opened again when they
+are needed, if they still are the same files.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_pl.errors import RunError
+
+MAX_OPEN = 64
+"""Files that stay open although nobody reads them at the moment. Some systems allow a process 256 in all."""
+
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # Windows has the second
+
+
+@dataclass
+class _Open:
+    fd: int
+    num_users: int = 0
+
+
+# Reentrant, since a descriptor may be thrown away, and closed for that, at any moment.
+_lock = threading.RLock()
+_open: OrderedDict[int, _Open] = OrderedDict()  # by id of the descriptor; those used last at the end
+
+
+class Descriptor:
+    """A file to read from, by any number of threads. Close it.
+
+    Args:
+        path: The file. Once it was opened, no other that gets its name is taken for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._closed = False
+        self._identity: tuple[int, int] | None = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """Yields what the system calls the open file; it stays open in the block at least.
+
+        Raises:
+            OSError: If it cannot be opened.
+            RunError: If it is another file by now.
+            ValueError: If this was closed.
+        """
+        with _lock:
+            if self._closed:
+                raise ValueError(f"{self.path} is closed")
+            if id(self) not in _open:
+                _open[id(self)] = _Open(self._open_file())
+            entry = _open[id(self)]
+            entry.num_users += 1
+            _open.move_to_end(id(self))
+        try:
+            yield entry.fd
+        finally:
+            with _lock:
+                entry.num_users -= 1
+                if self._closed:
+                    self.close()
+                _close_idle(keep=MAX_OPEN)
+
+    def read(self, num_bytes: int, *, offset: int) -> bytes:
+        """Returns bytes of the file; fewer than asked for where it ends.
+
+        Raises:
+            OSError: If it cannot be opened or read.
+            RunError: If it is another file by now.
+            ValueError: If this was closed.
+        """
+        data = bytearray(num_bytes)
+        done, view = 0, memoryview(data)
+        with self.opened() as fd:
+            while done < num_bytes and (num_read := read_at(fd, view[done:], offset + done)):
+                done += num_read
+        return bytes(view[:done])
+
+    def close(self) -> None:
+        """Closes the file, as soon as nobody reads it any more."""
+        with _lock:
+            self._closed = True
+            entry = _open.get(id(self))
+            if entry is not None and entry.num_users == 0:
+                del _open[id(self)]
+                os.close(entry.fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open_file(self) -> int:
+        try:
+            fd = os.open(self.path, _FLAGS)
+        except OSError as error:
+            if error.errno not in _TOO_MANY:
+                raise
+            _close_idle(keep=0)
+            fd = os.open(self.path, _FLAGS)
+        there = os.fstat(fd)
+        if not stat.S_ISREG(there.st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is no regular file", str(self.path))
+        if self._identity not in (None, (there.st_dev, there.st_ino)):
+            os.close(fd)
+            raise RunError(f"{self.path} was replaced by another file while it was open. Open it again.")
+        self._identity = (there.st_dev, there.st_ino)
+        return fd
+
+
+def read_at(fd: int, view: memoryview, offset: int) -> int:
+    """Reads into `view` from `offset` on; returns how many bytes, perhaps fewer than wanted, 0 at the end."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    if hasattr(os, "pread"):  # macOS before 11
+        piece = os.pread(fd, len(view), offset)
+    else:  # Windows
+        with _lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            piece = os.read(fd, len(view))
+    view[: len(piece)] = piece
+    return len(piece)
+
+
+def unreachable(path: Path, error: OSError, *, what: str = "") -> RunError:
+    """Returns what to tell of a file that cannot be read now, though nothing says that it is damaged.
+
+    Args:
+        path: The file.
+        error: What the system says.
+        what: The part of it that was to be read.
+    """
+    if error.errno in _TOO_MANY:
+        advice = "Let the process have more files open (ulimit -n), then try again."
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        advice = "Change its permissions, then try again."
+    elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+        advice = "Bring it back, or mount the disk that it is on."
+    else:
+        advice = "Check the disk that it is on, then try again."
+    return RunError(f"Cannot read {f'{what} of ' if what else ''}{path}: {error.strerror or error}. {advice}")
+
+
+def _close_idle(*, keep: int) -> None:
+    """Closes the files that nobody reads, those used longest ago first, until only so many are open."""
+    for key in [key for key, entry in _open.items() if entry.num_users == 0][: max(0, len(_open) - keep)]:
+        if (entry := _open.pop(key, None)) is not None:
+            os.close(entry.fd)
