@@ -23,6 +23,7 @@ from flannel_pl.recording.schema import (
     RECORDABLE,
     RECORDED_TOKENS,
     SCHEMA_VERSION,
+    SKIPPED,
     RecordingSchema,
     static_checksum,
 )
@@ -131,6 +132,7 @@ def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
         hidden_dim=hidden_dim,
         max_steps=max(part.step(part.num_rows - 1), 1),
         every_n_steps=int(part.metadata["every_n_steps"]),
+        skippable=SKIPPED in part.metadata["checksum_columns"],
         key_prefix=part.prefix,
     )
 

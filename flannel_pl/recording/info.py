@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
-from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS
+from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED
 
 HIGHLIGHTS = {
     "trainer": ("precision", "max_steps", "accelerator", "gradient_clip_val"),
@@ -74,7 +76,11 @@ def _rows(run: RunRecording) -> str:
         if RECORDED_TOKENS in run.names
         else ""
     )
-    return f"{len(steps)} rows (steps {steps[0]} to {steps[-1]}){tokens}" if len(steps) else "no rows"
+    if not len(steps):
+        return "no rows"
+    num_skipped = int(np.count_nonzero(run.tensor(SKIPPED)[:])) if SKIPPED in run.names else 0
+    skipped = f", {num_skipped} skipped by the optimizer" if num_skipped else ""
+    return f"{len(steps)} rows (steps {steps[0]} to {steps[-1]}{skipped}){tokens}"
 
 
 def _runs(recording: Recording) -> Iterator[list[str]]:

@@ -15,7 +15,11 @@ hidden size.
 
 Always there besides these: `recorded_steps` (int64: t), and three float32 columns, NaN in row 0:
 `losses_f32` (the exact loss, taken in `on_train_batch_end`), and from `on_before_optimizer_step`
-`learning_rates` (the rate step t uses) and `grad_norms` (total norm over all parameters before clipping).
+`learning_rates` (the rate step t uses for that parameter) and `grad_norms` (total norm over all parameters
+before clipping). Where a step can be left out (a loss scaler does so when a gradient is not finite, and a
+module that overrides `optimizer_step` may), there is `skipped` (bool, false in row 0): whether the optimizer
+did not step. Such a row has the gradient as it was, weights and moments that did not change, and zeros for
+moments that no step has made yet.
 Loss and logits are those the forward pass of step t gave, so they belong to the weights of t-1 although the
 hook comes after the step. `checksums` has one xxh3-64 per row and column, over that row's bytes.
 """
@@ -42,11 +46,14 @@ RECORDABLE = ("embeddings", "grads", "momentum", "variance", "logits", "losses")
 SCALAR_COLUMNS = {"losses_f32": "F32", "learning_rates": "F32", "grad_norms": "F32"}
 """Per-row numbers that every recording has: name -> dtype code."""
 
+SKIPPED = "skipped"
+"""Per-row mark of a step that the optimizer did not take; only there if steps can be skipped."""
+
 RECORDED_TOKENS = "recorded_tokens"
 """Static int64 tensor (V,) with the vocabulary ids of the recorded tokens; only there if they are a
 subset."""
 
-ALL_NAMES = ("recorded_steps", *RECORDABLE, *SCALAR_COLUMNS, "checksums", RECORDED_TOKENS)
+ALL_NAMES = ("recorded_steps", *RECORDABLE, *SCALAR_COLUMNS, SKIPPED, "checksums", RECORDED_TOKENS)
 """Every tensor name a run may have."""
 
 CONFIG_SCALARS = {
@@ -106,7 +113,7 @@ class RecordingSchema:
     """R = 1 + max_steps // every_n_steps."""
 
     columns: tuple[Column, ...]
-    """recorded_steps, the recorded tensors in the order of `RECORDABLE`, then `SCALAR_COLUMNS`."""
+    """recorded_steps, the recorded tensors in the order of `RECORDABLE`, `SCALAR_COLUMNS`, then `SKIPPED`."""
 
     every_n_steps: int
     key_prefix: str = ""
@@ -122,6 +129,7 @@ class RecordingSchema:
         hidden_dim: int,
         max_steps: int,
         every_n_steps: int,
+        skippable: bool = False,
         key_prefix: str = "",
     ) -> "RecordingSchema":
         """Checks the user's wishes and lays out the columns.
@@ -133,6 +141,7 @@ class RecordingSchema:
             hidden_dim: D, width of an embedding.
             max_steps: Optimizer steps of the run.
             every_n_steps: Steps from one row to the next.
+            skippable: Whether a step may be left out.
             key_prefix: Goes before every key of the file.
 
         Raises:
@@ -162,6 +171,7 @@ class RecordingSchema:
                 if name in tensors
             ),
             *(Column(name, dtype, ()) for name, dtype in SCALAR_COLUMNS.items()),
+            *([Column(SKIPPED, "BOOL", ())] if skippable else []),
         )
         return cls(1 + max_steps // every_n_steps, columns, every_n_steps, key_prefix)
 

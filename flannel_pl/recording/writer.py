@@ -32,7 +32,10 @@ from flannel_pl.recording.journal import SLOT_BYTES, Journal, JournalEntry, Stat
 from flannel_pl.recording.schema import Column, RecordingSchema
 from flannel_pl.recording.shard import create_shard, reopen_shard, shard_layout
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "I64": torch.int64}
+TORCH_DTYPES = {
+    **{"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16},
+    **{"I64": torch.int64, "BOOL": torch.bool},
+}
 """Dtype code of a column -> torch's dtype."""
 
 JOURNAL_EVERY_S = 0.5

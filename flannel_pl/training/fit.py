@@ -78,8 +78,14 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         hidden_dim=config["model"]["hidden_dim"],
         max_steps=config["trainer"]["max_steps"],
         every_n_steps=recorder.every_n_steps,
+        skippable=_is_scaling(config["trainer"]),
     )
     return CheckedRun(schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids)), corpus)
+
+
+def _is_scaling(trainer: dict[str, Any]) -> bool:
+    """Tells whether a loss scaler is asked for, which may leave steps out."""
+    return str(trainer["precision"]) in ("16-mixed", "16") or "scaler" in str(trainer["plugins"])
 
 
 def _check_parameter(recorder: StepRecorder, shapes: dict[str, tuple[int, ...]], *, num_tokens: int) -> None:
@@ -287,6 +293,8 @@ def _silence_noise() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     # The size in the model summary, which counts all weights as float32, is no basis for anything here.
     warnings.filterwarnings("ignore", message=r"Precision .* is not supported by the model summary")
+    # A loss scaler may leave out the first step; the recording marks it.
+    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
     # Runs are no tasks of srun, in a Slurm job or beside one.
     warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system")
     # The folder of a run holds its config and recording before its metrics.csv is opened.

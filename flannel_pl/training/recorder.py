@@ -23,9 +23,11 @@ from typing_extensions import override
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.journal import Journal, JournalEntry
-from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, RecordingSchema
+from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
 from flannel_pl.training.checkpoint import NUM_KEPT, checkpoint_bytes, checkpoint_digest, remove_checkpoints
+from flannel_pl.training.optimizing import OptimizerWatch, may_skip
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
@@ -64,7 +66,7 @@ class StepRecorder(Callback):
     its last row is safe.
 
     With accumulation over several batches the loss is their mean, and the logits are those of the first of
-    them.
+    them. A step that the optimizer did not take, because a loss scaler left it out, is marked in `skipped`.
 
     The `training_step` has to return a dict with `loss` and, if logits are recorded, `logits` (V): those of
     the first sequence's last position.
@@ -120,6 +122,7 @@ class StepRecorder(Callback):
         self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
         self._writer: RecordingWriter | None = None
         self._row: RowBuffer | None = None
+        self._watch: OptimizerWatch | None = None
         self._weight_VD = torch.empty(0)
         self._token_ids: Tensor | None = None
         self._recorded_step = 0
@@ -127,7 +130,9 @@ class StepRecorder(Callback):
         self._num_batches = 0
         self._logits_V: Tensor | None = None
 
-    def _schema(self, *, num_tokens: int, hidden_dim: int, max_steps: int) -> RecordingSchema:
+    def _schema(
+        self, *, num_tokens: int, hidden_dim: int, max_steps: int, skippable: bool = False
+    ) -> RecordingSchema:
         return RecordingSchema.build(
             tensors=self.tensors,
             dtypes=self.dtypes,
@@ -135,6 +140,7 @@ class StepRecorder(Callback):
             hidden_dim=hidden_dim,
             max_steps=max_steps,
             every_n_steps=self.every_n_steps,
+            skippable=skippable,
             key_prefix=self.label.key_prefix,
         )
 
@@ -165,6 +171,7 @@ class StepRecorder(Callback):
                 f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
             )
         self._writer = self._open(trainer, pl_module)
+        self._watch = OptimizerWatch(trainer, pl_module, self._weight_VD)
         self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
             row = self._writer.acquire()
@@ -179,12 +186,13 @@ class StepRecorder(Callback):
         num_tokens, hidden_dim = self._weight_VD.shape
         ids = self._chosen_ids(trainer, num_tokens)
         self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
+        first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         schema = self._schema(
             num_tokens=num_tokens if ids is None else len(ids),
             hidden_dim=hidden_dim,
             max_steps=trainer.max_steps,
+            skippable=may_skip(trainer, module) if first_row == 0 else self._is_marking_skipped(),
         )
-        first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         return RecordingWriter(
             self.paths.recording,
             partial_path=self.paths.partial,
@@ -201,6 +209,10 @@ class StepRecorder(Callback):
             pin_memory=self._on_cuda,
             first_row=first_row,
         )
+
+    def _is_marking_skipped(self) -> bool:
+        """Tells whether the unfinished recording has the column; one of an earlier version has not."""
+        return SKIPPED in read_layout(self.paths.partial).flannel.get("checksum_columns", ())
 
     def _chosen_ids(self, trainer: Trainer, num_tokens: int) -> TokenIds | None:
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -228,45 +240,58 @@ class StepRecorder(Callback):
         )
 
     @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes note of the learning rate."""
+        if self._watch is not None:
+            self._watch.begin_batch()
+
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Copies what the step uses up: the gradient before clipping, its norm, the learning rate."""
         step = trainer.global_step + 1
-        if self._writer is None or step % self.every_n_steps:
+        if self._writer is None or self._watch is None or step % self.every_n_steps:
             return
         if self._row is not None:
             raise UserError(
                 f"{type(optimizer).__name__} evaluates the gradient several times per step, so there is no "
                 "one gradient to record; use an optimizer that does not"
             )
-        row = self._row = self._writer.acquire()
+        self._row = self._begin_row(self._writer, self._watch, step, rate=self._watch.rate)
+
+    def _begin_row(
+        self, writer: RecordingWriter, watch: OptimizerWatch, step: int, *, rate: float | Tensor
+    ) -> RowBuffer:
+        """Returns the row of a step, with what of it has to be known before the optimizer steps."""
+        row = writer.acquire()
         row.tensors["recorded_steps"].fill_(step)
-        row.tensors["learning_rates"].fill_(optimizer.param_groups[0]["lr"])
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # The function that clip_grad_norm_ calls, so this is the very number a clipped step is scaled by.
-        row.tensors["grad_norms"].copy_(torch.nn.utils.get_total_norm(gradients))
+        self._fill(row, "learning_rates", rate)
+        self._fill(row, "grad_norms", watch.gradient_norm())
         if "grads" in row.tensors:
-            gradient_VD = self._weight_VD.grad
-            if gradient_VD is None:  # the parameter is frozen, or the loss does not depend on it
-                gradient_VD = torch.zeros_like(self._weight_VD)
-            self._copy(row, "grads", gradient_VD)
+            self._copy(row, "grads", watch.gradient())
+        return row
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds this batch to the step's loss and, if that was its last batch, writes the step's row."""
-        if self._writer is None:
+        if self._writer is None or self._watch is None:
             return
         self._writer.raise_if_failed()
         self._gather_outputs(outputs)
         if trainer.global_step == self._recorded_step:
             return
-        self._recorded_step = trainer.global_step
-        if self._row is not None:
-            self._write_row(trainer, self._writer, self._row)
+        step = self._recorded_step = trainer.global_step
+        if step % self.every_n_steps == 0:
+            # A module may leave the step out before it comes to `on_before_optimizer_step`.
+            rate = self._watch.rate_of_batch
+            row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
+            self._write_row(trainer, self._writer, self._watch, row)
+        self._watch.end_step()
         self._row = self._loss = self._logits_V = None
         self._num_batches = 0
         self._end_of_step(trainer, self._writer)
@@ -296,13 +321,15 @@ class StepRecorder(Callback):
         loss = outputs["loss"].detach()
         self._loss = loss if self._loss is None else self._loss + loss
         self._num_batches += 1
-        if self._logits_V is None:
-            self._logits_V = outputs.get("logits")
-            self._check_logits(self._logits_V)
+        if "logits" in self.tensors and self._logits_V is None:
+            self._check_logits(outputs["logits"])
+            # A copy: what is given may be a view of the logits of all positions, and the step's next batch
+            # needs the memory.
+            self._logits_V = outputs["logits"].detach().clone()
 
     def _check_logits(self, logits_V: Tensor | None) -> None:
         expected = self._weight_VD.shape[:1]
-        if "logits" in self.tensors and (logits_V is None or logits_V.shape != expected):
+        if logits_V is None or logits_V.shape != expected:
             got = None if logits_V is None else tuple(logits_V.shape)
             raise UserError(
                 f"training_step returned logits of shape {got}, expected {tuple(expected)}: one for every "
@@ -310,29 +337,27 @@ class StepRecorder(Callback):
                 "recorder.tensors"
             )
 
-    def _write_row(self, trainer: Trainer, writer: RecordingWriter, row: RowBuffer) -> None:
+    def _write_row(
+        self, trainer: Trainer, writer: RecordingWriter, watch: OptimizerWatch, row: RowBuffer
+    ) -> None:
         assert self._loss is not None
         # Lightning has divided each loss by the number of batches of a step, so their sum is the mean; but
         # the last step of an epoch may have had fewer.
         if self._num_batches != trainer.accumulate_grad_batches:
             self._loss = self._loss * (trainer.accumulate_grad_batches / self._num_batches)
-        row.tensors["losses_f32"].copy_(self._loss, non_blocking=self._on_cuda)
+        self._fill(row, "losses_f32", self._loss)
         if "losses" in row.tensors:
-            row.tensors["losses"].copy_(self._loss, non_blocking=self._on_cuda)
+            self._fill(row, "losses", self._loss)
         if "logits" in row.tensors:
             assert self._logits_V is not None
             self._copy(row, "logits", self._logits_V)
         if "embeddings" in row.tensors:
             self._copy(row, "embeddings", self._weight_VD)
-        state = trainer.optimizers[0].state[self._weight_VD]
         for name, key in OPTIMIZER_STATE.items():
             if name in row.tensors:
-                if key not in state:
-                    raise UserError(
-                        f"recorder.tensors has {name!r}, but {type(trainer.optimizers[0]).__name__} keeps no "
-                        f"{key!r} for {self.parameter}; leave it out of recorder.tensors"
-                    )
-                self._copy(row, name, state[key])
+                self._copy(row, name, watch.state(key, of=self.parameter, wanted=name))
+        if SKIPPED in row.tensors:
+            self._fill(row, SKIPPED, watch.skipped)
         writer.submit(row, trainer.global_step // self.every_n_steps, self._copied())
 
     @property
@@ -341,14 +366,23 @@ class StepRecorder(Callback):
 
     def _copy(self, row: RowBuffer, name: str, source: Tensor) -> None:
         """Copies `source`, (V, D) or (V), or the recorded tokens' part of it, into the row."""
-        chosen = source.detach() if self._token_ids is None else source.detach()[self._token_ids]
-        row.tensors[name].copy_(chosen, non_blocking=self._on_cuda)
+        self._fill(row, name, source if self._token_ids is None else source[self._token_ids])
+
+    def _fill(self, row: RowBuffer, name: str, value: Tensor | float) -> None:
+        """Puts a value into the row, without waiting for the device that computes it."""
+        target = row.tensors[name]
+        if isinstance(value, Tensor):
+            # To the type on the device: a copy that has to change it as well makes the host wait.
+            target.copy_(value.detach().to(target.dtype), non_blocking=self._on_cuda)
+        else:
+            target.fill_(value)
 
     def _copied(self) -> Callable[[], object] | None:
         """Returns a function that waits until the copies queued so far are done; None if they already are."""
         if not self._on_cuda:
             return None
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # The thread that waits for it sleeps; one that is not blocking would spin on a core.
+        event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         return lambda: event.synchronize()
 
@@ -386,13 +420,16 @@ class StepRecorder(Callback):
         self._abort("training was torn down before its last step")
 
     def _abort(self, message: str, *, state: Literal["failed", "stopped"] = "failed") -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
         if self._writer is not None:
             self._writer.abort(message, state=state)
             self._writer = None
 
 
 def _parameter(module: LightningModule, name: str) -> Tensor:
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))  # a tied one has several names
     if name not in parameters:
         raise UserError(
             f"the module has no parameter {name!r} to record; it has {', '.join(sorted(parameters))}"

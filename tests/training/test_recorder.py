@@ -61,6 +61,7 @@ def fit(
     steps: int,
     module: LightningModule | None = None,
     callbacks: tuple[Callback, ...] = (),
+    ckpt_path: Path | None = None,
     **settings: Any,
 ) -> None:
     trainer = Trainer(
@@ -72,14 +73,14 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[recorder, *callbacks],
-        gradient_clip_val=0.01,
-        **settings,
+        **{"gradient_clip_val": 0.01, **settings},
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+        warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable")
         loader: Any = torch.utils.data.DataLoader(batches(64), batch_size=None)  # type: ignore[arg-type]
-        trainer.fit(module or Bigram(), loader)
+        trainer.fit(module or Bigram(), loader, ckpt_path=ckpt_path, weights_only=True)
 
 
 def plain_loop(*, steps: int, accumulate: int = 1) -> Iterator[dict[str, Tensor]]:
@@ -252,3 +253,51 @@ def test_a_finished_recording_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never overwritten"):
         fit(StepRecorder(tmp_path, "table.weight"), steps=2)
     assert (tmp_path / "recording.safetensors").read_bytes() == before
+
+
+class Groups(Bigram):
+    """The table is in the second group, and from step 3 on in a third."""
+
+    @override
+    def configure_optimizers(self) -> Any:
+        groups: list[dict[str, Any]] = [
+            {"params": [self.head.weight, self.head.bias]},
+            {"params": [self.table.weight], "lr": 0.02},
+        ]
+        return torch.optim.AdamW(groups, lr=torch.tensor(0.1))
+
+    @override
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx == 2:
+            optimizer: Any = self.optimizers()
+            weight = optimizer.param_groups[1]["params"].pop()
+            optimizer.add_param_group({"params": [weight], "lr": torch.tensor(0.03)})
+
+
+def test_the_learning_rate_is_that_of_the_recorded_parameter(tmp_path: Path) -> None:
+    for parameter, expected in (("table.weight", [0.02, 0.02, 0.03]), ("head.weight", [0.1] * 3)):
+        fit(StepRecorder(tmp_path / parameter, parameter), steps=3, module=Groups())
+        with flannel_pl.open_recording(tmp_path / parameter) as recording:
+            rates = recording.run(0).learning_rates[1:]
+            assert rates.tolist() == np.array(expected, np.float32).tolist()
+
+
+class Untrained(Bigram):
+    @override
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.head.parameters(), lr=0.1)
+
+
+def test_a_parameter_that_no_optimizer_holds_has_no_learning_rate(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path, "table.weight", tensors=["embeddings"]), steps=2, module=Untrained())
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert np.isnan(recording.run(0).learning_rates[:]).all()
+
+
+def test_a_tied_parameter_can_be_named_by_either_name(tmp_path: Path) -> None:
+    for name in ("table.weight", "head.weight"):
+        module = Bigram()
+        module.head.weight = module.table.weight
+        fit(StepRecorder(tmp_path / name, name), steps=2, module=module)
+    first, second = ((tmp_path / name / "recording.safetensors") for name in ("table.weight", "head.weight"))
+    assert first.read_bytes() == second.read_bytes()

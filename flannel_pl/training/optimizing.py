@@ -1,0 +1,124 @@
+"""What the optimizer does to one parameter in each step: by which rate, with which gradient, if at all.
+
+A loss scaler (`16-mixed`) leaves a step out when a gradient is not finite, and a module may override
+`optimizer_step` and do the same. Lightning counts such a step like any other; whether the optimizer has
+really stepped, only its own hook tells.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from flannel_pl.errors import UserError
+
+
+def may_skip(trainer: Trainer, module: LightningModule) -> bool:
+    """Tells whether something decides from step to step that the optimizer does not step."""
+    plugin: Any = trainer.precision_plugin
+    if getattr(plugin, "scaler", None) is not None or is_overridden("optimizer_step", module):
+        return True
+    return type(plugin).optimizer_step not in (Precision.optimizer_step, MixedPrecision.optimizer_step)
+
+
+class OptimizerWatch:
+    """Follows the one optimizer of a training, as far as it concerns one parameter.
+
+    Args:
+        trainer: Its Trainer, once the optimizer is there.
+        module: What is trained.
+        parameter: The parameter; an optimizer need not hold it.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self._optimizer = trainer.optimizers[0]
+        self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+        self._skipped: bool | Tensor = False
+        self._rate: float | Tensor = float("nan")
+        self._hook = None
+        if may_skip(trainer, module):
+            self._skipped = True
+            self._hook = self._optimizer.register_step_post_hook(self._has_stepped)
+
+    def close(self) -> None:
+        """Lets go of the optimizer."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def begin_batch(self) -> None:
+        """Has to be called before each batch, for `rate_of_batch`."""
+        rate = self.rate
+        self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+
+    @property
+    def rate_of_batch(self) -> float | Tensor:
+        """The rate at the beginning of the batch; at its end the schedule has changed it already."""
+        return self._rate
+
+    @property
+    def rate(self) -> float | Tensor:
+        """The learning rate of the parameter now; NaN if the optimizer does not hold it."""
+        for group in self._optimizer.param_groups:
+            if any(parameter is self.parameter for parameter in group["params"]):
+                rate: float | Tensor = group["lr"]
+                return rate
+        return float("nan")
+
+    def gradient(self) -> Tensor:
+        """Returns the parameter's gradient, not scaled; zeros if the loss does not depend on it."""
+        gradient = self.parameter.grad
+        return torch.zeros_like(self.parameter) if gradient is None else self._unscaled(gradient)
+
+    def gradient_norm(self) -> Tensor:
+        """Returns the total norm of the gradients of all parameters that the optimizer holds."""
+        parameters = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
+        gradients = [self._unscaled(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        # The function that clip_grad_norm_ calls, so this is the very number a clipped step is scaled by.
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        """Returns a gradient without the loss scaler's factor, which a fused optimizer removes by itself."""
+        if self._scaler is None or not getattr(self._optimizer, "_step_supports_amp_scaling", False):
+            return gradient
+        scale = self._scaler._get_scale_async()  # get_scale would wait for the device
+        return gradient if scale is None else (gradient.float() / scale).to(gradient.dtype)
+
+    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
+        """Returns what the optimizer keeps of the parameter after a step; zeros as long as that is not there.
+
+        Args:
+            key: Its name in the optimizer's state.
+            of: The parameter's name, for the message.
+            wanted: The name of the recorded tensor, for the message.
+
+        Raises:
+            UserError: If it has stepped with a gradient of the parameter and keeps no such thing.
+        """
+        kept = self._optimizer.state.get(self.parameter, {})  # reading must not make an entry
+        if key in kept:
+            found: Tensor = kept[key]
+            return found
+        if self.parameter.grad is not None and not self._skipped:
+            raise UserError(
+                f"recorder.tensors has {wanted!r}, but {type(self._optimizer).__name__} keeps no {key!r} for "
+                f"{of}; leave it out of recorder.tensors"
+            )
+        return torch.zeros_like(self.parameter)
+
+    @property
+    def skipped(self) -> bool | Tensor:
+        """Whether the optimizer has not stepped since `end_step`; a bool, or one on the device."""
+        return self._skipped
+
+    def end_step(self) -> None:
+        """Has to be called after each step."""
+        self._skipped = self._hook is not None
+
+    def _has_stepped(self, optimizer: Any, *_: Any) -> None:
+        # A fused optimizer is called in any case, and leaves the step out on the device.
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._skipped = False if found_inf is None else found_inf != 0
