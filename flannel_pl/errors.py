@@ -20,6 +20,10 @@ class RunError(RuntimeError):
     """
 
 
+class UnusableProcess(RunError):
+    """A RunError that every process started in the same way would meet, so that no other attempt helps."""
+
+
 class Interrupted(Exception):
     """The user or the system asked us to stop: exit code 130 (Ctrl-C) or 143 (SIGTERM).
 

@@ -36,8 +36,8 @@ POLL_S = 0.2
 STOP_S = 9.0
 """How long runs have to bring everything to the disk when asked to stop."""
 
-WRONG_USAGE = 2
-"""Exit code of a run that would fail in the same way again."""
+IN_VAIN = (2, 3)
+"""Exit codes of a run that would fail in the same way again: for wrong usage, or on any device."""
 
 UNKNOWN = 255
 """Exit code that `multiprocessing` makes up when the fork server has died and nobody can tell a run's own."""
@@ -209,7 +209,7 @@ class _Launch:
         if worker.process.exitcode in (-signal.SIGKILL, UNKNOWN) and self._train_fewer() and self.max_retries:
             num_spared += 1
         may_retry = task.attempt - num_spared <= self.max_retries
-        will_retry = may_retry and worker.process.exitcode != WRONG_USAGE
+        will_retry = may_retry and worker.process.exitcode not in IN_VAIN
         self.events.write(
             "run_failed",
             run=task.run.index,

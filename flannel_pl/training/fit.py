@@ -28,6 +28,7 @@ from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import FlannelCLI, parse_config
 from flannel_pl.training.data import FlannelData
+from flannel_pl.training.device import check_device
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import RunLabel, StepRecorder
@@ -158,6 +159,7 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(slot.threads)
     _silence_noise()
+    check_device(slot)
     seed_everything(run.seed, verbose=False)
     cli = FlannelCLI({**config, "trainer": settings}, build=True)
     label = _label(experiment, run, slot, attempt=attempt, data_digests=cli.datamodule.load().digests)

@@ -1,4 +1,4 @@
-"""One run in a process of its own, as the launcher's fork server starts it."""
+"""One run in a process of its own, as the launcher starts it."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from flannel_pl.errors import Interrupted, RunError, UserError
+from flannel_pl.errors import Interrupted, RunError, UnusableProcess, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.imports import quick_imports
 from flannel_pl.signals import STOP_SIGNALS, stop_signal
@@ -21,6 +21,9 @@ with quick_imports():  # once in the fork server, which imports this module, for
 
     the_parser()
 
+IN_VAIN = 3
+"""Exit code that tells the launcher that another attempt would fail in the same way; its own is 1."""
+
 OOM_SCORE = 500
 """As if it took half of the memory more than it does."""
 
@@ -29,7 +32,7 @@ ORPHAN_S = 10.0
 
 
 def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
-    """Trains one run and ends the process with the exit code of `flannel-pl fit`.
+    """Trains one run and ends the process with the exit code of `flannel-pl fit`, or with `IN_VAIN`.
 
     Args:
         experiment: What the run belongs to.
@@ -56,7 +59,7 @@ def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> int:
     except (UserError, RunError) as error:
         traceback.print_exc()
         print(f"flannel-pl: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError) else IN_VAIN if isinstance(error, UnusableProcess) else 1
     except Exception as error:
         traceback.print_exc()
         print(f"flannel-pl: error: {type(error).__name__}: {error}", file=sys.stderr)

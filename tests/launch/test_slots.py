@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from flannel_pl.experiment import Experiment, Slot
+from flannel_pl.launch import local
 from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.local import Work, train_all
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.training.cli import resolve
 from tests.launch.work_samples import (
+    be_forked_too_late,
     be_killed,
     finish,
     need_all_the_memory,
@@ -73,7 +75,11 @@ def test_no_retries_means_none(tmp_path: Path) -> None:
     assert [outcome.attempts for outcome in outcomes] == [1, 1]
 
 
-def test_undisturbed_runs_stay_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_undisturbed_runs_stay_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(local, "start_method", lambda accelerator: method)
     outcomes = launch(tmp_path, finish, [Slot("cpu", None, 1)] * 3, "--experiment.seeds", "1..4")
     assert [outcome.failure for outcome in outcomes] == [None] * 4
     assert not events_of(tmp_path, "fewer_at_once")
@@ -90,6 +96,18 @@ def test_a_runs_process_sees_its_own_device_only(tmp_path: Path, monkeypatch: py
         assert content["environment"]["CUDA_VISIBLE_DEVICES"] == name
         assert content["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         assert content["number"] == 0, "the only one it sees"
+
+
+def test_a_process_that_cannot_use_its_device_says_so_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "start_method", lambda accelerator: "forkserver")  # for once on this device
+    outcomes = launch(tmp_path, be_forked_too_late, [Slot("mps", 0, 1)], "--experiment.seeds", "1")
+    assert [outcome.attempts for outcome in outcomes] == [1]
+    assert outcomes[0].failure is not None
+    assert "exit code 3: flannel-pl: error: mps:0 cannot be used in a process that was forked" in (
+        outcomes[0].failure
+    )
 
 
 def test_a_device_has_its_own_number_where_all_are_seen() -> None:

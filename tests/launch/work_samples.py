@@ -51,3 +51,13 @@ def work_without_training(experiment: Experiment, run: Run, slot: Slot, attempt:
 
     vars(worker)["train"] = train  # of this process
     worker.work(experiment, run, slot, attempt)
+
+
+def be_forked_too_late(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+    """Is a run's process in which torch says that its GPU cannot be used after the fork."""
+    import torch
+
+    from flannel_pl.training import worker
+
+    vars(torch.mps)["_is_in_bad_fork"] = lambda: True
+    worker.work(experiment, run, slot, attempt)
