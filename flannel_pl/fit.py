@@ -3,13 +3,12 @@
 Here training and launching meet: `launch` is handed what a run's process does, and knows nothing else of it.
 """
 
-import dataclasses
 import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -21,6 +20,7 @@ from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
     check_writable,
+    nothing_left,
     read_record,
     refuse_changes,
     unfinished_runs,
@@ -31,9 +31,11 @@ from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
 from flannel_pl.launch.local import train_all
 from flannel_pl.launch.plan import Plan, describe, make_plan
-from flannel_pl.launch.slurm import Submission, check_slurm, find_submission, submit
+from flannel_pl.launch.slurm import find_submission, refuse_beside_jobs, settle, submit
+from flannel_pl.launch.slurm_commands import check_slurm
 from flannel_pl.launch.slurm_wait import wait_for_jobs
 from flannel_pl.launch.standing import Outcome
+from flannel_pl.launch.submission import Submission
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.lock import Lock
@@ -121,6 +123,8 @@ def _understand(words: list[str]) -> _Request:
         refuse_changes(experiment, data_changes(experiment, record, corpus.digests))
         if not runs:
             return _Request(experiment, record, None, corpus, words)
+    if runs and experiment.config["launch"]["launcher"] == "local":
+        refuse_beside_jobs(experiment.paths)
     check_writable(experiment.paths.folder.parent)
     bytes_of = {index: run.recording_bytes for index, run in checked.items()}
     plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
@@ -201,10 +205,12 @@ def _fit_on_slurm(request: _Request) -> int:
         submission = _submit(request, request.plan, gathers=gathers)
     else:
         _refuse_other_jobs(request, submission)
+        submission = settle(experiment, submission)
         print("the jobs are with Slurm already")
     jobs = " ".join(submission.jobs)
+    arrays = " and ".join(array.job for array in submission.arrays)
     print(
-        f"with Slurm: array job {submission.array_job} of {len(submission.runs)} runs"
+        f"with Slurm: array job {arrays} of {len(submission.runs)} runs"
         + (f", then job {submission.gather_job} to gather" if submission.gather_job else "")
     )
     print(f"look at them with: flannel-pl status {shlex.quote(str(paths.folder))} --watch")
@@ -226,7 +232,7 @@ def _fit_on_slurm(request: _Request) -> int:
 
 def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Submission:
     experiment, paths = request.experiment, request.experiment.paths
-    with _locked(experiment):
+    with _locked(experiment), nothing_left(experiment, plan.runs, unless=paths.slurm):
         if (found := find_submission(paths)) is not None:
             raise UserError(
                 f"another command has just handed {paths.folder} to Slurm, as {' and '.join(found.jobs)}; "
@@ -235,7 +241,7 @@ def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Submission:
         _write_record(request, plan, request.record)
         _write_run_configs(request, plan)
         submission = submit(experiment, plan.runs, plan.slots[0], gathers=gathers)
-        EventLog(paths.events).write("submitted", **dataclasses.asdict(submission))
+        EventLog(paths.events).write("submitted", **submission.content)
     return submission
 
 
@@ -267,8 +273,10 @@ def _summarized(request: _Request, outcomes: list[Outcome]) -> bool:
 
 @contextmanager
 def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Keeps other launchers out of the experiment's folder, which is made."""
-    make_folder(experiment.paths.folder)
+    """Keeps other launchers out of the experiment's folder, which is made, and removed if it stays empty."""
+    folder = experiment.paths.folder
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
     lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
     if note := lock.acquire(wait_s=wait_s):
         print(f"flannel-pl: {note}; going on", file=sys.stderr)
@@ -276,6 +284,9 @@ def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import pytest
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.launch.slurm import Submission
 from flannel_pl.launch.status import read_status
+from flannel_pl.launch.submission import Submission
 from flannel_pl.recording.gather_notes import GatherNotes
 from flannel_pl.recording.journal import Journal
 from flannel_pl.recording.layout import read_layout

@@ -9,7 +9,7 @@ from flannel_pl.experiment import Experiment, ExperimentConfig, flatten, parse_s
 from flannel_pl.recording.record import ExperimentRecord
 
 # Trainer keys that change what is shown, logged or used, but no recorded bit.
-_INCIDENTAL_TRAINER_KEYS = {
+INCIDENTAL_TRAINER_KEYS = {
     "accelerator",  # what it came to is in the record's `settled`
     "devices",
     "logger",
@@ -77,7 +77,7 @@ def _science(config: Mapping[str, Any]) -> dict[str, Any]:
     experiment = {"seeds": parse_seeds(settings["seeds"]), "sweep": settings["sweep"]}
     # The keys in the runs' files depend on it, see recording/gather.py; single and none have the same.
     experiment["gather"] = "index" if settings["gather"] == "index" else "single"
-    trainer = {key: value for key, value in config["trainer"].items() if key not in _INCIDENTAL_TRAINER_KEYS}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in INCIDENTAL_TRAINER_KEYS}
     # Of the data files the content counts, not where they lie: see `data_changes`.
     data = {key: value for key, value in config["data"].items() if not key.endswith("_path")}
     groups = {key: config[key] for key in ("model", "recorder")}

@@ -6,7 +6,7 @@ within one launch) and `event`. Whoever launches runs writes, with these further
 | event | fields |
 |---|---|
 | `launch_started` | runs (their numbers), slots (their names), command |
-| `submitted` | array_job, gather_job, runs: what Slurm was given |
+| `submitted` | array_job (the first of arrays), arrays, gather_job, runs, settings: what Slurm was given |
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `run_finished` | run, device, attempt, seconds |
 | `run_failed` | run, seed, device, attempt, cause; log and will_retry if a launcher started it |

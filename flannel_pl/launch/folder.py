@@ -1,7 +1,8 @@
 """The experiment's folder: what is written there before the first run, and what is found there again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,26 @@ def write_run_config(
     path = experiment.paths.run(run.index).config
     make_folder(path.parent)
     write_file(path, to_yaml(config).encode())
+
+
+@contextmanager
+def nothing_left(experiment: Experiment, runs: Sequence[Run], *, unless: Path) -> Iterator[None]:
+    """Removes what the block has made to describe an experiment and its runs, if it ends in an error.
+
+    The experiment's lock must be held. What was there before stays, and so does whatever else is in folders.
+
+    Args:
+        experiment: The experiment.
+        runs: Runs whose folder and config the block writes.
+        unless: A file; if it is there in the end, nothing is removed.
+    """
+    paths = experiment.paths
+    files = [paths.run(run.index).config for run in runs] + [paths.record, paths.masks]
+    new = [path for path in (*files, *(paths.run(run.index).folder for run in runs)) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in [] if unless.exists() else new:
+            with suppress(OSError):  # not there, or not empty
+                path.unlink() if path in files else path.rmdir()
+        raise

@@ -11,7 +11,7 @@ from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import available_cores, chosen_devices, free_device_memory, free_memory
 from flannel_pl.launch.fork_server import fork_server_bytes, start_method
 from flannel_pl.launch.memory import Memory, device_need, gb, host_need
-from flannel_pl.launch.slurm import slurm_slots
+from flannel_pl.launch.slurm_slots import slurm_slots
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.space import free_bytes
 

@@ -2,164 +2,88 @@
 
 A task is a plain `flannel-pl fit --config run_i/config.yaml`, run by `slurm_task.sh`, which starts it again
 when it fails and puts it back into the queue before a time limit. Which jobs these are is noted in
-`slurm.json`, so that the same command finds them again instead of submitting anything twice.
+`slurm.json`, so that the same command finds them again instead of submitting anything twice. Their comment
+tells them too, should that note not have come about.
 """
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import os
-import re
 import shutil
-import subprocess
+import socket
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run, Slot
-from flannel_pl.recording.disk import write_file
-from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.small_files import read_small
+from flannel_pl.launch.slurm_commands import (
+    cancel,
+    job_states,
+    jobs_with_comment,
+    max_array_size,
+    sbatch,
+    set_array_limit,
+)
+from flannel_pl.launch.slurm_slots import WARNING_S
+from flannel_pl.launch.submission import (
+    ARRAY_LIMIT,
+    ArrayJob,
+    Submission,
+    setting_changes,
+    settings_of,
+)
+from flannel_pl.recording.journal import Journal
 
 TASK_SCRIPT = Path(__file__).with_name("slurm_task.sh")
 
-WARNING_S = 120
-"""Seconds before the time limit at which Slurm warns a run; a checkpoint takes far less."""
+JOB_VARIABLE = "FLANNEL_PL_JOB_OF"
+"""Tells the process of a task whose job it is: the experiment's folder."""
 
-SHORTEST_S = 300
-"""Shortest time limit: Slurm may warn a minute early, and a run has to get somewhere before that."""
+FORGOTTEN_S = 24 * 3600.0
+"""Where Slurm cannot be asked, jobs that nothing was heard of for so long are taken for ended."""
 
-QUERY_TIMEOUT_S = 60.0
-
-_TIME = r"(?:(?P<days>\d+)-(?P<day_hours>\d+)(?::(?P<day_minutes>\d+))?(?::(?P<day_seconds>\d+))?|"
-_TIME += r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)|(?P<only_minutes>\d+)(?::(?P<and_seconds>\d+))?)"
-_SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
+# Trains the run that the task's number, counted from the array's first run, stands for.
+_CONFIG = '"$1/run_$(($2 + SLURM_ARRAY_TASK_ID))/config.yaml"'
+_FIT = f'{JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config {_CONFIG}'
 
 
-@dataclass(frozen=True)
-class Submission:
-    """The jobs that an experiment was last handed to Slurm as."""
+@dataclasses.dataclass(frozen=True)
+class ArrayPart:
+    """The runs of one array job."""
 
-    array_job: str
-    """Number of the array job; its task numbers are those of the runs."""
+    first_run: int
+    """What its task 0 would train."""
 
-    gather_job: str | None
-    """Number of the job that gathers; None if nothing is to be gathered."""
-
-    runs: list[int]
-    """Runs that have a task."""
-
-    @classmethod
-    def read(cls, paths: ExperimentPaths) -> "Submission | None":
-        """Returns what `slurm.json` says; None if nothing was submitted, or nothing readable is there."""
-        try:
-            content = json.loads(read_small(paths.slurm))
-            gather_job = content["gather_job"]
-            runs = [int(run) for run in content["runs"]]
-            return cls(str(content["array_job"]), None if gather_job is None else str(gather_job), runs)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def write(self, paths: ExperimentPaths) -> None:
-        """Writes `slurm.json`.
-
-        Raises:
-            RunError: If the disk fails.
-        """
-        write_file(paths.slurm, json.dumps(asdict(self)).encode() + b"\n")
-
-    @property
-    def jobs(self) -> list[str]:
-        """Numbers of the jobs, as `scancel` wants them."""
-        return [job for job in (self.array_job, self.gather_job) if job is not None]
+    runs: tuple[int, ...]
+    folder: str
+    """Name of the folder of a task's run, as sbatch writes it."""
 
 
-@dataclass(frozen=True)
-class JobState:
-    """What Slurm says of a task or job."""
+def array_parts(runs: Sequence[int], *, max_tasks: int) -> list[ArrayPart]:
+    """Spreads runs over array jobs.
 
-    state: str
-    """E.g. PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT."""
-
-    reason: str
-    """Why it is pending, e.g. Resources; else without meaning."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is still going to do something."""
-        return self.state not in {
-            *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
-            *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
-        }
-
-
-def slurm_slots(
-    config: Mapping[str, Any], *, folder: Path, num_runs: int, record: ExperimentRecord | None
-) -> tuple[Slot, ...]:
-    """Returns the places that runs get on a cluster: as many as may be trained at the same time.
+    Where one is not enough, each has the runs that agree in all but their last digits: sbatch can put a
+    task's number, filled up with zeros, into the name of a log, but no sum with it.
 
     Args:
-        config: The experiment's config.
-        folder: The experiment's folder.
-        num_runs: Runs that are to be trained.
-        record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
-
-    Raises:
-        UserError: If a key asks for what a task of one run cannot have.
+        runs: Increasing numbers.
+        max_tasks: What a task's number has to stay below.
     """
-    launch, trainer, slurm = config["launch"], config["trainer"], config["launch"]["slurm"]
-    for key, value in (
-        ("trainer.devices", trainer["devices"]),
-        ("launch.devices", launch["devices"]),
-        ("launch.runs_per_device", launch["runs_per_device"]),
-    ):
-        if value not in ("auto", 1):
-            raise UserError(
-                f"{key} is {value}, but with launch.launcher slurm every run has a device of its own; how "
-                "many are trained at the same time is launch.slurm.array_limit"
-            )
-    for option in slurm["extra"]:
-        if option.startswith(("-M", "--cluster")):
-            raise UserError(f"launch.slurm.extra has {option}; start fit on a host of that cluster instead")
-    if slurm["array_limit"] is not None and slurm["array_limit"] < 1:
-        raise UserError(f"launch.slurm.array_limit is {slurm['array_limit']}, expected at least 1, or null")
-    _check_time(slurm["time"])
-    if "\\" in str(folder):
-        raise UserError(f"{folder} has a backslash, which sbatch does not take; rename the folder")
-    accelerator = {"gpu": "cuda", "auto": "cuda" if slurm["gpus_per_run"] else "cpu"}.get(
-        trainer["accelerator"], trainer["accelerator"]
-    )
-    if accelerator not in ("cuda", "cpu"):
-        raise UserError(
-            f"trainer.accelerator is {accelerator}, expected gpu, cpu or auto with launch.launcher slurm"
-        )
-    threads = launch["threads_per_run"]
-    if threads == "auto":
-        # Runs of one thread train most steps per core; beside a GPU the second one serves the recorder.
-        recorded = None if record is None else record.threads_per_run
-        threads = recorded or (1 if accelerator == "cpu" else 2)
-    elif threads < 1:
-        raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
-    places = min(num_runs, slurm["array_limit"] or num_runs)
-    return (Slot(accelerator, None, int(threads)),) * places
-
-
-def _check_time(text: str | None) -> None:
-    if text is None:
-        return
-    match = re.fullmatch(_TIME, text)
-    if match is None:
-        raise UserError(
-            f"launch.slurm.time is {text!r}, expected minutes, hours:minutes:seconds or days-hours, e.g. "
-            '"04:00:00"'
-        )
-    groups = match.groupdict().items()
-    if sum(int(value) * _SECONDS[name.split("_")[-1]] for name, value in groups if value) < SHORTEST_S:
-        raise UserError(
-            f"launch.slurm.time is {text!r}, expected 5 minutes or more: a run is warned {WARNING_S} s "
-            "before the limit, or still earlier, and would get nowhere"
-        )
+    if not runs or runs[-1] < max_tasks:
+        return [ArrayPart(0, tuple(runs), "run_%a")]
+    num_digits = len(str(max_tasks)) - 1
+    parts = []
+    for leading, group in itertools.groupby(runs, lambda run: run // 10**num_digits):
+        task = "%a" if leading == 0 else f"{leading}%{num_digits}a"  # e.g. 1%3a for runs 1000 to 1999
+        folder = f"run_{task if num_digits else leading}"
+        parts.append(ArrayPart(leading * 10**num_digits, tuple(group), folder))
+    return parts
 
 
 def submit(experiment: Experiment, runs: Sequence[Run], slot: Slot, *, gathers: bool) -> Submission:
@@ -174,40 +98,92 @@ def submit(experiment: Experiment, runs: Sequence[Run], slot: Slot, *, gathers: 
         gathers: Whether the second job is wanted.
 
     Raises:
-        UserError: If Slurm refuses a job.
-        RunError: If the disk fails. Whatever happens, jobs that were submitted before it are cancelled.
+        UserError: If Slurm refuses a job, or has jobs of this folder that `slurm.json` does not tell of.
+        RunError: If Slurm does not answer, or the disk fails. Whatever happens, jobs that were submitted
+            before it are cancelled; if even that fails, `slurm.json` names them.
     """
-    config, paths = experiment.config, experiment.paths
-    slurm, name = config["launch"]["slurm"], paths.name
-    common = ["--requeue", "--open-mode=append", f"--signal=B:USR1@{WARNING_S}", "--ntasks=1"]
-    common += [f"--partition={slurm['partition']}"] * (slurm["partition"] is not None)
-    common += [f"--time={slurm['time']}"] * (slurm["time"] is not None)
-    numbers = _ranges([run.index for run in runs])
-    limit = "" if slurm["array_limit"] is None else f"%{slurm['array_limit']}"
-    array = [f"--job-name={name}", f"--array={numbers}{limit}", f"--cpus-per-task={slot.threads}"]
-    array += ["--gres=gpu:1"] * (slurm["gpus_per_run"] == 1 and slot.accelerator == "cuda")
-    array += [f"--output={_literal(paths.folder)}/run_%a/{paths.run(0).log.name}"]
-    fit = ["bash", "-c", 'exec "$0" -m flannel_pl fit --config "$1/run_$SLURM_ARRAY_TASK_ID/config.yaml"']
-    retries = str(config["launch"]["max_retries"])
-    array_job = _sbatch(
-        [*common, *array, *slurm["extra"]], [retries, *fit, sys.executable, str(paths.folder)]
-    )
-    submission = Submission(array_job, None, [run.index for run in runs])
+    paths, slurm = experiment.paths, experiment.config["launch"]["slurm"]
+    _refuse_strays(paths)
+    numbers = tuple(run.index for run in runs)
+    submission = Submission((), None, numbers, settings_of(experiment.config), time.time())
     try:
-        submission.write(paths)
+        for part in array_parts(numbers, max_tasks=max_array_size()):
+            options = _array_options(experiment, part, slot, after=submission.jobs)
+            task = ["bash", "-c", _FIT, sys.executable, str(paths.folder), str(part.first_run)]
+            job = _sbatch(experiment, options, [str(experiment.config["launch"]["max_retries"]), *task])
+            arrays = (*submission.arrays, ArrayJob(job, part.first_run))
+            submission = dataclasses.replace(submission, arrays=arrays)
+            submission.write(paths)
         if gathers:
-            after = [f"--job-name={name}-gather", f"--dependency=afterany:{array_job}"]
-            after += [f"--output={_literal(paths.gather_log)}"]
-            after += [option for option in slurm["extra"] if not option.startswith(("--gres", "--gpus"))]
+            options = [
+                f"--job-name={paths.name}-gather",
+                f"--dependency=afterany:{':'.join(submission.jobs)}",
+            ]
+            options += [f"--output={_literal(paths.gather_log)}"]
+            options += [option for option in slurm["extra"] if not option.startswith(("--gres", "--gpus"))]
             gather = [sys.executable, "-m", "flannel_pl", "gather", str(paths.folder)]
-            submission = replace(submission, gather_job=_sbatch([*common, *after], ["0", *gather]))
+            submission = dataclasses.replace(
+                submission, gather_job=_sbatch(experiment, options, ["0", *gather])
+            )
             submission.write(paths)
     except BaseException:
-        # Jobs that nobody knows of would train behind the back of the next attempt.
-        subprocess.run(["scancel", *submission.jobs], check=False, env=_environment())
-        paths.slurm.unlink(missing_ok=True)
+        _take_back(submission, paths)
         raise
     return submission
+
+
+def _array_options(experiment: Experiment, part: ArrayPart, slot: Slot, *, after: Sequence[str]) -> list[str]:
+    """Returns what an array job is asked for; `after` are the arrays before it."""
+    paths, slurm = experiment.paths, experiment.config["launch"]["slurm"]
+    limit = "" if slurm["array_limit"] is None else f"%{slurm['array_limit']}"
+    tasks = _ranges([run - part.first_run for run in part.runs])
+    options = [f"--job-name={paths.name}", f"--array={tasks}{limit}", f"--cpus-per-task={slot.threads}"]
+    if limit and after:  # the limit holds for all of the runs
+        options.append(f"--dependency=afterany:{after[-1]}")
+    options += ["--gres=gpu:1"] * (slurm["gpus_per_run"] == 1 and slot.accelerator == "cuda")
+    options.append(f"--output={_literal(paths.folder)}/{part.folder}/{paths.run(0).log.name}")
+    return [*options, *slurm["extra"]]
+
+
+def _sbatch(experiment: Experiment, options: Sequence[str], arguments: Sequence[str]) -> str:
+    slurm = experiment.config["launch"]["slurm"]
+    common = ["--requeue", "--open-mode=append", f"--signal=B:USR1@{WARNING_S}", "--ntasks=1"]
+    common += [f"--comment={_comment(experiment.paths)}"]
+    common += [f"--partition={slurm['partition']}"] * (slurm["partition"] is not None)
+    common += [f"--time={slurm['time']}"] * (slurm["time"] is not None)
+    return sbatch([*common, *options], str(TASK_SCRIPT), arguments)
+
+
+def _take_back(submission: Submission, paths: ExperimentPaths) -> None:
+    """Cancels what was submitted: jobs that nobody knows of would train behind the next attempt's back."""
+    jobs = submission.jobs
+    with contextlib.suppress(RunError):  # one that Slurm took without getting to say so
+        jobs = sorted({*jobs, *jobs_with_comment(_comment(paths))})
+    try:
+        if jobs:
+            cancel(jobs)
+        paths.slurm.unlink(missing_ok=True)
+    except (RunError, OSError) as error:
+        print(f"flannel-pl: {error} These jobs are with Slurm still: {' '.join(jobs)}", file=sys.stderr)
+
+
+def _refuse_strays(paths: ExperimentPaths) -> None:
+    """Refuses to submit anything beside jobs of the folder that `slurm.json` does not tell of.
+
+    Raises:
+        UserError: If there are any.
+        RunError: If Slurm does not answer.
+    """
+    if strays := jobs_with_comment(_comment(paths)):
+        raise UserError(
+            f"{paths.folder} has jobs with Slurm that its {paths.slurm.name} does not tell of, of a start "
+            f"that was cut off; end them with: scancel {' '.join(strays)}, and start this command again"
+        )
+
+
+def _comment(paths: ExperimentPaths) -> str:
+    """Returns the comment by which the jobs of a folder are found; short, and of plain letters."""
+    return f"flannel-pl {xxhash.xxh3_64_hexdigest(os.fsencode(paths.folder))}"
 
 
 def find_submission(paths: ExperimentPaths) -> Submission | None:
@@ -217,88 +193,98 @@ def find_submission(paths: ExperimentPaths) -> Submission | None:
         RunError: If Slurm does not answer.
     """
     submission = Submission.read(paths)
-    if submission is None:
+    if submission is None or not submission.jobs:
         return None
     states = job_states(submission.jobs)
     return submission if any(state.is_active for state in states.values()) else None
 
 
-def check_slurm() -> None:
-    """Refuses to go on where there is no Slurm.
-
-    Raises:
-        UserError: If its commands are not there.
-    """
-    for command in ("sbatch", "squeue"):
-        if shutil.which(command) is None:
-            raise UserError(
-                f"launch.launcher is slurm, but there is no {command} here; start it on a host of the "
-                "cluster, or leave launch.launcher at local"
-            )
-
-
-def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
-    """Asks Slurm for the state of jobs.
+def settle(experiment: Experiment, submission: Submission) -> Submission:
+    """Brings jobs in line with what is asked for now: another `array_limit` they are told, and it is said.
 
     Args:
-        jobs: Numbers of jobs.
+        experiment: What is asked for.
+        submission: Jobs that are still going to do something.
 
     Returns:
-        Number of a job, or of a task such as 12_3, -> its state. Without those that Slurm has forgotten, some
-        minutes after they have ended.
+        The jobs as they are now.
 
     Raises:
+        UserError: If they were submitted with anything else that cannot be changed any more.
         RunError: If Slurm does not answer.
     """
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}"]
-    try:
-        answer = subprocess.run(
-            [*command, "--format=%i|%T|%r"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=QUERY_TIMEOUT_S,
-            env=_environment(),
+    changes = setting_changes(submission, experiment.config)
+    limits = changes.pop(ARRAY_LIMIT, None)
+    if limits is not None and None in limits and len(submission.arrays) > 1:
+        changes[ARRAY_LIMIT] = limits  # arrays wait for each other, or do not
+    if changes:
+        differing = "; ".join(
+            f"{key}: {json.dumps(theirs)} there, {json.dumps(ours)} now"
+            for key, (theirs, ours) in changes.items()
         )
-    except subprocess.TimeoutExpired as error:
-        raise RunError(
-            f"Slurm has not answered within {QUERY_TIMEOUT_S:.0f} s. Start this command again later."
-        ) from error
-    if answer.returncode != 0:
-        if "Invalid job id" in answer.stderr:
-            return {}
-        raise RunError(f"Slurm does not answer: {_one_line(answer.stderr)}. Start this command again later.")
-    rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
-    return {job: JobState(state, reason) for job, state, reason in rows}
-
-
-def _sbatch(options: Sequence[str], task: Sequence[str]) -> str:
-    """Submits a job that runs `slurm_task.sh` with the words of `task`; returns its number."""
-    command = ["sbatch", "--parsable", *options, str(TASK_SCRIPT), *task]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
-    if answer.returncode != 0:
         raise UserError(
-            f"sbatch refused the job: {_one_line(answer.stderr)}. It was asked for {' '.join(options)}; see "
-            "launch.slurm, and `scontrol show config` for the cluster's limits"
+            f"the jobs of {experiment.paths.folder} are with Slurm with other settings ({differing}). Repeat "
+            f"what they were submitted with; or end them, with a checkpoint each, with: "
+            f"scancel {' '.join(submission.jobs)}, and start this command again"
         )
-    # A site's own lines may stand before it; behind it, in a federation, the cluster's name.
-    numbers = re.findall(r"^(\d+)(?:;\S+)?$", answer.stdout, re.MULTILINE)
-    if not numbers:
-        raise RunError(
-            f"sbatch has taken a job but did not say its number: {_one_line(answer.stdout)}. Look for it "
-            "with squeue, and cancel it before you start this command again."
-        )
-    return str(numbers[-1])
+    if limits is None:
+        return submission
+    for array in submission.arrays:
+        set_array_limit(array.job, limits[1])
+    before, now = (json.dumps(limit) for limit in limits)
+    print(f"{ARRAY_LIMIT} of the jobs is {now} now, it was {before}")
+    submission = dataclasses.replace(submission, settings=settings_of(experiment.config))
+    submission.write(experiment.paths)
+    return submission
 
 
-def _environment() -> dict[str, str]:
-    """Returns what Slurm's commands may see of our environment.
+def refuse_beside_jobs(paths: ExperimentPaths) -> None:
+    """Refuses to train on this host while jobs of the folder are with Slurm. A task of theirs may, of course.
 
-    Not which job or task we are ourselves, which a job would take for its own, nor what a user is used to
-    have squeue leave out.
+    Raises:
+        UserError: If there are such jobs, or may be.
+        RunError: If Slurm does not answer.
     """
-    ours = ("SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_JOB_ID", "SQUEUE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    submission = Submission.read(paths)
+    if submission is None or not submission.jobs or _is_task_of(paths, submission):
+        return
+    if shutil.which("squeue") is None:
+        _judge_by_age(paths, submission)
+    elif find_submission(paths) is not None:
+        jobs = " ".join(submission.jobs)
+        raise UserError(
+            f"{paths.folder} is with Slurm, as {jobs}, and is not trained here beside that. Look at it with "
+            f"--launch.launcher slurm; or end the jobs, with a checkpoint each, with: scancel {jobs}, and "
+            "start this command again"
+        )
+
+
+def _judge_by_age(paths: ExperimentPaths, submission: Submission) -> None:
+    """Takes jobs that cannot be asked for for ended, if nothing has been heard of them for long."""
+    noted_s = paths.slurm.stat().st_mtime
+    signs_s = [min(noted_s, submission.submitted_s or noted_s)]
+    for run in submission.runs:
+        with contextlib.suppress(RunError, OSError, ValueError, TypeError, KeyError):
+            entry = Journal(paths.run(run).journal).read()
+            if entry is not None and entry.host != socket.gethostname():  # not what was trained here since
+                signs_s.append(entry.updated_s)
+    hours = (time.time() - max(signs_s)) / 3600
+    told = (
+        f"{paths.folder} was handed to Slurm, as {' '.join(submission.jobs)}, and there is no squeue here to "
+        f"ask what became of that. The last sign of life is {hours:.1f} hours old"
+    )
+    if hours * 3600 < FORGOTTEN_S:
+        raise UserError(
+            f"{told}. Start this command on a host of the cluster; or, if those jobs have ended, move "
+            f"{paths.slurm} away first"
+        )
+    print(f"flannel-pl: {told}, so the jobs are taken for ended", file=sys.stderr)
+
+
+def _is_task_of(paths: ExperimentPaths, submission: Submission) -> bool:
+    """Whether this process is a task of the jobs. Jobs of an older version know by their number alone."""
+    ours = {os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")}
+    return os.environ.get(JOB_VARIABLE) == str(paths.folder) or bool(ours & {*submission.jobs})
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -315,9 +301,3 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _literal(path: Path) -> str:
     """Returns a path in which sbatch sees no pattern."""
     return str(path).replace("%", "%%")
-
-
-def _one_line(text: str) -> str:
-    """Returns what a command of Slurm complained of, without the prefixes."""
-    lines = [re.sub(r"^\w+: (?:error: )?", "", line.strip()) for line in text.splitlines() if line.strip()]
-    return "; ".join(lines) or "it says nothing"

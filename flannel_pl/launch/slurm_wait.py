@@ -10,9 +10,10 @@ from pathlib import Path
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Run
 from flannel_pl.launch.progress import Progress
-from flannel_pl.launch.slurm import JobState, Submission, job_states
+from flannel_pl.launch.slurm_commands import JobState, job_states
 from flannel_pl.launch.standing import Outcome, RunStatus
 from flannel_pl.launch.status import collect_status
+from flannel_pl.launch.submission import Submission
 
 QUERY_S = 5.0
 """Time between two questions to Slurm, which serves others too."""
@@ -77,7 +78,7 @@ def wait_for_jobs(
 
 
 def _is_active(submission: Submission, run: Run, states: Mapping[str, JobState]) -> bool:
-    state = states.get(f"{submission.array_job}_{run.index}")
+    state = states.get(submission.task(run.index))
     return state is not None and state.is_active
 
 
@@ -100,7 +101,7 @@ def _waiting_for(states: Mapping[str, JobState]) -> str:
 def _outcome(
     experiment: Experiment, submission: Submission, run: Run, states: Mapping[str, JobState]
 ) -> Outcome:
-    state = states.get(f"{submission.array_job}_{run.index}")
+    state = states.get(submission.task(run.index))
     deadline_s = time.monotonic() + (SETTLE_S if state is not None and state.state == "COMPLETED" else 0.0)
     status = _status(experiment, run)
     while status.state != "done" and time.monotonic() < deadline_s:

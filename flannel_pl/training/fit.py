@@ -300,7 +300,7 @@ def _silence_noise() -> None:
     # Runs are no tasks of srun, in a Slurm job or beside one.
     warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system")
     # The folder of a run holds its config and recording before its metrics.csv is opened.
-    warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=r"(?s)Experiment logs directory .* exists and is not empty")
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

@@ -45,20 +45,22 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Path]:
+def cluster(folder: Path, *settings: str) -> Iterator[Path]:
     """Starts the daemons and ends them, and with them every job.
 
     Args:
         folder: Empty, for their files.
+        settings: Further lines of the configuration.
 
     Yields:
         The configuration file, for `SLURM_CONF`.
     """
     (folder / "state").mkdir()
     config = folder / "slurm.conf"
-    config.write_text(
-        CONFIG.format(folder=folder, host=socket.gethostname(), user=getpass.getuser(), ports=_free_ports(3))
+    text = CONFIG.format(
+        folder=folder, host=socket.gethostname(), user=getpass.getuser(), ports=_free_ports(3)
     )
+    config.write_text("\n".join((text, *settings, "")))
     environment = {**os.environ, "SLURM_CONF": str(config)}
     with ExitStack() as daemons:
         for name, command in (
