@@ -24,6 +24,14 @@ class UnusableProcess(RunError):
     """A RunError that every process started in the same way would meet, so that no other attempt helps."""
 
 
+class Unreachable(RunError):
+    """A file cannot be read at the moment, and nothing says that it is damaged.
+
+    It is away, not to be opened, or its disk does not answer. Nobody may take it for lost: what is in it is
+    neither removed nor recorded again.
+    """
+
+
 class Interrupted(Exception):
     """The user or the system asked us to stop: exit code 130 (Ctrl-C) or 143 (SIGTERM).
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flannel_pl.errors import RunError
+from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.metadata import dump_metadata
@@ -53,7 +53,7 @@ def read_shard(paths: ExperimentPaths, record: ExperimentRecord, index: int) -> 
     if wrong:
         raise RunError(
             f"{path} does not belong to this experiment: {'; '.join(wrong)}. "
-            "Move it away and record that run again."
+            f"Move it to where it belongs; flannel-pl fit records run {index} of this one."
         )
     return shard
 
@@ -173,9 +173,17 @@ def gathered_metadata(
 
 
 def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
-    """Tells whether the gathered file is there, with a header that is right and names every run."""
+    """Tells whether the gathered file is there, with a header that is right and names every run.
+
+    Raises:
+        Unreachable: If it is there and cannot be read.
+    """
+    if not paths.gathered.exists():
+        return False
     try:
         layout = read_layout(paths.gathered)
+    except Unreachable:  # it may be complete, and the only copy of everything
+        raise
     except RunError:
         return False
     return layout.header_is_right and has_runs(layout.flannel, record)

@@ -29,6 +29,7 @@ from flannel_pl.recording.layout import (
     is_readable,
     plan_layout,
 )
+from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.small_files import read_small
 
@@ -77,14 +78,15 @@ class GatherNotes:
         """Returns the notes in `path`; None if there are none.
 
         Raises:
-            RunError: If they cannot be read, are damaged, or of another version.
+            Unreachable: If they cannot be read.
+            RunError: If they are damaged, or of another version.
         """
         try:
             content = read_small(path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise RunError(f"Cannot read {path}: {error.strerror}") from error
+            raise unreachable(path, error) from error
         checksum, text = content[:16], content[17:-1]
         whole = checksum + b" " + text + b"\n" == content
         if not whole or xxhash.xxh3_64_hexdigest(text).encode() != checksum:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.errors import RunError, UserError
+from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.publish import sync_folder
 from flannel_pl.recording.checks import parts_of, problems
@@ -61,6 +61,8 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
     # The growing file first: once it is the finished one, it is found there.
     try:
         notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
+    except Unreachable:
+        raise
     except RunError as error:
         damage = error
     if is_complete(paths, record):
@@ -230,6 +232,8 @@ class Gatherer:
         """Returns the notes that belong to the growing file; None if there are none to go by."""
         try:
             notes = GatherNotes.read(self.paths.growing_notes) if self.paths.growing.exists() else None
+        except Unreachable:
+            raise
         except RunError as damage:
             refuse_loss(damage, self.paths, self.record, self._indices)
             return None

@@ -21,6 +21,7 @@ from flannel_pl.errors import RunError
 from flannel_pl.publish import sync, sync_folder
 from flannel_pl.recording.disk import write_at
 from flannel_pl.recording.held import check_held
+from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.space import reserve
 from flannel_pl.small_files import read_small
 
@@ -119,7 +120,8 @@ class Journal:
         """Returns the newest entry, or None if nothing was written yet.
 
         Raises:
-            RunError: If the file cannot be read or both slots are damaged.
+            Unreachable: If the file cannot be read.
+            RunError: If both slots are damaged.
         """
         for _ in range(3):  # once more if a writer was just at it
             try:
@@ -127,7 +129,7 @@ class Journal:
             except FileNotFoundError:
                 return None
             except OSError as error:
-                raise RunError(f"Cannot read {self.path}: {error.strerror}") from error
+                raise unreachable(self.path, error) from error
             if not content:
                 return None
             slots = _valid_slots(content)
@@ -136,7 +138,7 @@ class Journal:
             time.sleep(0.01)
         raise RunError(
             f"{self.path} is damaged: neither of its two entries has a right checksum. "
-            "Delete it; the recording itself is not affected."
+            "The recording itself is not affected, and the run's next attempt writes the journal anew."
         )
 
 

@@ -148,7 +148,8 @@ def read_layout(path: Path) -> FileLayout:
     """Reads the header of a safetensors file, and checks it against the size of the file.
 
     Raises:
-        RunError: If the file cannot be read, is no safetensors file, or is cut short.
+        Unreachable: If the file cannot be read.
+        RunError: If it is no safetensors file, or is cut short.
     """
     descriptor = Descriptor(path)
     try:
@@ -183,7 +184,8 @@ def layout_of(descriptor: Descriptor) -> FileLayout:
         raise unreachable(path, error) from error
     except ValueError as error:
         raise RunError(
-            f"{path} is not a complete safetensors file: {error}. Copy or record it again."
+            f"{path} is not a complete safetensors file: {error}. Bring it back from a copy; if there "
+            "is none, it has to be recorded again."
         ) from error
 
 

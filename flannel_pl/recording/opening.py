@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_pl.errors import RunError
+from flannel_pl.errors import RunError, Unreachable
 
 MAX_OPEN = 64
 """Files that stay open although nobody reads them at the moment. Some systems allow a process 256 in all."""
@@ -133,7 +133,7 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
     return len(piece)
 
 
-def unreachable(path: Path, error: OSError, *, what: str = "") -> RunError:
+def unreachable(path: Path, error: OSError, *, what: str = "") -> Unreachable:
     """Returns what to tell of a file that cannot be read now, though nothing says that it is damaged.
 
     Args:
@@ -149,7 +149,8 @@ def unreachable(path: Path, error: OSError, *, what: str = "") -> RunError:
         advice = "Bring it back, or mount the disk that it is on."
     else:
         advice = "Check the disk that it is on, then try again."
-    return RunError(f"Cannot read {f'{what} of ' if what else ''}{path}: {error.strerror or error}. {advice}")
+    said = error.strerror or str(error)
+    return Unreachable(f"Cannot read {f'{what} of ' if what else ''}{path}: {said}. {advice}")
 
 
 def _close_idle(*, keep: int) -> None:

@@ -52,9 +52,11 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
                 raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
             name = f"run_{file.layout.flannel.get('run', 0)}_{key}" if key in ALL_NAMES else key
             if _RUN_KEY.fullmatch(name) and not file.layout.tensors[key].shape:
-                raise RunError(f"{key} in {file_path} has no rows. Record or copy that file again.")
+                raise RunError(f"{key} in {file_path} has no rows. Bring that file back from a copy.")
             if name in table:
-                raise RunError(f"{table[name][0].path} and {file_path} both hold {name}. Move one away.")
+                raise RunError(
+                    f"{table[name][0].path} and {file_path} both hold {name}. Open the one you mean."
+                )
             table[name] = (file, key)
     return Recording(path, table, framework=framework)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flannel_pl.errors import RunError
+from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checks import (
     RunPart,
@@ -57,9 +57,14 @@ class CheckedPart:
     missing: bool = False
     """Whether there is no such file, and there should be."""
 
+    unreachable: bool = False
+    """Whether it cannot be read at the moment, so that nobody knows what is in it."""
+
     @property
-    def state(self) -> Literal["ok", "unfinished", "missing", "damaged"]:
+    def state(self) -> Literal["ok", "unfinished", "missing", "damaged", "unreachable"]:
         """What it amounts to."""
+        if self.unreachable:
+            return "unreachable"
         if self.missing:
             return "missing"
         return "damaged" if self.damage else "unfinished" if self.unfinished else "ok"
@@ -101,6 +106,8 @@ def check_file(path: Path, *, advance: Advance) -> Iterator[CheckedPart]:
             yield from _check_open_file(file, advance)
     except NoChecksumsError:
         raise
+    except Unreachable as error:
+        yield CheckedPart(path, None, 0, 0, time.monotonic() - start_s, (str(error),), unreachable=True)
     except RunError as error:
         num_bytes = path.stat().st_size if path.exists() else 0
         yield CheckedPart(path, None, 0, num_bytes, time.monotonic() - start_s, (str(error),))
@@ -206,6 +213,8 @@ def describe(part: CheckedPart) -> list[str]:
 
 def _advice(part: CheckedPart) -> Iterator[str]:
     """Yields what to do about a part that is not right."""
+    if part.unreachable:
+        return
     if part.path.name.endswith(".safetensors.partial"):
         lost = "copies that run again, or records it again" if part.damage else "goes on with the others"
         yield f"that file gets its name when every run is in it; flannel-pl fit {lost}"
@@ -222,8 +231,8 @@ def _advice(part: CheckedPart) -> Iterator[str]:
             yield f"gather again, if the runs' own recordings are right: {again}"
         else:
             yield (
-                f"run {part.run} has no recording of its own any more: bring the file back from a copy, or "
-                "delete it and run flannel-pl fit again, which records what is nowhere else"
+                f"run {part.run} has no recording of its own any more: bring the file back from a copy; if "
+                f"there is none, record that run alone in another folder, with {folder.run(part.run).config}"
             )
 
 
@@ -235,7 +244,7 @@ def summarize(report: Report, *, elapsed_s: float) -> str:
     if report.ok:
         verdict = "every row is there, and every bit as it was written"
     else:
-        bad = [state for state in ("damaged", "missing", "unfinished") if state in states]
+        bad = [state for state in ("damaged", "missing", "unreachable", "unfinished") if state in states]
         counts = [f"{states.count(state)} {state}" for state in bad]
         verdict = f"{' and '.join(counts)}, {states.count('ok')} ok"
     return f"{verdict} ({readable_bytes(num_bytes)} in {elapsed_s:.1f} s, {speed:.2f} GB/s)"

@@ -47,5 +47,6 @@ def reopen_shard(path: Path, layout: FileLayout) -> int:
         return fd
     os.close(fd)
     raise RunError(
-        f"{path} was begun with other settings or metadata. Delete it to start this run from its beginning."
+        f"{path} was begun with other settings or metadata. Repeat what it was begun with, or choose another "
+        "experiment.name."
     )

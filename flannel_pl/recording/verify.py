@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_pl.errors import RunError, UserError
+from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
 from flannel_pl.recording.consistency import check_folder, check_index, index_paths
@@ -72,7 +72,12 @@ def num_good_rows(path: Path) -> int:
     Returns:
         The row to go on with; 0 also if the file is not there, or its header, size or static tensors are
         damaged.
+
+    Raises:
+        Unreachable: If it cannot be read.
     """
+    if not path.exists():
+        return 0
     try:
         with TensorFile(path) as file:
             part = _only_part(path, file.layout)
@@ -81,6 +86,8 @@ def num_good_rows(path: Path) -> int:
             written = num_leading_rows(file, part)
             bad = bad_cells(file, part, first=0, last=written)
             return bad[0][0] if bad else written
+    except Unreachable:  # nobody knows how many there are, and with 0 the run would begin anew
+        raise
     except RunError:
         return 0
 
@@ -89,7 +96,7 @@ def _only_part(path: Path, layout: FileLayout) -> RunPart:
     """Returns the one run of a shard whose header is right."""
     damage = header_damage(path, layout)
     if damage:
-        raise RunError(f"{path} cannot be checked: {damage[0]}. Record that run again.")
+        raise RunError(f"{path} cannot be checked: {damage[0]}. flannel-pl verify says what to do.")
     parts = parts_of(layout)
     if len(parts) != 1 or "runs" in layout.flannel:
         raise RunError(f"{path} holds {len(parts)} runs, expected the recording of one; use verify")

@@ -120,7 +120,7 @@ class RecordingWriter:
         if final_path.exists():
             raise UserError(
                 f"{final_path} exists, and a recording is never overwritten. "
-                "Choose another experiment.name or output_dir, or move that file away."
+                "Choose another experiment.name or output_dir."
             )
         self.final_path = final_path
         self.partial_path = partial_path
@@ -330,7 +330,8 @@ class RecordingWriter:
         self._rows_committed = self._rows_written
         if self.final_path.exists():
             raise UserError(
-                f"{self.final_path} appeared during the run; move it away, {self.partial_path} is complete"
+                f"{self.final_path} appeared during the run; {self.partial_path} is complete, and gets that "
+                "name if you move the other file to another folder and repeat the command"
             )
         publish(self.partial_path, self.final_path, fd=self._fd)
         self._note("done", durable=True)

@@ -18,6 +18,7 @@ from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.disk import explained
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.verify import num_good_rows
 
 NUM_KEPT = 2
@@ -79,7 +80,11 @@ def find_resume_point(
         return None
     num_good = num_good_rows(paths.partial)
     for step, digest, path in checkpoints:
-        if checkpoint_digest(path.read_bytes()) != digest:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise unreachable(path, error) from error
+        if checkpoint_digest(data) != digest:
             note(f"{path} is damaged; trying the checkpoint before it")
         elif step // every_n_steps >= num_good:
             note(

@@ -118,7 +118,8 @@ def test_a_damaged_file_is_named_with_the_reason(tmp_path: Path, kind: str) -> N
     assert damage(content, kind) != content
     path.write_bytes(damage(content, kind))
     with pytest.raises(
-        RunError, match=r"x.safetensors is not a complete safetensors file: .+ Copy or record it again."
+        RunError,
+        match=r"x.safetensors is not a complete safetensors file: .+ Bring it back from a copy; if there is",
     ):
         read_layout(path)
 

@@ -292,7 +292,7 @@ def test_two_files_for_one_run_are_refused(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         save_file(_run(0), tmp_path / folder / "recording.safetensors")
     with pytest.raises(
-        RunError, match=r"run_0/.* and .*run_1/.* both hold run_0_recorded_steps. Move one away"
+        RunError, match=r"run_0/.* and .*run_1/.* both hold run_0_recorded_steps. Open the one you mean"
     ):
         open_recording(tmp_path)
 

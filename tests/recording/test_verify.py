@@ -336,7 +336,7 @@ def test_damage_of_a_run_whose_shard_is_gone(
     experiment.run(2).recording.unlink()
     write_byte(experiment.gathered, read_layout(experiment.gathered).offsets["run_2_momentum"], 0xAA)
     assert verify_verb(experiment.gathered) == 1
-    assert "run 2 has no recording of its own any more: bring the file back from a copy, or delete it" in (
+    assert "run 2 has no recording of its own any more: bring the file back from a copy; if there" in (
         capsys.readouterr().out
     )
 

@@ -244,4 +244,4 @@ def _num_rows(run: RunRecording, name: str) -> int:
 
 
 def _damaged(run: RunRecording, what: str) -> RunError:
-    return RunError(f"run {run.index} is damaged: {what}. See flannel-pl verify; record or copy it again.")
+    return RunError(f"run {run.index} is damaged: {what}. See flannel-pl verify, which says what to do.")
