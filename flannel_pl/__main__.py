@@ -74,6 +74,11 @@ def _dispatch(words: list[str]) -> int:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; the verbs are {', '.join(VERBS)}"
         raise UserError(f"{verb!r} is no verb of flannel-pl{hint}")
+    if sys.platform == "win32" and verb in NEED_POSIX:
+        raise UserError(
+            f"`flannel-pl {verb}` runs on Linux and macOS; on Windows use WSL2. Recordings can be read here: "
+            f"{', '.join(name for name in VERBS if name not in NEED_POSIX)}"
+        )
     return VERBS[verb][1](words[1:])
 
 
@@ -86,7 +91,8 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 {verbs}
 
-`flannel-pl VERB --help` explains a verb. `--debug` shows the traceback of an error."""
+`flannel-pl VERB --help` explains a verb. `--debug` shows the traceback of an error.
+{", ".join(NEED_POSIX)} run on Linux and macOS; the others on Windows as well."""
 
 
 def _fit(words: list[str]) -> int:
@@ -251,6 +257,9 @@ def _call(verb: Callable[..., int | None], words: list[str], *, several: str | N
     parser.add_function_arguments(verb, skip={several}, as_group=False)
     return verb(**parser.parse_args(words).as_dict()) or 0
 
+
+NEED_POSIX = ("fit", "plan", "prepare", "gather")
+"""Verbs that need what Windows has not: signals, locks, writing at a place."""
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "fit": ("train every run of an experiment, then gather their recordings", _fit),

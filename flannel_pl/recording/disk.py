@@ -151,8 +151,25 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     Raises:
         RunError: If the disk fails; what was there before is still there then.
     """
+    if not hasattr(os, "pwrite"):
+        return _write_in_order(path, data)
     with new_file(path, len(data)) as fd:
         write_at(fd, data, 0)
+    return None
+
+
+def _write_in_order(path: Path, data: bytes | memoryview) -> None:
+    """Does what `write_file` does on Windows, where an open file cannot get another name."""
+    partial = partial_of(path)
+    with explained(path, need_bytes=len(data)):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                sync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def copy_range(

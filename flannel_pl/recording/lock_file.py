@@ -7,13 +7,13 @@ alone, whether or not the file system has locks of its own.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from flannel_pl.publish import fcntl
 from flannel_pl.recording.disk import write_at
 
 FIRST = "first"
