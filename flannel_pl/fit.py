@@ -44,6 +44,7 @@ from flannel_pl.signals import handled
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.fit import CheckedRun, check, train
+from flannel_pl.training.rehearsal import rehearse
 from flannel_pl.training.worker import work
 
 FOLDER_WAIT_S = 60.0
@@ -130,6 +131,7 @@ def _understand(words: list[str]) -> _Request:
     plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
     if record is not None:
         refuse_changes(experiment, settled_changes(record, plan.settled))
+    rehearse(experiment, plan.runs, plan.slots[0])
     return _Request(experiment, record, plan, corpus, words)
 
 

@@ -1,20 +1,16 @@
 """Training one run: from its config to its finished shard; and what can be checked before that."""
 
-import copy
 import dataclasses
-import logging
-import math
 import platform
-import signal
 import sys
-import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
@@ -26,7 +22,7 @@ from flannel_pl.recording.schema import RecordingSchema
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
-from flannel_pl.training.cli import FlannelCLI, parse_config
+from flannel_pl.training.cli import parse_config
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.device import check_device
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
@@ -34,13 +30,11 @@ from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import RunLabel, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import recorded_token_ids
+from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
 
 LOCK_WAIT_S = 15.0 + SILENT_S
 """How long to wait for a run's last process: one whose launcher was killed needs some seconds to notice, and
 one that was killed on another host holds its lock until it is taken for dead."""
-
-FOLDER_ARGUMENTS = {"save_dir", "dirpath", "root_dir"}
-"""What loggers, checkpoint callbacks and profilers call the folder they write to."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +102,18 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
         )
     if trainer["max_epochs"] == 0:
         raise UserError("trainer.max_epochs is 0, which trains nothing; leave it out, max_steps decides")
+    if trainer["accumulate_grad_batches"] < 1:
+        raise UserError(
+            f"trainer.accumulate_grad_batches is {trainer['accumulate_grad_batches']}, expected at least 1"
+        )
+    if (trainer["gradient_clip_val"] or 0) < 0:
+        raise UserError(
+            f"trainer.gradient_clip_val is {trainer['gradient_clip_val']}, expected 0 or more, or null"
+        )
+    if (trainer["min_steps"] or 0) > trainer["max_steps"]:
+        raise UserError(
+            f"trainer.min_steps is {trainer['min_steps']}, more than trainer.max_steps {trainer['max_steps']}"
+        )
     if trainer["fast_dev_run"]:
         raise UserError(
             "trainer.fast_dev_run trains without recording; use --trainer.max_steps 1 for a quick trial"
@@ -151,17 +157,13 @@ def train(
 def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool | None) -> None:
     config = experiment.run_config(run)
     paths = experiment.paths.run(run.index)
-    settings = _run_trainer(config["trainer"], paths.folder, slot)
-    if progress_bar is not None:
-        settings["enable_progress_bar"] = progress_bar
     keep_memory()
     # Deterministic kernels are wanted, not what torch does besides: filling memory that nobody has read yet.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(slot.threads)
-    _silence_noise()
     check_device(slot)
     seed_everything(run.seed, verbose=False)
-    cli = FlannelCLI({**config, "trainer": settings}, build=True)
+    cli = name_mistake(config, partial(build, folder=paths.folder, slot=slot, progress_bar=progress_bar))
     label = _label(experiment, run, slot, attempt=attempt, data_digests=cli.datamodule.load().digests)
     resume = find_resume_point(paths, every_n_steps=config["recorder"]["every_n_steps"], note=_say)
     if resume is None:
@@ -178,10 +180,6 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     if isinstance(trainer.logger, MetricsLog):
         trainer.logger.prepare(going_on=resume is not None)
         trainer.callbacks.append(MetricsKeeper(trainer.logger))
-    if all(settings[key] in (None, 0.0) for key in ("max_epochs", "limit_train_batches", "overfit_batches")):
-        # As many as max_steps can need. Without a number Lightning's progress bar counts up to epoch -2.
-        num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
-        trainer.fit_loop.max_epochs = math.ceil(num_batches / cli.datamodule.order.batches_per_epoch)
     try:
         with drawn_upon():
             if resume is None:
@@ -189,11 +187,25 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
             else:
                 trainer.fit(cli.model, cli.datamodule, ckpt_path=resume.checkpoint, weights_only=True)
     except SystemExit as end:
-        # Lightning's way to end a process on Ctrl-C or SIGTERM before the first step.
-        number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
-        raise Interrupted(number) from None
+        raise interruption(end) from None
     except OSError as error:
         raise _what_ended(error, paths.folder) from error
+    except Exception as error:
+        if _is_mistake(error, trainer, first_step=0 if resume is None else resume.step):
+            raise UserError(f"this cannot be trained: {reason(error)}; change trainer or model") from error
+        raise
+
+
+def _is_mistake(error: Exception, trainer: Any, *, first_step: int) -> bool:
+    """Tells whether a training that ended with `error` would end so again, because of its settings."""
+    if isinstance(error, (UserError, RunError, Interrupted)):
+        return False  # these say so themselves
+    if isinstance(error, MISTAKES) and trainer.global_step == first_step:
+        return True
+    # EarlyStopping says with a RuntimeError that there is nothing of that name.
+    monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
+    unknown = any(monitor and f"`{monitor}` which is not available" in str(error) for monitor in monitors)
+    return isinstance(error, MisconfigurationException) or unknown
 
 
 def _what_ended(error: OSError, folder: Path) -> Exception:
@@ -235,74 +247,3 @@ def _device_name(slot: Slot) -> str:
     if slot.accelerator == "cuda":
         return torch.cuda.get_device_name(slot.number)
     return platform.processor() or platform.machine()
-
-
-def _run_trainer(trainer: dict[str, Any], folder: Path, slot: Slot) -> dict[str, Any]:
-    """Returns the Trainer settings of one run: one device, and every file in the run's own folder."""
-    trainer = copy.deepcopy(trainer)
-    if trainer["logger"] is None or trainer["logger"] is True:
-        metrics_log = f"{MetricsLog.__module__}.{MetricsLog.__qualname__}"
-        trainer["logger"] = {"class_path": metrics_log, "init_args": {"save_dir": "."}}
-    for key in ("logger", "callbacks", "profiler"):
-        for settings in _as_list(trainer[key]):
-            for name in FOLDER_ARGUMENTS & settings.get("init_args", {}).keys():
-                settings["init_args"][name] = str(_own_folder(settings["init_args"][name], folder))
-    callbacks = _as_list(trainer["callbacks"])
-    return {
-        **trainer,
-        "accelerator": slot.accelerator,
-        "devices": 1 if slot.number is None else [slot.number],
-        "callbacks": callbacks,
-        "plugins": _plugins(trainer["plugins"]),
-        "default_root_dir": str(folder),
-        # Lightning's default would write a checkpoint nobody asked for.
-        "enable_checkpointing": bool(trainer["enable_checkpointing"])
-        or any("ModelCheckpoint" in callback["class_path"] for callback in callbacks),
-    }
-
-
-def _plugins(asked_for: Any) -> list[Any]:
-    """Returns the plugins that are asked for, and one that says that no training is distributed.
-
-    Inside a Slurm job Lightning would take the number of the job's tasks for the number of devices of a run.
-    """
-    plugins = [] if asked_for is None else asked_for if isinstance(asked_for, list) else [asked_for]
-    if any("Environment" in str(plugin) for plugin in plugins):
-        return plugins
-    return [*plugins, {"class_path": "lightning.pytorch.plugins.environments.LightningEnvironment"}]
-
-
-def _as_list(settings: Any) -> list[dict[str, Any]]:
-    """Returns the classes configured under a key that takes none, one, or several of them."""
-    several = settings if isinstance(settings, list) else [settings]
-    return [one for one in several if isinstance(one, dict)]
-
-
-def _own_folder(asked_for: str | None, run_folder: Path) -> Path:
-    """Returns where one run's logger writes: in the run's folder, or in its own below an absolute path."""
-    wanted = Path(asked_for or ".")
-    if wanted.is_absolute():
-        return wanted / run_folder.parent.name / run_folder.name
-    return run_folder / wanted
-
-
-def _silence_noise() -> None:
-    """Filters, by name, what libraries say to every run and no user can act on."""
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    if _is_no_tip not in tips.filters:
-        tips.addFilter(_is_no_tip)
-    # Lightning 2.6 asks torch 2.13 a question in a form that is going away.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
-    # The size in the model summary, which counts all weights as float32, is no basis for anything here.
-    warnings.filterwarnings("ignore", message=r"Precision .* is not supported by the model summary")
-    # A loss scaler may leave out the first step; the recording marks it.
-    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
-    # Runs are no tasks of srun, in a Slurm job or beside one.
-    warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system")
-    # The folder of a run holds its config and recording before its metrics.csv is opened.
-    warnings.filterwarnings("ignore", message=r"(?s)Experiment logs directory .* exists and is not empty")
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    """Drops an advertisement for another package."""
-    return "litlogger" not in record.getMessage()

@@ -55,8 +55,7 @@ def test_a_crash_between_checkpoints(
 ) -> None:
     assert fit(small_data, tmp_path / "calm", EVERY, "1") == 0
     stop_after(13, crash=True)  # the checkpoint is of step 10
-    with pytest.raises(ZeroDivisionError):
-        fit(small_data, tmp_path / "hurt", EVERY, "1")
+    assert fit(small_data, tmp_path / "hurt", EVERY, "1") == 1
     stop_after.undo()
     path = metrics_of(tmp_path / "hurt")
     assert len(path.read_bytes().splitlines()) == 1 + 12

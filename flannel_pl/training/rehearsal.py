@@ -1,0 +1,169 @@
+"""What only shows when a Trainer is made, or starts: tried before an experiment has any file.
+
+It is tried in memory, on the CPU, with a model of the same kind as small as can be, and without callbacks
+that are not Lightning's, of which nobody knows what they write.
+"""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.profilers import PassThroughProfiler
+from typing_extensions import override
+
+from flannel_pl.errors import Interrupted, UserError
+from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.training.cli import FlannelCLI
+from flannel_pl.training.trainer import MISTAKES, build, classes, interruption, is_a, name_mistake, shown
+
+_ALWAYS_THERE = {"epoch", "step"}
+"""What ModelCheckpoint can monitor besides what is logged."""
+
+
+def rehearse(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
+    """Makes the Trainer of every run as it is going to be, and lets it start; leaves no file.
+
+    Runs whose Trainers have the same settings share one.
+
+    Args:
+        experiment: What the runs belong to.
+        runs: The runs to be trained.
+        slot: Where one of them is trained.
+
+    Raises:
+        UserError: If a run would end because of a setting of the Trainer.
+    """
+    launch, trainer = experiment.config["launch"], experiment.config["trainer"]
+    if launch["launcher"] == "slurm":
+        slot = Slot("cpu", None, slot.threads)  # this host may have none of the cluster's devices
+    elif len(experiment.selected) > 1:
+        why = "but several runs share one table of their progress; leave it out, or use --experiment.run"
+        _refuse_callbacks(trainer, ProgressBar, why=why)
+    why = "which trains with other values than the config has, and than the file would say; leave it out"
+    _refuse_callbacks(trainer, (BatchSizeFinder, LearningRateFinder), why=why)
+    configs: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        config = experiment.run_config(run)
+        configs.setdefault(json.dumps(config["trainer"], sort_keys=True), _small(config))
+    with _silence(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
+        for config in configs.values():
+            name_mistake(config, partial(_start, folder=Path(folder), slot=slot))
+            _check_monitors(config, Path(folder), slot)
+
+
+def _refuse_callbacks(trainer: dict[str, Any], kind: type | tuple[type, ...], *, why: str) -> None:
+    if refused := [shown(callback) for callback in classes(trainer["callbacks"]) if is_a(callback, kind)]:
+        raise UserError(f"trainer.callbacks has {', '.join(refused)}, {why}")
+
+
+def _small(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config of a model that needs next to no memory and time, but logs the same."""
+    return {**config, "model": config["model"] | {"hidden_dim": config["model"]["n_head"], "n_layer": 1}}
+
+
+def _start(config: dict[str, Any], *, folder: Path, slot: Slot) -> None:
+    """Makes everything of a run, and lets training begin, up to its first batch."""
+    cli = build(config, folder, slot, progress_bar=False)
+    if slot.accelerator != "cpu":
+        cli = build(_on_cpu(config), folder, Slot("cpu", None, slot.threads), progress_bar=False)
+    trainer: Any = cli.trainer
+    trainer.loggers = [DummyLogger()] * bool(trainer.loggers)
+    trainer.profiler = PassThroughProfiler()
+    try:
+        _fit(cli, _Halt())
+    except _Enough:
+        return
+    except (Interrupted, *MISTAKES):
+        raise
+    except Exception:
+        return  # what there is not enough of here, e.g. memory, there may be for the run
+    raise ValueError("there is nothing to train")
+
+
+def _on_cpu(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config with what every CPU can do."""
+    return {**config, "trainer": config["trainer"] | {"precision": None, "plugins": None}}
+
+
+def _may_start(callback: Callback) -> bool:
+    is_ours = type(callback).__module__.startswith("lightning.")
+    return is_ours and not isinstance(callback, (Checkpoint, ModelSummary, ProgressBar))
+
+
+class _Enough(Exception):
+    """Raised where a training would begin."""
+
+
+class _Halt(Callback):
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise _Enough
+
+
+def _fit(cli: FlannelCLI, *further: Callback) -> Any:
+    """Trains without the callbacks that might write something, and returns the Trainer."""
+    trainer: Any = cli.trainer
+    trainer.callbacks = [*filter(_may_start, trainer.callbacks), *further]
+    try:
+        trainer.fit(cli.model, cli.datamodule)
+    except SystemExit as end:
+        raise interruption(end) from None
+    return trainer
+
+
+def _check_monitors(config: dict[str, Any], folder: Path, slot: Slot) -> None:
+    """Makes a step if a callback monitors something, and refuses what is not logged in it."""
+    callbacks = classes(config["trainer"]["callbacks"])
+    monitoring = [callback for callback in callbacks if callback.get("init_args", {}).get("monitor")]
+    if not monitoring or not all(callback["class_path"].startswith("lightning.") for callback in callbacks):
+        return  # callbacks of others may log what is monitored
+    logged = _logged_in_a_step(config, folder, slot)
+    for callback in monitoring:
+        there = logged | _ALWAYS_THERE if is_a(callback, ModelCheckpoint) else logged
+        monitor = callback["init_args"]["monitor"]
+        if callback["init_args"].get("strict", True) and monitor not in there:
+            raise UserError(
+                f"trainer.callbacks has {shown(callback)} with monitor {monitor!r}, but what is logged is "
+                f"{', '.join(sorted(there))}; monitor one of these, or leave it out"
+            )
+
+
+def _logged_in_a_step(config: dict[str, Any], folder: Path, slot: Slot) -> set[str]:
+    """Returns the names of everything that is logged in an epoch of one step of one sequence."""
+    config = config if slot.accelerator == "cpu" else _on_cpu(config)
+    shortest = {"fast_dev_run": True, "overfit_batches": 0.0, "log_every_n_steps": 1, "profiler": None}
+    config = {**config, "trainer": config["trainer"] | shortest, "data": config["data"] | {"batch_size": 1}}
+    trainer = _fit(build(config, folder, Slot("cpu", None, slot.threads), progress_bar=False))
+    return set(trainer.callback_metrics)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Lets Lightning say what it has to say when the run starts, not here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
