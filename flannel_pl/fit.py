@@ -29,6 +29,7 @@ from flannel_pl.launch.folder import (
 )
 from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
+from flannel_pl.launch.giving_up import told_to_script
 from flannel_pl.launch.local import train_all
 from flannel_pl.launch.plan import Plan, describe, make_plan
 from flannel_pl.launch.slurm import find_submission, refuse_beside_jobs, settle, submit
@@ -160,7 +161,8 @@ def _fit_one(request: _Request, plan: Plan) -> int:
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
     progress_bar = None if is_terminal() else False
     run, slot = plan.runs[0], plan.slots[0]
-    with EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
+    told = told_to_script(experiment.paths.run(run.index))
+    with told, EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
         train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
     return _finish(experiment)
 

@@ -21,15 +21,15 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from flannel_pl.errors import Interrupted, RunError
-from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
+from flannel_pl.errors import Interrupted
+from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.devices import seen_alone
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.fork_server import start_deaf, start_fork_server, start_method
+from flannel_pl.launch.giving_up import describe_exit, give_up
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.recording.held import check_held
-from flannel_pl.recording.journal import Journal
 from flannel_pl.signals import REPEAT_S, handled, stop_signal
 
 POLL_S = 0.2
@@ -182,7 +182,8 @@ class _Launch:
             elif self._retry(worker, failure):
                 continue
             else:
-                self._note_failure(task.run, failure)
+                experiment = self.experiment
+                give_up(experiment.paths, experiment.config, task.run, failure, attempt=task.attempt)
             outcome = Outcome(task.run, worker.slot.name, task.attempt, elapsed_s, failure)
             self.outcomes.append(outcome)
             self.progress.ended(task.run, failure)
@@ -193,15 +194,9 @@ class _Launch:
         if paths.recording.exists():
             return None  # whole, whatever happened to the process after that
         assert code is not None
-        if code == -signal.SIGKILL:
-            cause = "killed by SIGKILL (by hand, or because memory ran out)"
-        elif code == UNKNOWN:
-            cause = "the process that it was forked from was killed (by hand, or because memory ran out)"
-        elif code < 0:
-            cause = f"killed by {signal.Signals(-code).name}"
-        else:
-            cause = f"exit code {code}: {_last_words(paths, worker.process.pid)}"
-        return cause
+        if code == UNKNOWN:
+            return "the process that it was forked from was killed (by hand, or because memory ran out)"
+        return describe_exit(paths, code, worker.process.pid)
 
     def _retry(self, worker: _Worker, failure: str) -> bool:
         """Puts a failed run back in the queue, if it may be tried again."""
@@ -241,14 +236,6 @@ class _Launch:
         )
         return True
 
-    def _note_failure(self, run: Run, failure: str) -> None:
-        """Tells the journal of a run that is given up, if its process died too quickly to do so."""
-        journal = Journal(self.experiment.paths.run(run.index).journal)
-        with contextlib.suppress(RunError, OSError):
-            entry = journal.read()
-            if entry is not None and entry.state == "running":
-                journal.write(dataclasses.replace(entry, state="failed", message=failure))
-
     def _stop(self, signals: list[int]) -> None:
         """Asks the runs to stop; kills those that do not, or all of them at a second signal."""
         name = signal.Signals(signals[0]).name
@@ -274,19 +261,6 @@ def _end_orphan(process: BaseProcess) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if os.getsid(process.pid) == process.pid:  # else the number is another process's by now
             os.kill(process.pid, signal.SIGKILL)
-
-
-def _last_words(paths: RunPaths, pid: int | None) -> str:
-    """Returns in one line what a run's process said before it ended with an error."""
-    log = paths.log.read_text(encoding="utf-8", errors="replace") if paths.log.exists() else ""
-    said = [line.strip() for line in log.splitlines() if line.strip()]
-    if not said or not said[-1].startswith("flannel-pl: error: "):
-        # A full disk cuts the log off anywhere; the journal's space is reserved.
-        with contextlib.suppress(RunError):
-            entry = Journal(paths.journal).read()
-            if entry is not None and entry.pid == pid and entry.state == "failed" and entry.message:
-                return entry.message
-    return said[-1] if said else "it printed nothing"
 
 
 @contextmanager

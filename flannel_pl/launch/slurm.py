@@ -49,8 +49,13 @@ FORGOTTEN_S = 24 * 3600.0
 """Where Slurm cannot be asked, jobs that nothing was heard of for so long are taken for ended."""
 
 # Trains the run that the task's number, counted from the array's first run, stands for.
-_CONFIG = '"$1/run_$(($2 + SLURM_ARRAY_TASK_ID))/config.yaml"'
-_FIT = f'{JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config {_CONFIG}'
+_FIT = f"""\
+run=$1/run_$(($2 + SLURM_ARRAY_TASK_ID))
+printf '%s\\0' "$0" "$run" >"$FLANNEL_PL_TELL"
+{JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config "$run/config.yaml"
+"""
+
+_GATHER = '"$0" -m flannel_pl.launch.giving_up "$1"; exec "$0" -m flannel_pl gather "$1"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +126,7 @@ def submit(experiment: Experiment, runs: Sequence[Run], slot: Slot, *, gathers: 
             ]
             options += [f"--output={_literal(paths.gather_log)}"]
             options += [option for option in slurm["extra"] if not option.startswith(("--gres", "--gpus"))]
-            gather = [sys.executable, "-m", "flannel_pl", "gather", str(paths.folder)]
+            gather = ["bash", "-c", _GATHER, sys.executable, str(paths.folder)]
             submission = dataclasses.replace(
                 submission, gather_job=_sbatch(experiment, options, ["0", *gather])
             )

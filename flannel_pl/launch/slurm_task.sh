@@ -8,6 +8,17 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the plain number of one task may stand for the whole array
 fi
 
+# Here the command says which Python trains which run's folder, each with a NUL behind it.
+FLANNEL_PL_TELL=$(mktemp) && trap 'rm -f "$FLANNEL_PL_TELL"' EXIT
+export FLANNEL_PL_TELL
+
+# Nobody starts the run again, so its journal has to say that it has failed, even if it was killed.
+give_up() {
+  mapfile -d '' -t told 2>/dev/null <"$FLANNEL_PL_TELL"
+  [ ${#told[@]} -ne 2 ] || "${told[0]}" -m flannel_pl.launch.giving_up "${told[1]}" "$code" "$number" "$child"
+  exit "$code"
+}
+
 # Slurm warns only this shell that the time limit is near.
 trap 'kill -USR1 "$child" 2>/dev/null' USR1
 # Of scancel and preemption some clusters tell only this shell, others the command as well; it can take that.
@@ -15,8 +26,8 @@ stopped=
 trap 'stopped=yes; kill -TERM "$child" 2>/dev/null' TERM
 
 for ((attempt = 0; attempt <= retries; attempt++)); do
-  # A shell has what it starts in the background ignore Ctrl-C's signal, which some send to a task to stop it.
-  (trap - INT && FLANNEL_PL_ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + attempt + 1)) exec "$@") &
+  number=$((${SLURM_RESTART_COUNT:-0} + attempt + 1))
+  FLANNEL_PL_ATTEMPT=$number FLANNEL_PL_RETRIES_LEFT=$((retries - attempt)) "$@" &
   child=$!
   while kill -0 "$child" 2>/dev/null; do # a trap ends a wait early
     wait "$child"
@@ -24,8 +35,9 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
   wait "$child"
   code=$?
   case $code in
-    0 | 2 | 129 | 130 | 143) exit "$code" ;; # done; wrong usage, which would fail again; asked to stop
-    138)                                     # warned: everything is on the disk, another stay goes on
+    0 | 129 | 130 | 143) exit "$code" ;; # done; asked to stop
+    2) give_up ;;                        # wrong usage, which would fail again
+    138)                                 # warned: everything is on the disk, another stay goes on
       for pause in 5 10 20; do
         scontrol requeue "$job" && exit "$code"
         sleep "$pause"
@@ -36,4 +48,4 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
   esac # anything else failed or was killed, for memory perhaps: again, from its last checkpoint
   [ -z "$stopped" ] || exit "$code"
 done
-exit "$code"
+give_up

@@ -5,10 +5,10 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Run
+from flannel_pl.launch.giving_up import give_up, last_words
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.slurm_commands import JobState, job_states
 from flannel_pl.launch.standing import Outcome, RunStatus
@@ -27,6 +27,9 @@ SETTLE_S = 60.0
 """How long a shared folder may take to show here what a job on another host has finished."""
 
 _ORDINARY = {"None", "Dependency"}
+
+_CUT_OFF = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+"""States of a job whose script may not have come to say that its run has failed."""
 
 
 def wait_for_jobs(
@@ -110,7 +113,9 @@ def _outcome(
     failure = None
     if status.state != "done":
         said = "its job is gone" if state is None else f"its job ended as {state.state}"
-        failure = f"{said}: {_last_words(experiment.paths.run(run.index).log)}"
+        failure = f"{said}: {last_words(experiment.paths.run(run.index), None)}"
+        if state is not None and state.state in _CUT_OFF and status.state in ("waiting", "running", "silent"):
+            give_up(experiment.paths, experiment.config, run, failure)
     device = f"{status.device} on {status.host}" if status.host else status.device
     return Outcome(run, device, max(1, status.attempt), None, failure)
 
@@ -119,11 +124,3 @@ def _status(experiment: Experiment, run: Run) -> RunStatus:
     with contextlib.suppress(OSError):
         os.listdir(experiment.paths.run(run.index).folder)  # noqa: PTH208 - makes NFS look again
     return collect_status(experiment.paths, experiment.config, [run]).runs[0]
-
-
-def _last_words(log: Path) -> str:
-    """Returns the last line that a run's job printed."""
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

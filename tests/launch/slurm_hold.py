@@ -1,6 +1,7 @@
-"""A callback that holds a small run in the middle for as long as a test wants, or until it has to stop."""
+"""Callbacks that hold a small run in the middle, for as long as a test wants, or kill it."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -25,3 +26,12 @@ class Hold(Callback):
             if recorder.stop_signal is not None:
                 break
             time.sleep(0.05)
+
+
+class Killed(Callback):
+    """Is killed at its first step, as by a kernel that has no memory left."""
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *rest: Any) -> None:
+        """Kills the process."""
+        os.kill(os.getpid(), signal.SIGKILL)

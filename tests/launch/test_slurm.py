@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,35 @@ def test_a_cancelled_node_checkpoints_whomever_slurm_tells(
         assert RunPaths(folder / f"run_{run}").checkpoints()[0][0] > slurm_hold.STEP
     assert not list(folder.rglob("lock"))
     assert "nothing is lost, go on with: flannel-pl fit" in (tmp_path / "job.txt").read_text()
+
+
+@with_slurm
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("cause", ["killed", "wrong usage"])
+def test_watching_ends_when_nobody_starts_the_runs_again(
+    cause: str, small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody waits for the jobs, so it is they who have to say that they have given up."""
+    words = ["--experiment.seeds", "1..2", *STEPS, "--launch.detach", "true", "--launch.max_retries", "1"]
+    corpus = tmp_path / "corpus.txt"
+    if cause == "killed":
+        words += ["--trainer.callbacks", "tests.launch.slurm_hold.Killed"]
+        said = "killed by SIGKILL"
+    else:
+        shutil.copy(small_data.corpus, corpus)
+        words += ["--data.corpus_path", str(corpus), "--launch.slurm.extra", "[--begin=now+3]"]
+        said = "exit code 2: flannel-pl: error: "
+    assert fit(small_data, tmp_path, *words) == 0
+    corpus.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "flannel_pl", "status", str(tmp_path / "jobs"), "--watch"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "0 of 2 runs done, 2 failed" in shown
+    for run in (0, 1):
+        entry = journal(tmp_path / "jobs", run)
+        assert entry is not None
+        assert (entry.state, entry.attempt) == ("failed", 2 if cause == "killed" else 1)
+        assert entry.message.startswith(said)
 
 
 @with_slurm
