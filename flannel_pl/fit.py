@@ -3,6 +3,7 @@
 Here training and launching meet: `launch` is handed what a run's process does, and knows nothing else of it.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -10,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import Experiment, ExperimentPaths
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
@@ -44,7 +46,7 @@ from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.signals import handled
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
-from flannel_pl.training.fit import CheckedRun, check, train
+from flannel_pl.training.fit import CheckedRun, check, hold_run, train_held
 from flannel_pl.training.rehearsal import rehearse
 from flannel_pl.training.worker import work
 
@@ -118,6 +120,9 @@ def plan(words: list[str]) -> int:
 def _understand(words: list[str]) -> _Request:
     experiment = Experiment.from_config(resolve(words))
     record = read_record(experiment)
+    if record is not None:  # its files keep their names when its folder is renamed
+        paths = ExperimentPaths(experiment.paths.folder, record.name)
+        experiment = dataclasses.replace(experiment, paths=paths)
     checked = _check_all(experiment)
     corpus = checked[experiment.selected[0].index].corpus
     runs = unfinished_runs(experiment)
@@ -148,22 +153,20 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
 
 def _fit_one(request: _Request, plan: Plan) -> int:
     """Trains a single run in this process."""
-    experiment = request.experiment
-    if request.record is None:
-        # A scheduler may have started all runs of a new experiment in the same moment.
-        with _locked(experiment, wait_s=FOLDER_WAIT_S):
-            record = read_record(experiment)
-            if record is not None:
-                refuse_changes(experiment, data_changes(experiment, record, request.corpus.digests))
-                refuse_changes(experiment, settled_changes(record, plan.settled))
-            _write_record(request, plan, record)
-    _write_run_configs(request, plan)
+    experiment, run, slot = request.experiment, plan.runs[0], plan.slots[0]
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
     progress_bar = None if is_terminal() else False
-    run, slot = plan.runs[0], plan.slots[0]
-    told = told_to_script(experiment.paths.run(run.index))
-    with told, EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
-        train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+    make_folder(experiment.paths.run(run.index).folder)
+    # The run first: once it is locked, nobody takes this experiment for one that was not begun.
+    with hold_run(experiment, run):
+        # A scheduler may have started all runs of a new experiment in the same moment.
+        with _locked(experiment, wait_s=FOLDER_WAIT_S):
+            plan = _begin(request, plan, own_lock=experiment.paths.run(run.index).lock)
+        if plan.runs:
+            _write_run_configs(request, plan)
+            told = told_to_script(experiment.paths.run(run.index))
+            with told, EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
+                train_held(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
     return _finish(experiment)
 
 
@@ -171,7 +174,9 @@ def _fit_all(request: _Request, plan: Plan) -> int:
     """Trains several runs in processes of their own."""
     experiment = request.experiment
     with _locked(experiment):
-        _write_record(request, plan, request.record)
+        plan = _begin(request, plan)
+        if not plan.runs:
+            return _finish(experiment, is_locked=True)
         _write_run_configs(request, plan)
         events = EventLog(experiment.paths.events)
         runs, slots = [run.index for run in plan.runs], [slot.name for slot in plan.slots]
@@ -242,7 +247,9 @@ def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Submission:
                 f"another command has just handed {paths.folder} to Slurm, as {' and '.join(found.jobs)}; "
                 "repeat this command to look at those jobs"
             )
-        _write_record(request, plan, request.record)
+        plan = _begin(request, plan)
+        if not plan.runs:
+            raise UserError(f"another command has just finished {paths.folder}; repeat this one to see it")
         _write_run_configs(request, plan)
         submission = submit(experiment, plan.runs, plan.slots[0], gathers=gathers)
         EventLog(paths.events).write("submitted", **submission.content)
@@ -253,14 +260,9 @@ def _refuse_other_jobs(request: _Request, submission: Submission) -> None:
     """Refuses to take jobs that are with Slurm for those of this command, if they are not.
 
     Raises:
-        UserError: If they have another config, or not all of the runs that are to be trained.
+        UserError: If they have not all of the runs that are to be trained.
     """
     jobs = " ".join(submission.jobs)
-    if request.plan is not None and request.record is None:
-        raise UserError(
-            f"{request.experiment.paths.folder} has jobs with Slurm that have another config; repeat what "
-            f"they were submitted with, or first end them with: scancel {jobs}"
-        )
     runs = () if request.plan is None else request.plan.runs
     if missing := [run.index for run in runs if run.index not in submission.runs]:
         raise UserError(
@@ -282,7 +284,12 @@ def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
-    if note := lock.acquire(wait_s=wait_s):
+    try:
+        note = lock.acquire(wait_s=wait_s)
+    except UserError:
+        read_record(experiment)  # which names the difference, if it is another experiment
+        raise
+    if note:
         print(f"flannel-pl: {note}; going on", file=sys.stderr)
     try:
         yield
@@ -304,12 +311,33 @@ def _interruptible() -> Iterator[None]:
         yield
 
 
-def _write_record(request: _Request, plan: Plan, record: ExperimentRecord | None) -> None:
-    """Describes a new experiment in its folder."""
+def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Plan:
+    """Sees to it that `experiment.json` says what is going to be trained, and that nobody changes that.
+
+    The experiment's lock is held: whatever was found before may have changed.
+
+    Args:
+        request: What is asked for.
+        plan: What was to be trained when that was looked at.
+        own_lock: The lock of a run, if this process holds one.
+
+    Returns:
+        What of it is still to be trained.
+
+    Raises:
+        UserError: If another experiment was begun in the folder meanwhile.
+    """
+    experiment, digests = request.experiment, request.corpus.digests
+    record = read_record(experiment, own_lock=own_lock)
     if record is None:
-        origin = {**provenance.collect(), "data": request.corpus.digests}
-        content = request.experiment.record(origin, settled=plan.settled)
-        write_folder(request.experiment, content, masks=request.corpus.masks.to_bytes())
+        origin = {**provenance.collect(), "data": digests}
+        content = experiment.record(origin, settled=plan.settled)
+        write_folder(experiment, content, masks=request.corpus.masks.to_bytes())
+    else:
+        refuse_changes(experiment, data_changes(experiment, record, digests))
+        refuse_changes(experiment, settled_changes(record, plan.settled))
+    left = unfinished_runs(experiment)
+    return dataclasses.replace(plan, runs=tuple(run for run in plan.runs if run in left))
 
 
 def _write_run_configs(request: _Request, plan: Plan) -> None:

@@ -2,45 +2,36 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flannel_pl.experiment import Experiment, ExperimentConfig, flatten, parse_seeds
+from flannel_pl.experiment import Experiment, ExperimentConfig, parse_seeds
 from flannel_pl.recording.record import ExperimentRecord
-
-# Trainer keys that change what is shown, logged or used, but no recorded bit.
-INCIDENTAL_TRAINER_KEYS = {
-    "accelerator",  # what it came to is in the record's `settled`
-    "devices",
-    "logger",
-    "default_root_dir",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "enable_checkpointing",
-    "log_every_n_steps",
-    "profiler",
-}
-
+from flannel_pl.recording.sameness import decisive, differences
 
 _DEFAULTS = dataclasses.asdict(ExperimentConfig())
 
 
 def config_changes(experiment: Experiment, record: ExperimentRecord) -> list[str]:
-    """Names what in an experiment's config would give other bits than the recorded one's.
+    """Names what in an experiment's config is not as in the recorded one's.
 
     Args:
         experiment: What is asked for.
         record: What the folder's `experiment.json` says.
 
     Returns:
-        One line per differing key; empty if the experiment may go on in that folder.
+        One line per difference; empty if the experiment may go on in that folder.
     """
-    ours, theirs = _science(experiment.config), _science(record.config)
-    return [
-        f"{key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} now"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
+    ours, theirs = _settings(experiment.config), _settings(record.config)
+    # The config of a single run has that run's value where a key is swept.
+    swept = {*ours["experiment.sweep"], *theirs["experiment.sweep"]}
+    ours |= decisive(experiment.config, without=swept)
+    theirs |= decisive(record.config, without=swept)
+    changes = [
+        f"{key}: {json.dumps(there)} there, {json.dumps(now)} now"
+        for key, there, now in differences(theirs, ours)
     ]
+    return changes or list(_other_runs(experiment, record))
 
 
 def data_changes(experiment: Experiment, record: ExperimentRecord, digests: Mapping[str, str]) -> list[str]:
@@ -71,16 +62,25 @@ def settled_changes(record: ExperimentRecord, settled: Mapping[str, Any]) -> lis
     ]
 
 
-def _science(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns by dotted key what of a config decides the bits of the recordings and which runs there are."""
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns which runs an experiment has, and what becomes of their files."""
     settings = {**_DEFAULTS, **config["experiment"]}
-    experiment = {"seeds": parse_seeds(settings["seeds"]), "sweep": settings["sweep"]}
-    # The keys in the runs' files depend on it, see recording/gather.py; single and none have the same.
-    experiment["gather"] = "index" if settings["gather"] == "index" else "single"
-    trainer = {key: value for key, value in config["trainer"].items() if key not in INCIDENTAL_TRAINER_KEYS}
-    # Of the data files the content counts, not where they lie: see `data_changes`.
-    data = {key: value for key, value in config["data"].items() if not key.endswith("_path")}
-    groups = {key: config[key] for key in ("model", "recorder")}
-    science = dict(flatten({"experiment": experiment, "trainer": trainer, "data": data, **groups}))
-    # The config of a single run has that run's value there.
-    return {key: value for key, value in science.items() if key not in settings["sweep"]}
+    return {
+        "experiment.seeds": parse_seeds(settings["seeds"]),
+        "experiment.sweep": settings["sweep"],
+        # The keys in the runs' files depend on it, see recording/gather.py; single and none have the same.
+        "experiment.gather": "index" if settings["gather"] == "index" else "single",
+        # Whether files are deleted is not changed by the way.
+        "experiment.keep_shards": settings["keep_shards"],
+    }
+
+
+def _other_runs(experiment: Experiment, record: ExperimentRecord) -> Iterator[str]:
+    """Yields the first run that is another, e.g. because the keys of the sweep come in another order."""
+    for theirs, ours in zip(record.runs, experiment.runs, strict=False):
+        if theirs != ours:
+            there, now = (f"seed {run.seed}, {json.dumps(run.swept)}" for run in (theirs, ours))
+            yield f"run {ours.index}: {there} there, {now} now"
+            return
+    if len(record.runs) != len(experiment.runs):
+        yield f"number of runs: {len(record.runs)} there, {len(experiment.runs)} now"

@@ -1,24 +1,31 @@
 """The experiment's folder: what is written there before the first run, and what is found there again."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.recording.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.gatherer import gathered_runs
+from flannel_pl.recording.lock import is_held
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.record import read_record as record_of
 
 
-def read_record(experiment: Experiment) -> ExperimentRecord | None:
-    """Returns the folder's `experiment.json` if the experiment may go on there, None if it is new.
+def read_record(experiment: Experiment, *, own_lock: Path | None = None) -> ExperimentRecord | None:
+    """Returns what the folder's `experiment.json` says if the experiment may go on there, None if it is new.
 
-    An experiment of which nothing was recorded yet counts as new, whatever its config.
+    An experiment of which nothing was recorded yet counts as new, whatever its config. That is true for as
+    long as the experiment's lock is held; without it, it is a guess.
+
+    Args:
+        experiment: What is asked for.
+        own_lock: The lock of a run that this process holds.
 
     Raises:
         UserError: If the folder holds another experiment, or something that is none.
@@ -31,20 +38,58 @@ def read_record(experiment: Experiment) -> ExperimentRecord | None:
         raise UserError(
             f"{paths.folder} is a file; choose another --experiment.name or --experiment.output_dir"
         )
+    begun = find_beginning(paths, own_lock=own_lock)
     if not paths.record.exists():
-        begun = (paths.lock, paths.masks)  # what may be there before experiment.json, see `write_folder`
-        if any(path.suffix != ".partial" and path not in begun for path in paths.folder.iterdir()):
+        if begun is not None:
             raise UserError(
-                f"{paths.folder} has files in it but no {paths.record.name}, so it is no experiment of ours "
-                "and nothing is written there; choose another --experiment.name or --experiment.output_dir"
+                f"{paths.folder} has {begun.relative_to(paths.folder)} in it but no {paths.record.name}, so "
+                "it is no experiment of ours and nothing is written there; choose another --experiment.name "
+                f"or --experiment.output_dir, or bring {paths.record.name} back"
             )
         return None
     record = record_of(paths)
     changes = config_changes(experiment, record)
-    if changes and not any(paths.folder.glob("run_*/recording.*")):
+    if changes and begun is None:
         return None
     refuse_changes(experiment, changes)
     return record
+
+
+def find_beginning(paths: ExperimentPaths, *, own_lock: Path | None = None) -> Path | None:
+    """Returns something that shows that an experiment was begun, None if there is nothing.
+
+    That is every file but those that are there before the first run is: what describes the experiment and
+    its runs, what was logged, and locks that nobody holds. So what a later version adds counts, too.
+
+    Args:
+        paths: The experiment's files; its folder exists.
+        own_lock: The lock of a run that this process holds, which shows nothing.
+    """
+    described = {paths.record, paths.masks, paths.events, paths.gather_log}
+    for path in _files_in(paths.folder, lock=paths.lock):
+        if re.fullmatch(r"run_\d+", path.name) and path.is_dir():
+            run = RunPaths(path)
+            if run.lock != own_lock and is_held(run.lock):
+                return run.lock
+            for inner in _files_in(run.folder, lock=run.lock):
+                if _without_partial(inner) not in {run.config, run.log}:
+                    return inner
+        elif _without_partial(path) not in described:
+            return path
+    return None
+
+
+def _files_in(folder: Path, *, lock: Path) -> list[Path]:
+    """Returns what is in a folder, in order; no hidden files, and nothing of taking its lock."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and path != lock and not path.name.startswith(f"{lock.name}.")
+    ]
+
+
+def _without_partial(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".partial"))
 
 
 def refuse_changes(experiment: Experiment, changes: list[str]) -> None:

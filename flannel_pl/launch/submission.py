@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flannel_pl.experiment import ExperimentPaths, flatten
-from flannel_pl.launch.changes import INCIDENTAL_TRAINER_KEYS
 from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.sameness import INCIDENTAL
 from flannel_pl.small_files import read_small
 
 ARRAY_LIMIT = "launch.slurm.array_limit"
@@ -99,7 +99,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer, experiment = config["trainer"], config["experiment"]
     groups = {
         "launch": {key: value for key, value in config["launch"].items() if key != "detach"},
-        "trainer": {key: value for key, value in trainer.items() if key in INCIDENTAL_TRAINER_KEYS},
+        "trainer": {key: value for key, value in trainer.items() if f"trainer.{key}" in INCIDENTAL},
         "experiment": {key: experiment[key] for key in ("gather", "keep_shards")},
     }
     return dict(flatten(groups))

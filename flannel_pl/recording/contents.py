@@ -1,6 +1,6 @@
 """What belongs in a gathered recording: the experiment's record, its finished shards, scalars and masks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.metadata import dump_metadata
 from flannel_pl.recording.reader import read_masks
 from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.sameness import decisive, differences
 from flannel_pl.recording.schema import CONFIG_SCALARS, SCHEMA_VERSION, static_checksum
 from flannel_pl.recording.tensors import Array
 
@@ -52,8 +53,8 @@ def read_shard(paths: ExperimentPaths, record: ExperimentRecord, index: int) -> 
     wrong = list(contradictions(shard.layout.flannel, record, index))
     if wrong:
         raise RunError(
-            f"{path} does not belong to this experiment: {'; '.join(wrong)}. "
-            f"Move it to where it belongs; flannel-pl fit records run {index} of this one."
+            f"{path} does not belong to this experiment: {'; '.join(wrong)}. Either it or "
+            f"{paths.record.name} was brought from elsewhere: bring back the one that belongs here."
         )
     return shard
 
@@ -66,7 +67,7 @@ def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index:
         record: The experiment's record.
         index: Number of the run that the shard should be of.
     """
-    run, config = record.runs[index], record.config
+    run = record.runs[index]
     for name, expected in (
         ("schema", SCHEMA_VERSION),
         ("run", run.index),
@@ -75,15 +76,24 @@ def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index:
     ):
         if metadata.get(name) != expected:
             yield f"its {name} is {metadata.get(name)!r}, expected {expected!r}"
-    theirs = metadata.get("config", {})
-    for group in ("model", "data", "recorder"):
-        yield from _differences(theirs.get(group, {}), config[group], f"{group}.", run.swept)
-    steps = {"max_steps": config["trainer"]["max_steps"]}
-    yield from _differences(
-        {"max_steps": theirs.get("trainer", {}).get("max_steps")}, steps, "trainer.", run.swept
-    )
+    yield from other_config(metadata, record.config, swept=run.swept)
     if not any(key.startswith("data.") and key.endswith("_path") for key in run.swept):
         yield from _other_data(metadata.get("provenance", {}), record.data_digests)
+
+
+def other_config(
+    metadata: Mapping[str, Any], config: Mapping[str, Any], *, swept: Iterable[str]
+) -> Iterator[str]:
+    """Yields in what the config that a file's metadata have would give other bits than another config.
+
+    Args:
+        metadata: What the file says of itself.
+        config: The config that is expected.
+        swept: Keys that are compared elsewhere, with the run's swept values.
+    """
+    theirs, ours = (decisive(one, without=swept) for one in (metadata.get("config", {}), config))
+    for key, got, wanted in differences(theirs, ours):
+        yield f"its {key} is {got!r}, expected {wanted!r}"
 
 
 def _other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[str]:
@@ -92,16 +102,6 @@ def _other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Itera
     for name in sorted(got.keys() & expected.keys()):
         if got[name] != expected[name]:
             yield f"it was trained with another {name} ({got[name]!s:.12}, expected {expected[name]!s:.12})"
-
-
-def _differences(
-    got: Mapping[str, Any], expected: Mapping[str, Any], prefix: str, swept: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yields each differing key; not swept ones, and not paths, which differ from machine to machine."""
-    for key in sorted(got.keys() | expected.keys()):
-        name = prefix + key
-        if got.get(key) != expected.get(key) and name not in swept and not name.endswith("_path"):
-            yield f"its {name} is {got.get(key)!r}, expected {expected.get(key)!r}"
 
 
 def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extras:

@@ -29,6 +29,7 @@ from flannel_pl.recording.lock_file import (
     give_back,
     heir_of,
     is_of,
+    kernel_lock_of,
     leftovers,
     look,
 )
@@ -219,3 +220,17 @@ class Lock:
             self._fd, self._beaten_s = candidate.fd, now_s()
         else:
             candidate.give_up()
+
+
+def is_held(path: Path) -> bool:
+    """Tells whether a lock seems to be held; changes nothing, so that it may be wrong a moment later."""
+    try:
+        seen = look(path)
+        if seen is None:
+            return False
+        is_free = kernel_lock_of(path, seen)
+    except OSError:
+        return True
+    if is_free is None or seen.words is None or seen.words.host != socket.gethostname():
+        return time.time() - seen.beat_ns / 1e9 < SILENT_S
+    return not is_free

@@ -1,8 +1,10 @@
 """Training one run: from its config to its finished shard; and what can be checked before that."""
 
+import contextlib
 import dataclasses
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,14 +146,36 @@ def train(
         RunError: If the recording cannot be written.
         Interrupted: On SIGINT or SIGTERM, once everything so far is on the disk.
     """
-    paths = experiment.paths.run(run.index)
-    lock = Lock(paths.lock, what=f"run {run.index} of {experiment.paths.folder}")
+    with hold_run(experiment, run):
+        train_held(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+
+
+@contextlib.contextmanager
+def hold_run(experiment: Experiment, run: Run) -> Iterator[None]:
+    """Keeps other processes from training a run.
+
+    Args:
+        experiment: What the run belongs to.
+        run: Which run; its folder is there.
+
+    Raises:
+        UserError: If another process trains it.
+        RunError: If the disk refuses the lock.
+    """
+    lock = Lock(experiment.paths.run(run.index).lock, what=f"run {run.index} of {experiment.paths.folder}")
     _say(lock.acquire(wait_s=LOCK_WAIT_S))
     try:
-        if not paths.recording.exists():
-            _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+        yield
     finally:
         lock.release()
+
+
+def train_held(
+    experiment: Experiment, run: Run, slot: Slot, *, attempt: int = 1, progress_bar: bool | None = None
+) -> None:
+    """Does what `train` does, within `hold_run`."""
+    if not experiment.paths.run(run.index).recording.exists():
+        _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
 
 
 def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool | None) -> None:

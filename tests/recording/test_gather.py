@@ -214,6 +214,19 @@ def change_record(paths: ExperimentPaths, change: Callable[[Any], None]) -> None
             "its model.learning_rate is 0.001, expected 1",
         ),
         (lambda r: r["config"]["trainer"].update(max_steps=9), "its trainer.max_steps is 6, expected 9"),
+        (
+            lambda r: r["config"]["trainer"].update(gradient_clip_val=0.5),
+            "its trainer.gradient_clip_val is None, expected 0.5",
+        ),
+        (
+            lambda r: r["config"]["trainer"].update(precision="32-true"),
+            "its trainer.precision is 'bf16-mixed', expected '32-true'",
+        ),
+        (
+            lambda r: r["config"]["trainer"].update(accumulate_grad_batches=2),
+            "its trainer.accumulate_grad_batches is None, expected 2",
+        ),
+        (lambda r: r["config"].update(new={"key": 1}), "its new.key is None, expected 1"),
         (lambda r: r["config"]["data"].pop("batch_size"), "its data.batch_size is 32, expected None"),
         (lambda r: r["runs"][0].update(seed=7), "its seed is 42, expected 7"),
         (

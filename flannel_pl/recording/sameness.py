@@ -1,0 +1,61 @@
+"""Which keys of a config can change a bit of a recording: one definition, for all that compare configs.
+
+Every key of every group can, but for those listed here. So a key that is new is compared until somebody has
+thought about it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
+
+from flannel_pl.experiment import flatten
+
+INCIDENTAL = frozenset(
+    {
+        # Where runs are trained, and how many side by side. What decides bits of it, the kind of device and
+        # the number of threads, is `settled` in experiment.json and compared there.
+        *("launch", "trainer.accelerator", "trainer.devices"),
+        # What is shown and logged.
+        *("trainer.logger", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar"),
+        *("trainer.enable_model_summary", "trainer.enable_checkpointing", "trainer.default_root_dir"),
+        *("trainer.enable_autolog_hparams", "trainer.model_registry"),
+        # Of data files the content counts, wherever they lie: their digests are compared.
+        *("data.corpus_path", "data.tokenizer_path", "data.mask_path"),
+        # How files are called and where they are, and what is made of finished runs.
+        *("experiment.name", "experiment.output_dir", "experiment.gather", "experiment.keep_shards"),
+        # Which runs there are: number, seed and swept values are compared run by run.
+        *("experiment.seeds", "experiment.sweep", "experiment.run", "seed_everything"),
+    }
+)
+
+LATER: dict[str, Any] = {}
+"""Keys that came after the first recordings -> what a config without them means."""
+
+
+def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns what of a config decides bits, by dotted key, in one normal form.
+
+    Args:
+        config: A resolved config, by group.
+        without: Keys that are left out as well, e.g. those that were swept.
+    """
+    flat = dict(flatten(json.loads(json.dumps(config))))  # as it is read from a file: keys are text
+    left_out = INCIDENTAL | set(without)
+    return {key: value for key, value in (LATER | flat).items() if not _is_below(key, left_out)}
+
+
+def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yields key, value in `got` and value in `expected` wherever two of `decisive` differ.
+
+    A key that one of them lacks is None there: that is what an option is that is not given.
+    """
+    for key in sorted(got.keys() | expected.keys()):
+        if got.get(key) != expected.get(key):
+            yield key, got.get(key), expected.get(key)
+
+
+def _is_below(key: str, others: Set[str]) -> bool:
+    """Tells whether a dotted key is one of the others, or in a group of theirs."""
+    words = key.split(".")
+    prefixes = {".".join(words[: count + 1]) for count in range(len(words))}
+    return not prefixes.isdisjoint(others)

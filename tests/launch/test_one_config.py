@@ -1,0 +1,292 @@
+"""One folder, one config: whatever is there of an experiment, a command for another one changes nothing."""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flannel_pl.fit
+from flannel_pl.__main__ import main
+from flannel_pl.experiment import Experiment, ExperimentPaths
+from flannel_pl.launch.folder import find_beginning, read_record, write_folder
+from flannel_pl.recording.gatherer import Gatherer
+from flannel_pl.recording.verify import verify
+from flannel_pl.training.cli import resolve
+from flannel_pl.training.fit import hold_run
+from tests.conftest import SmallData
+from tests.traces import traces
+
+GATHERS = {
+    "single": ("--experiment.gather", "single"),
+    "dropped": ("--experiment.gather", "single", "--experiment.keep_shards", "false"),
+    "index": ("--experiment.gather", "index"),
+    "none": ("--experiment.gather", "none"),
+}
+SEEDS = ("7", "7..8")
+
+CHANGES = {
+    "experiment.seeds": "7..9",
+    "experiment.sweep": "{model.init_scale: [0.01, 0.02]}",
+    "model.learning_rate": "0.5",
+    "model.weight_decay": "0.5",
+    "data.target_offset": "1",
+    "data.batch_size": "2",
+    "recorder.every_n_steps": "2",
+    "trainer.max_steps": "4",
+    "trainer.gradient_clip_val": "0.5",
+    "trainer.accumulate_grad_batches": "2",
+}
+
+FolderMaker = Callable[[str, str], "Folder"]
+
+
+class Folder:
+    """An experiment's folder, and the command it was made with."""
+
+    def __init__(self, data: SmallData, above: Path, words: tuple[str, ...]) -> None:
+        self.paths = ExperimentPaths(above / "exp", "exp")
+        self.words = [*data.arguments, "--trainer.max_steps", "2", *words]
+
+    def __call__(self, verb: str, *words: str) -> int:
+        place = ["--experiment.output_dir", str(self.paths.folder.parent), "--experiment.name", "exp"]
+        return main([verb, *self.words, *place, *words])
+
+    def experiment(self, *words: str) -> Experiment:
+        place = ["--experiment.output_dir", str(self.paths.folder.parent), "--experiment.name", "exp"]
+        return Experiment.from_config(resolve([*self.words, *place, *words]))
+
+    def begin(self) -> None:
+        """Describes the experiment, as a launcher does that dies right afterwards."""
+        provenance = {"data": {"corpus": "ab"}}
+        settled = {"accelerator": "cpu", "threads_per_run": 1}
+        experiment = self.experiment()
+        write_folder(experiment, experiment.record(provenance, settled=settled), masks=b"masks")
+
+
+@pytest.fixture(scope="module")
+def finished(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> FolderMaker:
+    """Makes a copy of a finished experiment; each kind is trained once, in this process."""
+    made: dict[tuple[str, str], Folder] = {}
+
+    def make(gather: str, seeds: str) -> Folder:
+        words = (*GATHERS[gather], "--experiment.seeds", seeds)
+        if (gather, seeds) not in made:
+            folder = Folder(small_data, tmp_path_factory.mktemp("made"), words)
+            for run in range(len(folder.experiment().runs)):
+                assert folder("fit", "--experiment.run", str(run)) == 0
+            assert folder("fit") == 0
+            made[gather, seeds] = folder
+        copy = Folder(small_data, tmp_path_factory.mktemp("copy"), words)
+        shutil.copytree(made[gather, seeds].paths.folder, copy.paths.folder)
+        return copy
+
+    return make
+
+
+@pytest.fixture
+def new(small_data: SmallData, tmp_path: Path) -> Folder:
+    return Folder(small_data, tmp_path, ("--experiment.seeds", "7"))
+
+
+def refused(folder: Folder, capsys: pytest.CaptureFixture[str], *words: str, verb: str = "fit") -> str:
+    """Runs a command that must be refused and change nothing; returns what it says."""
+    before = traces(folder.paths.folder)
+    capsys.readouterr()
+    assert folder(verb, *words) == 2
+    captured = capsys.readouterr()
+    assert traces(folder.paths.folder) == before
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("gather", GATHERS)
+def test_a_finished_experiment_is_replaced_by_no_other(
+    finished: FolderMaker, capsys: pytest.CaptureFixture[str], gather: str, seeds: str
+) -> None:
+    folder = finished(gather, seeds)
+    changes = {key: CHANGES[key] for key in ("experiment.seeds", "experiment.sweep", "model.learning_rate")}
+    changes["experiment.keep_shards"] = str(gather == "dropped").lower()
+    changes["experiment.gather"] = "single" if gather == "index" else "index"
+    for key, value in changes.items():
+        for verb in ("plan", "fit"):
+            message = refused(folder, capsys, f"--{key}", value, verb=verb)
+            assert f"Different: {key}: " in message, message
+    assert verify(folder.paths.folder).ok
+    assert folder("fit") == 0
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gather", ["single", "dropped"])
+def test_a_run_that_is_gathered_already_is_lost_to_no_other(
+    finished: FolderMaker, capsys: pytest.CaptureFixture[str], gather: str
+) -> None:
+    # As a launcher leaves it that is killed when one of two runs is finished and gathered.
+    folder = finished(gather, "7..8")
+    paths = folder.paths
+    if gather == "dropped":
+        shutil.rmtree(paths.folder)
+        assert folder("fit", "--experiment.run", "0") == 0
+    else:
+        shutil.rmtree(paths.run(1).folder)
+        paths.gathered.unlink()
+    Gatherer(paths.folder).add(0)
+    assert paths.growing.exists()
+    assert paths.run(0).recording.exists() == (gather == "single")
+    for key, value in CHANGES.items():
+        assert f"Different: {key}: " in refused(folder, capsys, f"--{key}", value)
+    assert "Different: model.learning_rate: " in refused(folder, capsys, *OTHER, verb="plan")
+
+
+BEGINNINGS: dict[str, Callable[[ExperimentPaths], Path]] = {
+    "journal": lambda paths: paths.run(0).journal,
+    "partial": lambda paths: paths.run(0).partial,
+    "recording": lambda paths: paths.run(0).recording,
+    "checkpoint": lambda paths: paths.run(0).checkpoint(3, "0" * 16),
+    "another run's": lambda paths: paths.run(7).journal,
+    "growing": lambda paths: paths.growing,
+    "its notes": lambda paths: paths.growing_notes,
+    "moved": lambda paths: paths.growing_moved,
+    "gathered": lambda paths: paths.gathered,
+    "gathered, of another name": lambda paths: paths.folder / "other.safetensors",
+    "index": lambda paths: paths.index,
+    "extras": lambda paths: paths.index_extras,
+    "slurm": lambda paths: paths.slurm,
+}
+
+
+@pytest.mark.parametrize("kind", BEGINNINGS)
+def test_everything_that_shows_a_beginning_counts(
+    new: Folder, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    new.begin()
+    assert find_beginning(new.paths) is None
+    sign = BEGINNINGS[kind](new.paths)
+    sign.parent.mkdir(exist_ok=True)
+    sign.write_bytes(b"")
+    assert find_beginning(new.paths) == sign
+    for verb in ("plan", "fit"):
+        message = refused(new, capsys, "--model.learning_rate", "0.5", verb=verb)
+        assert "Different: model.learning_rate: 0.001 there, 0.5 now" in message
+    new.paths.record.unlink()  # and without a record nothing is known of it
+    for verb in ("plan", "fit"):
+        message = refused(new, capsys, verb=verb)
+        assert f"has {sign.relative_to(new.paths.folder)} in it but no experiment.json" in message
+
+
+def test_a_run_that_is_about_to_begin_counts_too(new: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    new.begin()
+    experiment = new.experiment()
+    new.paths.run(0).folder.mkdir()
+    with hold_run(experiment, experiment.runs[0]):
+        message = refused(new, capsys, "--model.learning_rate", "0.5")
+        assert "Different: model.learning_rate: 0.001 there, 0.5 now" in message
+    assert read_record(new.experiment("--model.learning_rate", "0.5")) is None
+
+
+def test_what_was_only_described_may_begin_with_another_config(new: Folder) -> None:
+    new.begin()
+    for path in (new.paths.run(0).config, new.paths.run(0).log, new.paths.events, new.paths.lock):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (new.paths.folder / ".nfs0001").touch()
+    assert new("fit", "--model.learning_rate", "0.5") == 0
+    record = json.loads(new.paths.record.read_text())
+    assert record["config"]["model"]["learning_rate"] == 0.5
+    assert verify(new.paths.folder).ok
+
+
+def pause_once(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+    """Lets something happen when the next command has understood what is asked for and not begun."""
+    understand = flannel_pl.fit._understand
+
+    def pause(words: list[str]) -> Any:
+        request = understand(words)
+        monkeypatch.setattr(flannel_pl.fit, "_understand", understand)
+        meanwhile()
+        return request
+
+    monkeypatch.setattr(flannel_pl.fit, "_understand", pause)
+
+
+OTHER = ("--model.learning_rate", "0.5")
+SLURM = ("--launch.launcher", "slurm", "--launch.detach", "true")
+
+
+@pytest.mark.parametrize("words", [("--experiment.seeds", "7"), ("--experiment.seeds", "7..8"), SLURM])
+@pytest.mark.parametrize("how_far", ["described", "trained"])
+def test_whoever_was_paused_meets_what_others_have_begun(
+    new: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    how_far: str,
+) -> None:
+    monkeypatch.setattr(flannel_pl.fit, "check_slurm", lambda: None)
+    monkeypatch.setattr(flannel_pl.fit, "submit", lambda *arguments, **more: pytest.fail("submitted"))
+    held = contextlib.ExitStack()
+
+    def meanwhile() -> None:
+        if how_far == "trained":
+            assert new("fit", "--experiment.run", "0") == 0
+        else:  # its process lives and loads the model
+            new.begin()
+            experiment = new.experiment()
+            new.paths.run(0).folder.mkdir(exist_ok=True)
+            held.enter_context(hold_run(experiment, experiment.runs[0]))
+
+    monkeypatch.setattr("flannel_pl.training.fit.LOCK_WAIT_S", 0.0)
+    pause_once(monkeypatch, meanwhile)
+    with held:
+        assert new("fit", *OTHER, *words) == 2
+    message = capsys.readouterr().err
+    if how_far == "trained" or len(words) > 2 or words[-1] != "7":
+        assert re.search(r"Different: .*model\.learning_rate: 0\.001 there, 0\.5 now", message), message
+    else:
+        assert "run 0 of" in message
+        assert "is in use by process" in message
+    assert json.loads(new.paths.record.read_text())["config"]["model"]["learning_rate"] == 0.001
+    if how_far == "trained":
+        assert verify(new.paths.folder).ok
+
+
+def test_the_holder_of_the_lock_is_named_only_if_the_config_is_the_same(
+    new: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flannel_pl.fit, "FOLDER_WAIT_S", 0.0)
+    new.begin()
+    new.paths.run(0).folder.mkdir()
+    new.paths.run(0).journal.touch()
+    with flannel_pl.fit._locked(new.experiment()):
+        assert new("fit", *OTHER) == 2
+        assert "Different: model.learning_rate" in capsys.readouterr().err
+
+
+def test_keys_of_a_sweep_in_another_order_number_other_runs(
+    new: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new.words += ["--experiment.sweep", "{model.init_scale: [0.01, 0.02], model.weight_decay: [0, 0.1]}"]
+    new.begin()
+    new.paths.run(0).folder.mkdir()
+    new.paths.run(0).journal.touch()
+    turned = "{model.weight_decay: [0, 0.1], model.init_scale: [0.01, 0.02]}"
+    message = refused(new, capsys, "--experiment.sweep", turned)
+    assert "Different: run 1: seed 7, " in message
+
+
+def test_a_renamed_experiment_goes_on_under_its_old_name(
+    finished: FolderMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished("dropped", "7")
+    renamed = folder.paths.folder.with_name("renamed")
+    folder.paths.folder.rename(renamed)
+    before = traces(renamed)
+    assert folder("fit", "--experiment.name", "renamed") == 0
+    assert f"finished already: {renamed / 'exp.safetensors'}" in capsys.readouterr().out
+    assert traces(renamed) == before

@@ -1,0 +1,47 @@
+"""What decides bits: every key of a config that is not on the list of those that do not."""
+
+from typing import Any
+
+import pytest
+
+from flannel_pl.experiment import flatten
+from flannel_pl.recording.sameness import INCIDENTAL, decisive, differences
+from flannel_pl.training.cli import resolve
+
+HARMLESS = {
+    *("launch.", "trainer.accelerator", "trainer.devices", "trainer.logger", "trainer.log_every_n_steps"),
+    *("trainer.profiler", "trainer.enable_", "trainer.default_root_dir", "trainer.model_registry"),
+    *("data.corpus_path", "data.tokenizer_path", "data.mask_path", "experiment.", "seed_everything"),
+}
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return resolve(["--trainer.max_steps", "3"])
+
+
+def test_every_key_counts_but_those_on_the_list(config: dict[str, Any]) -> None:
+    keys = {key for key, _ in flatten(config)}
+    assert {key for key in keys if not key.startswith(tuple(HARMLESS))} == set(decisive(config))
+    for key in INCIDENTAL:  # none is there in vain, or misspelt
+        assert any(f"{known}.".startswith(f"{key}.") for known in keys), key
+
+
+def test_a_key_nobody_knows_counts() -> None:
+    assert decisive({"new": {"key": 1}, "launch": {"key": 1}}) == {"new.key": 1}
+
+
+def test_one_normal_form() -> None:
+    read = {"trainer": {"callbacks": [{"init_args": {"scheduling": {"4": 2}}}], "max_time": None}}
+    made = {"trainer": {"callbacks": [{"init_args": {"scheduling": {4: 2}}}]}}
+    assert list(differences(decisive(read), decisive(made))) == []
+    other = {"trainer": {"callbacks": [], "max_time": "1:00"}}
+    assert list(differences(decisive(read), decisive(other))) == [
+        ("trainer.callbacks", read["trainer"]["callbacks"], []),
+        ("trainer.max_time", None, "1:00"),
+    ]
+
+
+def test_what_is_below_a_key_that_is_left_out_is_left_out_too() -> None:
+    config = {"trainer": {"logger": {"class_path": "a"}, "loggers": 1, "plugins": {"class_path": "b"}}}
+    assert decisive(config, without=["trainer.plugins"]) == {"trainer.loggers": 1}
