@@ -151,7 +151,14 @@ class _Launch:
         arguments = (self.experiment, task.run, slot, task.attempt)
         process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
         # Until it has a session of its own, Ctrl-C reaches a new process as well; `_stop` tells it to stop.
-        start_deaf(process.start, [signal.SIGINT])
+        try:
+            start_deaf(process.start, [signal.SIGINT])
+        except (EOFError, ConnectionError) as error:
+            raise RunError(
+                f"The process that runs are forked from ended while it started run {task.run.index}: memory "
+                "has run out, or the system allows no more processes (ulimit -u). Nothing is lost; make room "
+                "and start again."
+            ) from error
         self.events.write(
             "run_started",
             run=task.run.index,
@@ -242,9 +249,9 @@ class _Launch:
         self.events.write("stopping", signal=name)
         self.progress.note(f"{name}: the runs finish their step; once more stops at once")
         for worker in self.workers:
-            assert worker.process.pid is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.process.pid, stop_signal())
+            if worker.process.is_alive() and worker.process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.process.pid, stop_signal())
         deadline_s = time.monotonic() + STOP_S
         while self.workers and len(signals) == 1 and time.monotonic() < deadline_s:
             wait([worker.process.sentinel for worker in self.workers], timeout=POLL_S)

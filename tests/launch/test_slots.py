@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Slot
 from flannel_pl.launch import local
 from flannel_pl.launch.events import EventLog, read_events
@@ -113,6 +114,17 @@ def test_a_process_that_cannot_use_its_device_says_so_and_is_not_tried_again(
 def test_a_device_has_its_own_number_where_all_are_seen() -> None:
     assert [Slot("cuda", 3, 1).number, Slot("mps", 0, 1).number, Slot("cpu", None, 1).number] == [3, 0, None]
     assert Slot("cuda", 3, 1, {"CUDA_VISIBLE_DEVICES": "3"}).number == 0
+
+
+def test_a_fork_server_that_cannot_fork_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(start: object, numbers: object) -> None:
+        raise EOFError  # what multiprocessing makes of it
+
+    monkeypatch.setattr(local, "start_deaf", break_off)
+    with pytest.raises(RunError, match=r"ended while it started run 0: memory has run out, or .*ulimit -u"):
+        launch(tmp_path, finish, [Slot("cpu", None, 1)], "--experiment.seeds", "1..2")
 
 
 def test_runs_do_not_outlive_their_fork_server_and_are_started_again(tmp_path: Path) -> None:
