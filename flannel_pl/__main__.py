@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from flannel_pl.errors import Interrupted, UserError, explanation
 from flannel_pl.imports import quick_imports, stand_alone
+from flannel_pl.small_files import read_small
 from flannel_pl.terminal import plain_text
 
 
@@ -142,7 +143,7 @@ def _is_begun(words: list[str]) -> bool:
         value = value if is_joined else following
         if option == "--config":
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-                settings |= yaml.safe_load(Path(value).read_text(encoding="utf-8"))["experiment"]
+                settings |= yaml.safe_load(read_small(Path(value)))["experiment"]
         elif option in ("--experiment.output_dir", "--experiment.name"):
             settings[option.removeprefix("--experiment.")] = value
     return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()

@@ -40,6 +40,17 @@ def read_small(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     raise OSError(errno.EFBIG, f"it has {num_bytes} bytes, expected {max_bytes} at most", str(path))
 
 
+def read_end(path: Path, *, max_bytes: int = 2**16) -> bytes:
+    """Returns the last bytes of a regular file, at most `max_bytes`.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - max_bytes))
+        return file.read(max_bytes)
+
+
 def _open_at_once(name: str, flags: int) -> int:
     # With O_NONBLOCK a pipe is opened without waiting for its other end. Windows has no such flag.
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))

@@ -21,6 +21,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.tensors import Array
+from flannel_pl.small_files import open_regular
 
 MEASURING = (
     *("sets", "settings", "metrics", "lattice", "lifecycle", "ulps", "adam", "replay"),
@@ -148,7 +149,8 @@ def _save(path: Path, fingerprint: str, arrays: Mapping[str, Array], facts: Mapp
 
 def _load(path: Path, fingerprint: str) -> tuple[dict[str, Array], dict[str, Any]] | None:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError:
         return None
     content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]

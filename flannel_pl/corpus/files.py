@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flannel_pl.errors import UserError
 from flannel_pl.publish import sync
+from flannel_pl.small_files import open_regular
 
 
 def read_bytes(path: Path, *, role: str) -> bytes:
@@ -20,7 +21,8 @@ def read_bytes(path: Path, *, role: str) -> bytes:
         UserError: The file is missing or cannot be read.
     """
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read the {role} {path}: {error.strerror}. Check the path") from error
 

@@ -36,6 +36,7 @@ from typing import Any
 from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Run, Slot
 from flannel_pl.recording.disk import disk_error
+from flannel_pl.small_files import open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         RunError: If the file cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:

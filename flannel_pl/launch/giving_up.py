@@ -22,6 +22,7 @@ from flannel_pl.launch.status import waiting_run
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.record import read_record
+from flannel_pl.small_files import read_end
 
 LOCK_WAIT_S = 15.0 + SILENT_S
 """As long as a run that is started waits for its last process."""
@@ -46,7 +47,9 @@ def describe_exit(paths: RunPaths, code: int, pid: int | None) -> str:
 
 def last_words(paths: RunPaths, pid: int | None) -> str:
     """Returns in one line what a run's process said before it ended with an error."""
-    log = paths.log.read_text(encoding="utf-8", errors="replace") if paths.log.exists() else ""
+    log = ""
+    with contextlib.suppress(OSError):
+        log = read_end(paths.log).decode(errors="replace")
     said = [line.strip() for line in log.splitlines() if line.strip()]
     if not said or not said[-1].startswith("flannel-pl: error: "):
         # A full disk cuts the log off anywhere; the journal's space is reserved.

@@ -20,6 +20,7 @@ from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.verify import num_good_rows
+from flannel_pl.small_files import open_regular
 
 NUM_KEPT = 2
 
@@ -81,7 +82,8 @@ def find_resume_point(
     num_good = num_good_rows(paths.partial)
     for step, digest, path in checkpoints:
         try:
-            data = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read()
         except OSError as error:
             raise unreachable(path, error) from error
         if checkpoint_digest(data) != digest:

@@ -7,6 +7,7 @@ Trainer, module and data of one run from such a config (see `training/fit.py`).
 import copy
 import difflib
 import functools
+import itertools
 import math
 import re
 import warnings
@@ -21,6 +22,7 @@ from typing_extensions import override
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten
+from flannel_pl.small_files import read_small
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import StepRecorder
@@ -29,6 +31,8 @@ from flannel_pl.training.recorder import StepRecorder
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 # A path may be no text in this locale, and is none of YAML's business.
 set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
+
+MAX_CONFIG_BYTES = 2**24
 
 RUN_FOLDER = "."
 """A logger's save_dir that stands for the folder of the run."""
@@ -164,7 +168,11 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: If an argument, a key or a value is not accepted.
     """
-    parsed = the_parser().parse_args(_with_logger_folders(_config_first(arguments)))
+    in_order = _config_first(arguments)
+    for word, following in itertools.pairwise([*in_order, ""]):
+        if word.startswith(("--config", "-c")):
+            _check_config_file(word.partition("=")[2] or following)
+    parsed = the_parser().parse_args(_with_logger_folders(in_order))
     with warnings.catch_warnings():
         # The default of an argument that is no plain value: left out below, so that it stays the default.
         warnings.filterwarnings("ignore", message=r"[\s\S]*Unable to serialize instance")
@@ -185,6 +193,18 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
         config["experiment"]["seeds"] = seed
         config["seed_everything"] = False
     return config
+
+
+def _check_config_file(name: str) -> None:
+    """Refuses what would be read for ever; what a shell makes of <(command) is no such thing."""
+    path = Path(name)
+    if not path.exists() or name.startswith("/dev/fd/"):
+        return
+    try:
+        read_small(path, max_bytes=MAX_CONFIG_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(f"cannot read the config {path}: {what}") from error
 
 
 def _plain(value: Any) -> Any:

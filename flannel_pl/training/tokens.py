@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.errors import UserError
+from flannel_pl.small_files import read_small
 
 TokenIds = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -43,7 +44,7 @@ def recorded_token_ids(
 
 def _read_ids(path: Path, *, known: list[str]) -> TokenIds:
     try:
-        return np.array([int(word) for word in path.read_text(encoding="utf-8").split()], dtype=np.int64)
+        return np.array([int(word) for word in read_small(path).decode().split()], dtype=np.int64)
     except (OSError, ValueError) as error:
         raise UserError(
             f"recorder.tokens is {str(path)!r}, expected {', '.join(known)} or a text file with one token id "

@@ -137,9 +137,8 @@ class Pairing:
 
     @property
     def _columns(self) -> tuple[list[str], list[str]]:
-        """What the columns of the checksums are of, in A and in B; none if a file does not say."""
-        a, b = (list(run.metadata.get("checksum_columns", [])) for run in (self.a, self.b))
-        return a, b
+        """What the columns of the checksums are of, in A and in B; none if a file does not say of each."""
+        return _checksum_columns(self.a), _checksum_columns(self.b)
 
     @property
     def _columns_named(self) -> bool:
@@ -245,3 +244,8 @@ def _num_rows(run: RunRecording, name: str) -> int:
 
 def _damaged(run: RunRecording, what: str) -> RunError:
     return RunError(f"run {run.index} is damaged: {what}. See flannel-pl verify, which says what to do.")
+
+
+def _checksum_columns(run: RunRecording) -> list[str]:
+    names = list(run.metadata.get("checksum_columns", []))
+    return names if run.tensor("checksums").shape[1:] == (len(names),) else []
