@@ -165,23 +165,9 @@ def _prepare(words: list[str]) -> int:
 
 
 def _gather(words: list[str]) -> int:
-    from flannel_pl.experiment import ExperimentPaths
-    from flannel_pl.recording.gather import Mode, gather_verb
-    from flannel_pl.recording.lock import Lock
+    from flannel_pl.recording.gather import gather_verb
 
-    def gather(folder: Path, mode: Mode | None = None) -> None:
-        paths = ExperimentPaths.find(folder)
-        if not paths.record.exists():
-            return gather_verb(folder, mode)  # which says that this is no experiment
-        lock = Lock(paths.lock, what=f"the experiment {folder}")
-        lock.acquire()
-        try:
-            return gather_verb(folder, mode)
-        finally:
-            lock.release()
-
-    gather.__doc__ = gather_verb.__doc__
-    return _call(gather, words)
+    return _call(gather_verb, words)
 
 
 def _info(words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Joins the finished shards of an experiment: copied into one file, or named by an index."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from flannel_pl.recording.contents import (
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.index import write_index
+from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.terminal import make_console
 
@@ -40,11 +42,26 @@ def gather(folder: str | Path, *, mode: Mode | None = None, progress: Progress |
         The gathered file or the index.
 
     Raises:
-        UserError: If the folder is no experiment, its config says not to gather, or the disk is too small.
+        UserError: If the folder is no experiment, is in use by another process, its config says not to
+            gather, or the disk is too small.
         RunError: If runs are missing, a shard belongs to another experiment or is damaged, or the disk fails.
     """
-    path, _ = _gather(folder, mode, progress or (lambda done, total: None), gatherer=None)
+    with _alone(folder):
+        path, _ = _gather(folder, mode, progress or (lambda done, total: None), gatherer=None)
     return path
+
+
+@contextlib.contextmanager
+def _alone(folder: str | Path) -> Iterator[None]:
+    """Keeps launchers and others who gather out of an experiment's folder."""
+    paths = ExperimentPaths.find(Path(folder).absolute())
+    read_record(paths)  # where there is no experiment no lock is made
+    lock = Lock(paths.lock, what=f"the experiment {paths.folder}")
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _gather(
@@ -109,11 +126,14 @@ def gather_verb(folder: Path, mode: Mode | None = None) -> None:
         mode: single = one file with everything; index = a small file that says which run's file has what.
             Default: experiment.gather of the experiment.
     """
-    gather_aloud(folder, mode=mode)
+    with _alone(folder):
+        gather_aloud(folder, mode=mode)
 
 
 def gather_aloud(folder: str | Path, *, mode: Mode | None = None, gatherer: Gatherer | None = None) -> None:
     """Does what `gather` does, with a progress bar on a terminal, and says where the file is.
+
+    The experiment's lock is held by whoever calls this.
 
     Args:
         folder: As of `gather`.

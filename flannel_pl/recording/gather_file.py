@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.errors import RunError
 from flannel_pl.publish import sync
 from flannel_pl.recording.checks import RunPart
 from flannel_pl.recording.contents import Extras
@@ -19,6 +20,53 @@ from flannel_pl.recording.tensors import TensorFile
 
 Advance = Callable[[int], object]
 """Called with the number of bytes that were just copied."""
+
+
+class OwnFile:
+    """A file that this process has made or taken over; open, so that no new file gets its number.
+
+    Args:
+        path: Its name.
+
+    Raises:
+        RunError: If it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = -1
+        self.path = path
+        with explained(path, need_bytes=0):
+            self._fd = os.open(path, os.O_RDWR)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its name is still that of this file."""
+        try:
+            there, own = self.path.stat(), os.fstat(self._fd)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
+    def check(self) -> None:
+        """Refuses to go on with any other file.
+
+        Raises:
+            RunError: If another process has replaced or removed it.
+        """
+        if not self.is_there:
+            raise RunError(
+                f"{self.path} was replaced or removed by another process while runs were gathered into it, "
+                "so nothing becomes of it. See to it that only one process gathers there, then gather again."
+            )
+
+    def close(self) -> None:
+        """Lets it go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def make_growing_file(path: Path, layout: FileLayout) -> None:
@@ -113,28 +161,30 @@ def copy_damage(
         return part_damage(file, RunPart(index, f"run_{index}_", metadata), advance=advance)
 
 
-def complete(path: Path, layout: FileLayout, *, extras: Extras, final: Path, advance: Advance) -> None:
+def complete(own: OwnFile, layout: FileLayout, *, extras: Extras, final: Path, advance: Advance) -> None:
     """Writes what a file that has every run still lacks, and gives it its final name.
 
     Args:
-        path: The file.
+        own: The file.
         layout: Its layout, with the true header.
         extras: The tensors that belong to no run.
         final: Its name.
         advance: Called with the size of each piece that is done.
 
     Raises:
-        RunError: If the disk fails.
+        RunError: If the disk fails, or another process has replaced the file.
     """
     with explained(final, need_bytes=len(layout.header)):
-        fd = os.open(path, os.O_RDWR)
+        own.check()
+        fd = os.open(own.path, os.O_RDWR)
         try:
+            own.check()
             write_at(fd, layout.header, 0)
             advance(len(layout.header))
             for name, array in extras.items():
                 write_at(fd, array.tobytes(), layout.offsets[name])
                 advance(array.nbytes)
             sync(fd)
-            publish(path, final, fd=fd)
+            publish(own.path, final, fd=fd)
         finally:
             os.close(fd)

@@ -27,6 +27,7 @@ from flannel_pl.recording.contents import (
 from flannel_pl.recording.disk import explained, partial_of, readable_bytes
 from flannel_pl.recording.gather_file import (
     Advance,
+    OwnFile,
     complete,
     copy_damage,
     copy_tensors,
@@ -40,6 +41,7 @@ from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
 from flannel_pl.recording.space import free_bytes
 from flannel_pl.recording.tensors import TensorFile
+from flannel_pl.small_files import read_small
 
 
 def gathered_runs(folder: str | Path) -> frozenset[int]:
@@ -102,6 +104,8 @@ class Gatherer:
         self._checked: set[int] = set()  # runs that this object has found right in the growing file
         self._apart: dict[int, Shard] = {}  # runs that do not fit the plan and wait for `finish`
         self._planned: FileLayout | None = None
+        self._own: OwnFile | None = None  # the growing file that the notes are about
+        self._noted = b""  # the notes as they were last seen on the disk
         self._notes = self._take_over()
 
     @property
@@ -176,6 +180,7 @@ class Gatherer:
         else:
             self._copy(run_index, advance)
         if run_index not in self._apart:
+            self._check_own()
             self._drop_shard(run_index)
 
     def finish(self, *, advance: Advance | None = None) -> Path:
@@ -201,18 +206,19 @@ class Gatherer:
                 self.add(index, advance=advance)
         assert self._notes is not None
         layout = final_layout(self._notes, self.record, self._extras, apart=self._apart)
-        path = self.paths.growing
+        own = self._check_own()
         if self._apart or len(layout.header) != self._notes.header_bytes:
-            path = self._rearrange(self._notes, layout, advance)
-        complete(path, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
+            own = self._rearrange(self._notes, layout, advance)
+            self._check_own()
+        complete(own, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
         for index in self._apart:
             self._drop_shard(index)
         self._remove_leftovers()
         return self.paths.gathered
 
     def abandon(self) -> None:
-        """Deletes the growing file, unless it has the only copy of a run."""
-        if self._notes is None or all(self._has_shard(index) for index in self._notes.runs):
+        """Deletes this object's growing file, unless it has the only copy of a run."""
+        if self._notes is not None and all(self._has_shard(index) for index in self._notes.runs):
             self._remove_leftovers()
 
     def _take_over(self) -> GatherNotes | None:
@@ -230,8 +236,11 @@ class Gatherer:
 
     def _read_notes(self) -> GatherNotes | None:
         """Returns the notes that belong to the growing file; None if there are none to go by."""
+        if not self.paths.growing.exists():
+            return None
+        own = OwnFile(self.paths.growing)
         try:
-            notes = GatherNotes.read(self.paths.growing_notes) if self.paths.growing.exists() else None
+            notes = GatherNotes.read(self.paths.growing_notes)
         except Unreachable:
             raise
         except RunError as damage:
@@ -241,6 +250,8 @@ class Gatherer:
             return None
         size = self.paths.growing.stat().st_size
         if len(notes.specs) == len(self._indices) and size == self._layout(notes).total_bytes:
+            self._own, self._noted = own, read_small(self.paths.growing_notes)
+            self._check_own()
             return notes
         name = self.paths.growing_notes.name
         error = RunError(f"{self.paths.growing} has not the size that {name} asks for")
@@ -272,8 +283,9 @@ class Gatherer:
         if not damage:
             self._checked.add(index)
             return True
+        self._check_own()
         del self._notes.runs[index]
-        self._notes.write(self.paths.growing_notes)
+        self._note(self._notes)
         if not self._has_shard(index):
             raise RunError(
                 f"{self.paths.growing} is damaged where run {index} is ({damage[0]}), and there is no other "
@@ -306,27 +318,65 @@ class Gatherer:
             return
         layout = self._layout(notes)
         self._refuse_small_disk(shard.layout.total_bytes)
+        self._check_own()
         copy_tensors(shard.path, shard.layout, self.paths.growing, layout, keys=shard.keys, advance=advance)
         with synced(self.paths.growing):
             damage = self._copy_damage(layout, index, shard.layout.flannel, advance)
         if damage:
             raise _bad_copy(index, damage, shard.path)
         notes.runs[index] = run_metadata(shard)
-        notes.write(self.paths.growing_notes)
+        self._note(notes)
         self._checked.add(index)
 
     def _begin(self) -> GatherNotes:
         """Plans the file by the runs that are finished, and makes it."""
         shards = [read_shard(self.paths, self.record, i) for i in self._indices if self._has_shard(i)]
         notes = plan_notes(self.record, self._extras, shards)
-        make_growing_file(self.paths.growing, self._layout(notes))
-        notes.write(self.paths.growing_notes)
+        if self.paths.growing.exists():  # which was not there before, or was another's and was taken over
+            raise RunError(
+                f"{self.paths.growing} was made by another process, which is gathering too. See to it that "
+                "only one does, then gather again."
+            )
+        try:
+            make_growing_file(self.paths.growing, self._layout(notes))
+            self._own = OwnFile(self.paths.growing)
+            notes.write(self.paths.growing_notes)
+            self._noted = read_small(self.paths.growing_notes)
+        except BaseException:
+            self._remove_leftovers()
+            raise
         return notes
 
-    def _rearrange(self, notes: GatherNotes, layout: FileLayout, advance: Advance) -> Path:
+    def _note(self, notes: GatherNotes) -> None:
+        """Replaces the notes on the disk, if they and the growing file are still this object's own."""
+        self._check_own()
+        notes.write(self.paths.growing_notes)
+        self._noted = read_small(self.paths.growing_notes)
+
+    def _check_own(self) -> OwnFile:
+        """Refuses to go on once another process has gathered into the same file, or has replaced it.
+
+        Raises:
+            RunError: If one has, although its lock should have kept it from that.
+        """
+        assert self._own is not None
+        self._own.check()
+        try:
+            is_own = read_small(self.paths.growing_notes) == self._noted
+        except OSError:
+            is_own = False
+        if not is_own:
+            raise RunError(
+                f"{self.paths.growing_notes} was changed by another process, which is gathering too. See to "
+                "it that only one does, then gather again."
+            )
+        return self._own
+
+    def _rearrange(self, notes: GatherNotes, layout: FileLayout, advance: Advance) -> OwnFile:
         """Makes the file anew with another layout, from the growing one and the runs set apart."""
         self._refuse_small_disk(layout.total_bytes)
         make_growing_file(self.paths.growing_moved, layout)
+        own = OwnFile(self.paths.growing_moved)
         planned = self._layout(notes)
         for index, metadata in enumerate(layout.flannel["runs"]):
             if shard := self._apart.get(index):
@@ -339,7 +389,7 @@ class Gatherer:
                 damage = copy_damage(self.paths.growing_moved, layout, index, metadata)
             if damage:
                 raise _bad_copy(index, damage, source)
-        return self.paths.growing_moved
+        return own
 
     def _refuse_small_disk(self, need_bytes: int) -> None:
         have_bytes = free_bytes(self.paths.folder)
@@ -366,12 +416,14 @@ class Gatherer:
 
     def _remove_leftovers(self) -> None:
         check_held(self.paths.growing)
+        own, self._own, self._notes, self._planned = self._own, None, None, None
+        if own is not None and self.paths.growing.exists() and not own.is_there:
+            return  # it is another's, and so are the notes
         # The notes last: without them nobody would know what the growing file holds.
         notes = self.paths.growing_notes
         for path in (self.paths.growing_moved, self.paths.growing, partial_of(notes), notes):
             with explained(path, need_bytes=0):
                 path.unlink(missing_ok=True)
-        self._notes = self._planned = None
 
 
 def _bad_copy(index: int, damage: list[str], source: Path) -> RunError:

@@ -9,6 +9,7 @@ from flannel_pl.recording import gather_notes, layout
 from flannel_pl.recording.gather import gather, gather_verb
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.verify import verify
 from tests.recording.gathering_samples import (
     assert_gathered,
@@ -195,3 +196,67 @@ def test_a_full_disk_is_refused_before_each_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
     gather(paths.folder)  # one run's size is enough for three
     assert verify(paths.gathered).ok
+
+
+def test_two_gatherers_in_one_folder_publish_nothing_wrong(tmp_path: Path) -> None:
+    # As when a lock was lost: neither knows of the other.
+    paths = experiment(tmp_path / "exp", num_runs=2)
+    expected = tensors_of(paths)
+    a, b = Gatherer(paths.folder), Gatherer(paths.folder)
+    b.add(1)
+    with pytest.raises(RunError, match=r"exp\.safetensors\.partial was made by another process"):
+        a.add(0)
+    a.abandon()
+    b.add(0)
+    b.finish()
+    assert_gathered(paths, expected, shards=0)
+
+
+def test_a_growing_file_that_was_replaced_is_not_published(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "exp", keep_shards=True, num_runs=2)
+    expected = tensors_of(paths)
+    b = Gatherer(paths.folder)
+    b.add(1)
+    paths.growing.unlink()
+    paths.growing_notes.unlink()
+    a = Gatherer(paths.folder)
+    a.add(0)
+    for act in (b.finish, lambda: b.add(0), lambda: b.add(1)):
+        with pytest.raises(RunError, match=r"was replaced or removed by another process"):
+            act()
+    assert not paths.gathered.exists()
+    b.abandon()  # what is there is a's
+    assert paths.growing.exists()
+    a.finish()
+    assert_gathered(paths, expected, shards=2)
+
+
+def test_two_gatherers_of_one_growing_file_forget_no_run(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "exp")
+    expected = tensors_of(paths)
+    a = Gatherer(paths.folder)
+    a.add(0)
+    b = Gatherer(paths.folder)
+    b.add(1)
+    with pytest.raises(RunError, match=r"gathered\.json was changed by another process"):
+        a.add(2)
+    assert paths.run(2).recording.exists()
+    b.finish()
+    assert_gathered(paths, expected, shards=0)
+
+
+def test_gathering_from_python_takes_the_lock_of_the_verb(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "exp")
+    lock = Lock(paths.lock, what="the experiment")
+    lock.acquire()
+    try:
+        for mode in ("single", "index"):
+            with pytest.raises(UserError, match=r"the experiment .*exp is in use by process"):
+                gather(paths.folder, mode=mode)
+        with pytest.raises(UserError, match="is in use by process"):
+            gather_verb(paths.folder)
+    finally:
+        lock.release()
+    assert not paths.growing.exists()
+    assert gather(paths.folder) == paths.gathered
+    assert not paths.lock.exists()
