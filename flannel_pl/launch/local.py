@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from flannel_pl.errors import Interrupted
+from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.devices import seen_alone
 from flannel_pl.launch.events import EventLog

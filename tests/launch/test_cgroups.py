@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from flannel_pl.launch.cgroups import Limit, core_limit, memory_limit
+from tests.conftest import SmallData
 
 MIB = 2**20
 UNLIMITED = 9223372036854771712
@@ -227,3 +229,26 @@ assert 0.9 * {512 * MIB} < empty.amount < {512 * MIB}, empty
 assert 95 * {MIB} < empty.amount - full.amount < 115 * {MIB}, (empty, full)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has cgroups")
+def test_nothing_is_killed_where_memory_is_short(
+    real_cgroup: tuple[Path, int], small_data: SmallData, tmp_path: Path
+) -> None:
+    folder, version = real_cgroup
+    limit = folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")
+    limit.write_text(str((2000 if torch.version.cuda else 1000) * MIB))
+    words = ["fit", *small_data.arguments, "--experiment.seeds", "1..4", "--trainer.max_steps", "30"]
+    code = f"""
+import sys
+from pathlib import Path
+Path({str(folder / "cgroup.procs")!r}).write_text("0")
+from flannel_pl.__main__ import main
+sys.exit(main([*{words!r}, "--experiment.output_dir", {str(tmp_path)!r}]))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    killed = (folder / ("memory.events" if version == 2 else "memory.oom_control")).read_text()
+    assert "oom_kill 0" in killed
+    assert "memory may have run out" not in answer.stdout
