@@ -48,6 +48,7 @@ from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.fit import CheckedRun, check, hold_run, train_held
 from flannel_pl.training.rehearsal import rehearse
+from flannel_pl.training.run_log import logged
 from flannel_pl.training.worker import work
 
 FOLDER_WAIT_S = 60.0
@@ -164,8 +165,8 @@ def _fit_one(request: _Request, plan: Plan) -> int:
             plan = _begin(request, plan, own_lock=experiment.paths.run(run.index).lock)
         if plan.runs:
             _write_run_configs(request, plan)
-            told = told_to_script(experiment.paths.run(run.index))
-            with told, EventLog(experiment.paths.events).run(run, slot, attempt=attempt):
+            paths, events = experiment.paths.run(run.index), EventLog(experiment.paths.events)
+            with told_to_script(paths), events.run(run, slot, attempt=attempt), logged(paths.log):
                 train_held(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
     return _finish(experiment)
 

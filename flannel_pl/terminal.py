@@ -5,16 +5,20 @@ of an honest one. So nothing is escaped where it is printed, but here, where eve
 """
 
 import io
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _SUSPECT = re.compile(r"[^\n\t -~]")
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_REDRAWS = re.compile(r"\r(?!\n)|\x1b\[[0-9;?]*[^0-9;?m]")
 
 
 def printable(text: str) -> str:
@@ -51,6 +55,48 @@ def drawn_upon() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = previous
+
+
+def goes_to(stream: TextIO | None, file: io.FileIO) -> bool:
+    """Tells whether what is printed to `sys.stdout` or `sys.stderr` ends up in a file."""
+    base = _beneath(stream)
+    try:
+        return base is not None and os.path.samestat(os.fstat(base.fileno()), os.fstat(file.fileno()))
+    except (OSError, ValueError):  # it has no file
+        return False
+
+
+@contextmanager
+def copied_to(log: io.FileIO, *, stdout: bool, stderr: bool) -> Iterator[None]:
+    """Writes what is printed to a log as well, but not what only draws over what was there before.
+
+    Args:
+        log: Where, as UTF-8. If it cannot be written, that costs the copy and nothing else.
+        stdout: Whether to copy what goes to `sys.stdout`.
+        stderr: Whether to copy what goes to `sys.stderr`.
+    """
+    previous = sys.stdout, sys.stderr
+    sys.stdout = _copying(sys.stdout, log) if stdout else sys.stdout
+    sys.stderr = _copying(sys.stderr, log) if stderr else sys.stderr
+    now = sys.stdout, sys.stderr
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    found = {id(handler): handler for logger in loggers for handler in logger.handlers}
+    # Those that were made before hold on to the stream that they found.
+    moved = [
+        (handler, old, new)
+        for handler in found.values()
+        if isinstance(handler, logging.StreamHandler)
+        for old, new in zip(previous, now, strict=True)
+        if handler.stream is old
+    ]
+    for handler, _, new in moved:
+        handler.setStream(new)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = previous
+        for handler, old, _ in moved:
+            handler.setStream(old)
 
 
 def make_console(*, stderr: bool = False) -> "Console":
@@ -124,6 +170,41 @@ class _Text(_Stream):
     def write(self, text: str) -> int:
         super().write(_escaped(text))
         return len(text)
+
+
+class _Copying(io.TextIOBase):
+    """Text to `stream` and to a log."""
+
+    def __init__(self, stream: TextIO | None, log: io.FileIO) -> None:
+        self._drawing, self._log = _Drawing(stream), log
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._drawing.encoding
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._drawing.isatty()
+
+    def fileno(self) -> int:
+        return self._drawing.fileno()
+
+    def write(self, text: str) -> int:
+        self._drawing.write(text)
+        if not _REDRAWS.search(text):
+            with suppress(OSError, ValueError):
+                self._log.write(_COLORS.sub("", text).encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def flush(self) -> None:
+        self._drawing.flush()
+
+
+def _copying(stream: TextIO | None, log: io.FileIO) -> TextIO:
+    copying = cast(TextIO, _Copying(_beneath(stream), log))
+    return cast(TextIO, _Text(copying)) if isinstance(stream, _Text) else copying
 
 
 def _text(stream: TextIO | None) -> TextIO:

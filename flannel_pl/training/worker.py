@@ -7,10 +7,9 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
-from flannel_pl.errors import Interrupted, RunError, UnusableProcess, UserError
+from flannel_pl.errors import Interrupted, UnusableProcess, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.imports import quick_imports
 from flannel_pl.signals import STOP_SIGNALS, stop_signal
@@ -18,6 +17,7 @@ from flannel_pl.signals import STOP_SIGNALS, stop_signal
 with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it
     from flannel_pl.training.cli import the_parser
     from flannel_pl.training.fit import train
+    from flannel_pl.training.run_log import how_it_ended
 
     the_parser()
 
@@ -54,16 +54,11 @@ def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> int:
     try:
         train(experiment, run, slot, attempt=attempt, progress_bar=False)
     except Interrupted as interruption:
-        print(f"stopped by {interruption}", file=sys.stderr)
+        print(how_it_ended(interruption), end="", file=sys.stderr)
         return 128 + interruption.signal_number
-    except (UserError, RunError) as error:
-        traceback.print_exc()
-        print(f"flannel-pl: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else IN_VAIN if isinstance(error, UnusableProcess) else 1
     except Exception as error:
-        traceback.print_exc()
-        print(f"flannel-pl: error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        print(how_it_ended(error), end="", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else IN_VAIN if isinstance(error, UnusableProcess) else 1
     return 0
 
 
