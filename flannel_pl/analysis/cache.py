@@ -24,7 +24,7 @@ from flannel_pl.recording.tensors import Array
 from flannel_pl.small_files import open_regular
 
 MEASURING = (
-    *("sets", "settings", "metrics", "lattice", "lifecycle", "ulps", "adam", "replay"),
+    *("sets", "settings", "skipped", "metrics", "lattice", "lifecycle", "ulps", "adam", "replay"),
     *("meter", "measure", "divergence"),
 )
 """Modules that decide what is measured; the others only show it."""
@@ -72,7 +72,7 @@ def save_run(path: Path, fingerprint: str, measures: RunMeasures) -> None:
     Raises:
         RunError: If the disk fails.
     """
-    arrays: dict[str, Array] = {"steps": measures.steps_R}
+    arrays: dict[str, Array] = {"steps": measures.steps_R, "skipped": measures.skipped_R}
     groups = {"series": measures.series, "tokens": measures.tokens}
     for group, sets in groups.items():
         arrays |= {f"{group}/{one}/{name}": x for one, named in sets.items() for name, x in named.items()}
@@ -96,7 +96,7 @@ def load_run(path: Path, fingerprint: str) -> RunMeasures | None:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = array
-    return RunMeasures(steps_R=tree.pop("steps"), **tree, **facts)
+    return RunMeasures(steps_R=tree.pop("steps"), skipped_R=tree.pop("skipped"), **tree, **facts)
 
 
 def save_divergence(path: Path, fingerprints: Iterable[str], pairs: Mapping[str, Divergence]) -> None:

@@ -98,13 +98,20 @@ class Epochs:
         return found
 
 
-def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = None) -> Epochs:
+def rule_a(
+    radius_R: Array,
+    steps_R: Array,
+    *,
+    learning_rate_R: Array | None = None,
+    skipped_R: Array | None = None,
+) -> Epochs:
     """Finds the epochs by the velocity of the radius.
 
     Args:
         radius_R: A radius per row, of one run or the mean over runs.
         steps_R: Step of each row, ascending.
         learning_rate_R: The rate of each row, for the warning; NaN in row 0.
+        skipped_R: Whether the optimizer skipped the step of each row, bool: there is no velocity there.
 
     Example:
         >>> steps = np.arange(301)
@@ -117,7 +124,7 @@ def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = N
     """
     if (refusal := _refusal(radius_R)) is not None:
         return Epochs(refusal, refusal, Mark(None, reason="rule A knows none"), refusal)
-    velocity_R = _smoothed(velocity(radius_R, steps_R), steps_R)
+    velocity_R = _smoothed(_velocity(radius_R, steps_R, skipped_R), steps_R)
     sneeze = _sneeze(velocity_R, steps_R, of="the smoothed velocity")
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None and sneeze.value is not None:
@@ -136,15 +143,21 @@ def rule_a(radius_R: Array, steps_R: Array, *, learning_rate_R: Array | None = N
 
 
 def rule_b(
-    radius_R: Array, frozen_fraction_R: Array, steps_R: Array, *, learning_rate_R: Array | None = None
+    radius_R: Array,
+    frozen_fraction_R: Array,
+    steps_R: Array,
+    *,
+    learning_rate_R: Array | None = None,
+    skipped_R: Array | None = None,
 ) -> Epochs:
     """Finds the epochs by the largest change of the radius and the fraction of frozen tokens.
 
     Args:
         radius_R: A radius per row, of one run or the mean over runs.
-        frozen_fraction_R: Fraction of tokens that did not change; NaN in row 0.
+        frozen_fraction_R: Fraction of tokens that did not change; NaN in row 0 and where a step was skipped.
         steps_R: Step of each row, ascending.
         learning_rate_R: The rate of each row, for the warning; NaN in row 0.
+        skipped_R: Whether the optimizer skipped the step of each row, bool: there is no velocity there.
 
     Example:
         >>> steps = np.arange(301)
@@ -155,7 +168,7 @@ def rule_b(
     """
     if (refusal := _refusal(radius_R)) is not None:
         return Epochs(refusal, refusal, refusal, refusal)
-    change_R = velocity(radius_R, steps_R)
+    change_R = _velocity(radius_R, steps_R, skipped_R)
     sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None:
@@ -177,6 +190,12 @@ def _refusal(radius_R: Array) -> Mark | None:
     return None
 
 
+def _velocity(radius_R: Array, steps_R: Array, skipped_R: Array | None) -> Array:
+    """Returns the change per step; NaN where the step was skipped."""
+    velocity_R = velocity(radius_R, steps_R)
+    return velocity_R if skipped_R is None else np.where(skipped_R[1:], np.nan, velocity_R)
+
+
 def _smoothed(velocity_R: Array, steps_R: Array) -> Array:
     """Returns a moving mean over SMOOTHING_STEPS steps, however many rows that are."""
     return smoothed(velocity_R, SMOOTHING_STEPS // int(np.diff(steps_R).max()) | 1)
@@ -196,12 +215,14 @@ def _inhale(radius_R: Array, steps_R: Array, *, window: int) -> Mark:
 
 def _sneeze(velocity_R: Array, steps_R: Array, *, of: str) -> Mark:
     """The step from which the change is largest: velocity k is that from row k to row k + 1."""
-    peak = int(np.argmax(velocity_R))
+    if np.isnan(velocity_R).all():
+        return Mark(None, reason="no step was taken")
+    peak = int(np.nanargmax(velocity_R))
     if velocity_R[peak] <= 0:
         return Mark(None, reason="the radius never grows")
-    if peak == 0:
+    if np.isnan(velocity_R[:peak]).all():
         return Mark(None, reason=f"{of} is largest in the first step")
-    if peak == len(velocity_R) - 1:
+    if np.isnan(velocity_R[peak + 1 :]).all():
         return Mark(None, reason=f"{of} is still growing at the end")
     return Mark(int(steps_R[peak]), float(velocity_R[peak]))
 
@@ -233,13 +254,15 @@ def _re_expansion(change_R: Array, steps_R: Array, *, sneeze: Mark, freeze: Mark
     rows = np.flatnonzero(inside)
     if len(rows) < 2 * SMOOTHING_STEPS:
         return Mark(None, reason="sneeze and freeze leave no room for it")
-    lowest = rows[int(np.argmin(smoothed_R[rows]))]
+    if np.isnan(smoothed_R[rows]).all():
+        return Mark(None, reason="between sneeze and freeze no step was taken")
+    lowest = rows[int(np.nanargmin(smoothed_R[rows]))]
     later = smoothed_R[lowest : rows[-1] + 1]
     if lowest > rows[-1] - SMOOTHING_STEPS:
         return Mark(None, reason="the velocity falls until the freeze")
-    if later.max() < 2 * max(smoothed_R[lowest], 0) + FREEZE_FRACTION * (sneeze.value or 0):
+    if np.nanmax(later) < 2 * max(smoothed_R[lowest], 0) + FREEZE_FRACTION * (sneeze.value or 0):
         return Mark(None, reason="the velocity does not grow again after the sneeze")
-    return Mark(int(steps_R[lowest]), float(later.max()))
+    return Mark(int(steps_R[lowest]), float(np.nanmax(later)))
 
 
 def _schedule_warning(freeze: Mark, steps_R: Array, learning_rate_R: Array | None) -> str | None:

@@ -65,7 +65,7 @@ class Lifecycle:
         """Returns the steps at which the phases of each token ended.
 
         Args:
-            last_step: Step of the last row.
+            last_step: Step of the last row whose step the optimizer took.
 
         Returns:
             early_end, midlife_end, late_end: the last step of that phase, 0 if it was over from the start; a
@@ -88,7 +88,7 @@ def phase_fractions(tokens: Mapping[str, Array], steps_R: Array) -> dict[str, Ar
 
     Args:
         tokens: From `Lifecycle.result`.
-        steps_R: Step of each row.
+        steps_R: Step of each row; of one that was skipped, the last step before it that was taken.
 
     Returns:
         early, midlife, late, fimbulwinter -> (R,) float64; they add up to 1. NaN without tokens.

@@ -20,6 +20,7 @@ from flannel_pl.analysis.meter import LATTICE, STANDSTILL, Meter, Stretch
 from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.settings import trained_dtype
+from flannel_pl.analysis.skipped import skipped_rows
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.tensors import Array
 
@@ -56,7 +57,8 @@ class RunMeasures:
     """Step of each row, int64."""
 
     series: dict[str, dict[str, Array]]
-    """Token set -> metric -> (R,) float64; NaN where it is undefined, e.g. motion in row 0."""
+    """Token set -> metric -> (R,) float64; NaN where it is undefined, e.g. motion in row 0 and where the
+    optimizer skipped a step."""
 
     scalars: dict[str, Array]
     """loss, learning_rate, grad_norm, as far as they are recorded -> (R,) float64."""
@@ -72,6 +74,17 @@ class RunMeasures:
 
     num_tokens: dict[str, int] = field(default_factory=dict)
     """Token set -> S."""
+
+    skipped_R: Array = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """Whether the optimizer skipped the step of each row, (R,) bool; empty if it skipped none."""
+
+    @property
+    def moved_R(self) -> Array:
+        """The last step up to each row that the optimizer took, int64: to that a row's weights belong."""
+        if not self.skipped_R.any():
+            return self.steps_R
+        taken_R: Array = np.maximum.accumulate(np.where(self.skipped_R, 0, self.steps_R))
+        return taken_R
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,10 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     run = recording.run(index)
     if "embeddings" not in run.names:
         left_out = {"every metric of tokens": NO_EMBEDDINGS}
-        return RunMeasures(index, _label(run), run.steps, {}, _scalars(run), {}, {}, left_out)
+        return RunMeasures(
+            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, left_out),
+            skipped_R=skipped_rows(run),
+        )
     sets, left_out = token_sets(recording, run)
     left_out = {f"the {name} tokens": reason for name, reason in left_out.items()}
     W = run.tensor("embeddings")
@@ -123,7 +139,9 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     if W.dtype != trained:
         reason = f"the weights were {trained} and are recorded as {W.dtype}, which rests at other times"
         left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, "lives of tokens"), reason)
-    meter = Meter(W, run.steps, sets, OptimizerMeter(recording, run), has_lattice=W.dtype == trained)
+    skipped_R = skipped_rows(run)
+    optimizer = OptimizerMeter(recording, run)
+    meter = Meter(W, run.steps, sets, optimizer, skipped_R=skipped_R, has_lattice=W.dtype == trained)
     left_out |= meter.optimizer.left_out
     advance = advance or (lambda num_bytes: None)
     stretches = list(_stretches(len(W), meter.row_bytes))
@@ -132,19 +150,21 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
         for part, rows in zip(threads.map(meter.measure, stretches), stretches, strict=True):
             parts.append(part)
             advance(len(rows) * meter.row_bytes)
+    last_step = int(run.steps[~skipped_R][-1])
     return RunMeasures(
         run=index,
         label=_label(run),
         steps_R=run.steps,
-        series=_series(parts, sets),
+        series=_series(parts, sets, skipped_R),
         scalars=_scalars(run),
-        tokens={name: _tokens(parts, name, run.steps) for name in sets} if meter.has_lattice else {},
+        tokens={name: _tokens(parts, name, last_step) for name in sets} if meter.has_lattice else {},
         histogram={
             name: np.concatenate([part.histogram[name] for part in parts])
             for name in (sets if meter.has_lattice else ())
         },
         left_out=left_out,
         num_tokens={name: len(tokens) for name, tokens in sets.items()},
+        skipped_R=skipped_R,
     )
 
 
@@ -163,13 +183,13 @@ def _stretches(num_rows: int, row_bytes: int) -> Iterator[range]:
         yield range(start, min(start + height, num_rows))
 
 
-def _series(parts: list[Stretch], sets: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+def _series(parts: list[Stretch], sets: Mapping[str, Array], skipped_R: Array) -> dict[str, dict[str, Array]]:
     """Joins the stretches, and adds what only the centroids of all rows tell."""
     with np.errstate(invalid="ignore"):  # infinite weights, and 0 / 0 before the centroid has moved
-        return _joined(parts, sets)
+        return _joined(parts, sets, skipped_R)
 
 
-def _joined(parts: list[Stretch], sets: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+def _joined(parts: list[Stretch], sets: Mapping[str, Array], skipped_R: Array) -> dict[str, dict[str, Array]]:
     result: dict[str, dict[str, Array]] = {}
     centroids = {name: np.concatenate([part.centroids[name] for part in parts]) for name in sets}
     for name, centroids_RD in centroids.items():
@@ -179,7 +199,7 @@ def _joined(parts: list[Stretch], sets: Mapping[str, Array]) -> dict[str, dict[s
         series["centroid_norm"] = np.linalg.norm(centroids_RD, axis=1)
         series["centroid_drift"] = np.linalg.norm(centroids_RD - centroids_RD[0], axis=1)
         speeds = np.linalg.norm(np.diff(centroids_RD, axis=0), axis=1)
-        series["centroid_speed"] = np.concatenate([[np.nan], speeds])
+        series["centroid_speed"] = np.where(skipped_R, np.nan, np.concatenate([[np.nan], speeds]))
         path = np.concatenate([[0.0], np.cumsum(speeds)])
         series["path_efficiency"] = series["centroid_drift"] / path
         result[name] = series
@@ -189,12 +209,12 @@ def _joined(parts: list[Stretch], sets: Mapping[str, Array]) -> dict[str, dict[s
     return result
 
 
-def _tokens(parts: list[Stretch], name: str, steps_R: Array) -> dict[str, Array]:
+def _tokens(parts: list[Stretch], name: str, last_step: int) -> dict[str, Array]:
     """Joins the stretches' lives of the tokens."""
     whole, *later = (part.lifecycles[name] for part in parts)
     for one in later:
         whole.merge(one)
-    result: dict[str, Array] = whole.result(int(steps_R[-1]))
+    result: dict[str, Array] = whole.result(last_step)
     return result
 
 

@@ -54,6 +54,7 @@ class Meter:
         steps_R: Step of each row.
         sets: Token set -> positions, (S,) int64.
         optimizer: Measures what the optimizer did.
+        skipped_R: Whether the optimizer skipped the step of each row: nothing moved, but nothing stood still.
         has_lattice: Whether weights are recorded in the type that they were trained in.
     """
 
@@ -64,9 +65,11 @@ class Meter:
         sets: Mapping[str, Array],
         optimizer: OptimizerMeter,
         *,
+        skipped_R: Array,
         has_lattice: bool,
     ) -> None:
         self.W, self.steps_R, self.sets, self.optimizer = W, steps_R, sets, optimizer
+        self.skipped_R = skipped_R
         self.has_lattice = has_lattice
 
     @property
@@ -94,7 +97,7 @@ class Meter:
             if number in rows:
                 position = number - rows.start
                 self._measure_cloud(result, position, row)
-                if before is not None:
+                if before is not None and not self.skipped_R[number]:
                     dW_VD = row.W_VD - before.W_VD
                     self._measure_motion(result, position, before, row, dW_VD, step=int(self.steps_R[number]))
                     stored = {name: values_rVD[position] for name, values_rVD in others.items()}

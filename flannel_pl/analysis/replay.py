@@ -14,6 +14,7 @@ from flannel_pl.analysis.adam import AdamSettings, cos_grad_step, predicted_weig
 from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.metrics import mean
 from flannel_pl.analysis.settings import setting, trained_dtype
+from flannel_pl.analysis.skipped import skipped_rows
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.tensors import Array, LazyTensor
 
@@ -42,6 +43,7 @@ class OptimizerMeter:
 
     def __init__(self, recording: Recording, run: RunRecording) -> None:
         self._steps_R = np.asarray(run.steps)
+        self._num_taken_R = self._steps_R - np.cumsum(skipped_rows(run))  # Adam counts those that it takes
         reasons = {COSINE: _lacking(run, self._steps_R, ("grads",))}
         self._settings: AdamSettings | None = None
         self._rates_R = np.empty(0)
@@ -83,7 +85,7 @@ class OptimizerMeter:
         dW_VD: Array,
         sets: Mapping[str, Array],
     ) -> dict[str, dict[str, float]]:
-        """Measures one row; not row 0, which has none before it.
+        """Measures one row; not row 0, which has none before it, nor one of a step that was skipped.
 
         Args:
             stored: Name -> (V, D) of this row, from `read`.
@@ -104,7 +106,7 @@ class OptimizerMeter:
                 before_VD,
                 stored["momentum"],
                 stored["variance"],
-                step=int(self._steps_R[row]),
+                step=int(self._num_taken_R[row]),
                 learning_rate=float(self._rates_R[row]),
                 settings=self._settings,
             )

@@ -117,10 +117,16 @@ class Curve:
     values_NR: Array
     """float64; NaN where a value is undefined or infinite."""
 
+    skipped_NR: Array | None = None
+    """Whether the optimizer skipped the step of each row, bool; None if that was nowhere."""
+
     def until(self, last_step: int) -> "Curve":
         """Returns the rows up to a step."""
         rows = self.steps_R <= last_step
-        return replace(self, steps_R=self.steps_R[rows], values_NR=self.values_NR[:, rows])
+        skipped_NR = None if self.skipped_NR is None else self.skipped_NR[:, rows]
+        return replace(
+            self, steps_R=self.steps_R[rows], values_NR=self.values_NR[:, rows], skipped_NR=skipped_NR
+        )
 
     def relative(self) -> "Curve":
         """Returns the change since row 0, in percent of it."""
@@ -129,8 +135,15 @@ class Curve:
         return replace(self, values_NR=_finite(change_NR))
 
     def velocity(self) -> "Curve":
-        """Returns the change per step to the next row, see `velocity`; the last row has none."""
-        return replace(self, steps_R=self.steps_R[:-1], values_NR=velocity(self.values_NR, self.steps_R))
+        """Returns the change per step to the next row, see `velocity`; the last row has none.
+
+        NaN where the next row's step was skipped.
+        """
+        velocity_NR, skipped_NR = velocity(self.values_NR, self.steps_R), self.skipped_NR
+        if skipped_NR is not None:
+            velocity_NR = np.where(skipped_NR[:, 1:], np.nan, velocity_NR)
+            skipped_NR = skipped_NR[:, 1:]
+        return replace(self, steps_R=self.steps_R[:-1], values_NR=velocity_NR, skipped_NR=skipped_NR)
 
     def smoothed(self, window: int) -> "Curve":
         """Returns running means over rows, see `smoothed`."""
@@ -165,7 +178,10 @@ def curves_of(groups: Sequence[Group], token_set: str | None, name: str) -> list
             continue
         num_rows = min(len(source[name]) for source in sources)
         values_NR = _finite(np.stack([source[name][:num_rows] for source in sources]))
-        result.append(Curve(group, group.runs[0].steps_R[:num_rows], values_NR))
+        skipped_NR = None
+        if any(run.skipped_R.any() for run in group.runs):
+            skipped_NR = np.stack([run.skipped_R[:num_rows] for run in group.runs])
+        result.append(Curve(group, group.runs[0].steps_R[:num_rows], values_NR, skipped_NR))
     return [curve for curve in result if curve.has_values]
 
 

@@ -74,7 +74,7 @@ def lifecycle(
 
 def _mean_fractions(group: Group, token_set: str) -> dict[str, Array]:
     num_rows = min(len(run.steps_R) for run in group.runs)
-    runs = [phase_fractions(run.tokens[token_set], run.steps_R[:num_rows]) for run in group.runs]
+    runs = [phase_fractions(run.tokens[token_set], run.moved_R[:num_rows]) for run in group.runs]
     return {name: np.mean([fractions[name] for fractions in runs], axis=0) for name in PHASES}
 
 

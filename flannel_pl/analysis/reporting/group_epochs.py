@@ -13,7 +13,7 @@ import numpy as np
 
 from flannel_pl.analysis.drawing.curves import Group, curves_of
 from flannel_pl.analysis.epochs import Epochs, Mark, over_runs, rule_a, rule_b
-from flannel_pl.analysis.series import Spread
+from flannel_pl.analysis.series import Spread, mean_and_std
 from flannel_pl.recording.tensors import Array
 
 MARKS = {
@@ -78,16 +78,17 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
     if not radius:
         return []
     steps_R = group.runs[0].steps_R[: len(radius[0])]
+    skipped = _skipped(group, len(steps_R))
     found = {
         "A": [
-            rule_a(radius_R, steps_R, learning_rate_R=rate_R)
-            for radius_R, rate_R in itertools.zip_longest(radius, rates)
+            rule_a(radius_R, steps_R, learning_rate_R=rate_R, skipped_R=skipped_R)
+            for radius_R, rate_R, skipped_R in itertools.zip_longest(radius, rates, skipped)
         ]
     }
     if frozen:
         found["B"] = [
-            rule_b(radius_R, frozen_R, steps_R, learning_rate_R=rate_R)
-            for radius_R, frozen_R, rate_R in itertools.zip_longest(radius, frozen, rates)
+            rule_b(radius_R, frozen_R, steps_R, learning_rate_R=rate_R, skipped_R=skipped_R)
+            for radius_R, frozen_R, rate_R, skipped_R in itertools.zip_longest(radius, frozen, rates, skipped)
         ]
     labels = tuple(run.label for run in group.runs)
     return [
@@ -99,14 +100,23 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
 def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array]:
     """Returns a series' mean over runs, then that of each run; nothing if not all runs have it.
 
-    Runs that are not finite throughout (row 0 aside) are not in the mean: it would jump where they end.
+    Runs that are not finite throughout (row 0 and skipped steps aside) are not in the mean: it would jump
+    where they end.
     """
     curves = curves_of([group], token_set, name)
     if not curves:
         return []
-    values_NR = curves[0].values_NR
-    whole = values_NR[np.isfinite(values_NR[:, 1:]).all(axis=1)]
-    return [whole.mean(axis=0) if len(whole) else curves[0].mean_R, *values_NR]
+    values_NR, skipped_NR = curves[0].values_NR, curves[0].skipped_NR
+    there_NR = np.isfinite(values_NR) if skipped_NR is None else np.isfinite(values_NR) | skipped_NR
+    whole = values_NR[there_NR[:, 1:].all(axis=1)]
+    return [mean_and_std(whole)[0] if len(whole) else curves[0].mean_R, *values_NR]
+
+
+def _skipped(group: Group, num_rows: int) -> list[Array | None]:
+    """Returns which rows' steps all runs skipped, then which of them each run did; None for a run of none."""
+    several = [run.skipped_R[:num_rows] if run.skipped_R.any() else None for run in group.runs]
+    each = [skipped_R for skipped_R in several if skipped_R is not None]
+    return [np.logical_and.reduce(each) if len(each) == len(several) else None, *several]
 
 
 def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:

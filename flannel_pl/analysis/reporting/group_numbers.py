@@ -148,7 +148,14 @@ def _row(curve: Curve | None, step: int | None) -> Spread:
     if curve is None:
         return NONE
     rows = np.flatnonzero(curve.steps_R == (curve.steps_R[-1] if step is None else step))
-    return spread(curve.values_NR[:, rows[0]].tolist()) if len(rows) else NONE
+    if not len(rows):
+        return NONE
+    values_NR = curve.values_NR[:, : rows[0] + 1]
+    if curve.skipped_NR is None:
+        return spread(values_NR[:, -1].tolist())
+    # What holds in the row of a skipped step is what held in the row before it.
+    taken = [np.flatnonzero(~skipped_R)[-1] for skipped_R in curve.skipped_NR[:, : rows[0] + 1]]
+    return spread([values_R[row] for values_R, row in zip(values_NR, taken, strict=True)])
 
 
 def _single(value: float, over: Spread) -> Spread:

@@ -63,9 +63,13 @@ def key_figures(group: Group, token_set: str) -> list[KeyFigure]:
 
 
 def _at(token_set: str, name: str, row: int) -> Callable[[RunMeasures], float | None]:
+    """Picks the value in a row; in the last one before it whose step was taken, where that was skipped."""
+
     def pick(run: RunMeasures) -> float | None:
         series_R = run.series.get(token_set, {}).get(name)
-        return None if series_R is None else _finite(series_R[row])
+        if series_R is None:
+            return None
+        return _finite(series_R[np.searchsorted(run.steps_R, run.moved_R[row])])
 
     return pick
 
@@ -90,7 +94,10 @@ def _largest(run: RunMeasures, token_set: str, name: str) -> float | None:
 
 def _mean_of(token_set: str, name: str) -> Callable[[RunMeasures], float | None]:
     def pick(run: RunMeasures) -> float | None:
-        series_R = run.series.get(token_set, {}).get(name, np.empty(0))[1:]  # no motion leads to row 0
+        series_R = run.series.get(token_set, {}).get(name, np.empty(0))
+        if run.skipped_R.any() and len(series_R):
+            series_R = np.delete(series_R, np.flatnonzero(run.skipped_R))
+        series_R = series_R[1:]  # no motion leads to row 0
         return _finite(series_R.mean()) if len(series_R) else None
 
     return pick

@@ -51,6 +51,13 @@ def _of_recording(one: Experiment) -> Iterator[str]:
             f"shortest does, at step {end}."
         )
     for run in measured:
+        if skips := int(np.count_nonzero(run.skipped_R)):
+            first = run.steps_R[run.skipped_R][0]
+            yield (
+                f"{one.name}, {run.label}: the optimizer skipped {counted(skips, 'step')}, the first one "
+                f"{first}, as it does when gradients are not finite. That nothing moved there is not taken "
+                "for rest."
+            )
         radius_R = run.series.get("all", {}).get("origin_radius", np.zeros(0))
         rows = np.flatnonzero(~np.isfinite(radius_R))
         if len(rows):
