@@ -41,6 +41,7 @@ from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.submission import Submission
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.disk import make_folder
+from flannel_pl.recording.leftovers import clear, has_leftovers
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.signals import handled
@@ -357,10 +358,13 @@ def _finish(
         return 0
     target = paths.gathered if mode == "single" else paths.index
     is_new = False
-    if not is_gathered(paths, mode=mode):  # else not even a lock may change the folder
+    indices = [run.index for run in experiment.runs]
+    # Else not even a lock may change the folder.
+    if not is_gathered(paths, mode=mode) or (not is_locked and has_leftovers(paths, indices)):
         with nullcontext() if is_locked else _locked(experiment), _interruptible():
             events = EventLog(paths.events)
             is_new = finish_gathering(paths, mode=mode, events=events, background=background)
+            clear(paths, indices)
     if is_new:
         print(f"what is in it: flannel-pl info {shlex.quote(str(target))}")
     else:

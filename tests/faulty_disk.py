@@ -216,6 +216,7 @@ def _serve(plan_words: list[str]) -> None:
 
 def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
     """Runs one command in the forked process, and ends that."""
+    import flannel_pl.fit
     from flannel_pl.recording import writer
 
     # How often the journal is written and rows are synced, so which call is the k-th, depends on the clock.
@@ -226,6 +227,7 @@ def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
     sys.argv = ["flannel-pl", *request["words"]]
+    setattr(flannel_pl.fit, "train_all", _train_in_forks)  # noqa: B010 - it is no name that fit exports
     disk = _Disk(request["below"], None if request["fault"] is None else Fault(**request["fault"]))
     try:
         code = main(request["words"])
@@ -241,6 +243,30 @@ def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _train_in_forks(
+    experiment: Any, runs: Sequence[Any], slots: Sequence[Any], *, work: Any, events: Any, finished: Any
+) -> list[Any]:
+    """Trains runs one after the other in forks of this process, which has imported everything."""
+    from flannel_pl.launch.standing import Outcome
+    from flannel_pl.training import worker
+
+    outcomes = []
+    for run in runs:
+        child = os.fork()
+        if child == 0:
+            worker._log_to(experiment.paths.run(run.index))
+            code = worker._train(experiment, run, slots[0], 1)
+            sys.stderr.flush()
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            finished(run.index)
+        log = experiment.paths.run(run.index).log
+        failure = None if code == 0 else f"exit code {code}: {log.read_text(errors='replace')[-300:]}"
+        outcomes.append(Outcome(run, slots[0].name, 1, None, failure))
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ ALLOWED = {
     "no checkpoint in {} can be used, so the run starts from its beginning": (
         "every checkpoint or every row is damaged; one that only cannot be read ends the run before this"
     ),
+    "or, if those jobs have ended, move {} away first": (
+        "the list of jobs at a Slurm that cannot be asked from here; no recording is in it"
+    ),
 }
 """Part of a text, {} where something is filled in -> why there is no other way."""
 

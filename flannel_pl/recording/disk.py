@@ -102,13 +102,16 @@ def why_not_writable(folder: Path) -> str | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, unless it is there.
+    """Makes a folder, and those above it, unless it is there; it survives a power cut.
 
     Raises:
         RunError: If the disk refuses.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with explained(folder, need_bytes=0):
         folder.mkdir(parents=True, exist_ok=True)
+        for path in reversed(made):
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording.disk import disk_error
+from flannel_pl.recording.leftovers import clear_run
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.schema import RecordingSchema
 from flannel_pl.terminal import drawn_upon
@@ -165,6 +166,7 @@ def hold_run(experiment: Experiment, run: Run) -> Iterator[None]:
     lock = Lock(experiment.paths.run(run.index).lock, what=f"run {run.index} of {experiment.paths.folder}")
     _say(lock.acquire(wait_s=LOCK_WAIT_S))
     try:
+        clear_run(experiment.paths.run(run.index))
         yield
     finally:
         lock.release()
