@@ -7,9 +7,10 @@ from flannel_pl.analysis import cache
 from flannel_pl.analysis.divergence import Divergence, joined, measure_divergence
 from flannel_pl.analysis.measure import Advance, Measures, measure_run, measured_bytes
 from flannel_pl.analysis.sets import token_sets
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.reader import Recording, RunRecording
+from flannel_pl.recording.schema import ALL_NAMES, RECORDED_TOKENS
 
 
 def measure_experiment(
@@ -41,6 +42,8 @@ def measure_experiment(
         ('quickstart', 2, ((0, 1),))
     """
     advance = advance or (lambda num_bytes: None)
+    for run in recording:
+        _check_shapes(run)
     marks = {index: cache.fingerprint(recording, index) for index in recording.runs} if cache_folder else {}
     found = {
         index: cache.load_run(cache_folder / f"run_{index}.npz", marks[index]) if cache_folder else None
@@ -103,3 +106,14 @@ def _pairs(groups: list[list[RunRecording]], recording: Recording, advance: Adva
         parts.append(measure_divergence(runs, sets, advance=advance))
     common = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: joined([part[name] for part in parts]) for name in common}
+
+
+def _check_shapes(run: RunRecording) -> None:
+    """Refuses tensors that are not as many per row as their names say, before anything is measured."""
+    axes = dict.fromkeys(("embeddings", "grads", "momentum", "variance"), 3) | {"logits": 2, "checksums": 2}
+    shapes = {name: run.tensor(name).shape for name in run.names if name in ALL_NAMES}
+    shapes.pop(RECORDED_TOKENS, None)
+    num_rows = next((shape[0] for shape in shapes.values()), 0)
+    for name, shape in shapes.items():
+        if len(shape) != axes.get(name, 1) or shape[0] != num_rows:
+            raise RunError(f"run {run.index} is damaged: {name} is of shape {shape}. See flannel-pl verify.")

@@ -14,9 +14,9 @@ from flannel_pl.recording.contents import (
     has_runs,
     run_metadata,
 )
+from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.gather_file import copy_damage
 from flannel_pl.recording.gather_notes import GatherNotes
-from flannel_pl.recording.implied import differs, masks_of, other_counts
 from flannel_pl.recording.index import index_content
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.presence import check_presence
@@ -138,8 +138,4 @@ def _mask_problems(path: Path, record: ExperimentRecord) -> Iterator[str]:
     except RunError as error:
         yield str(error)
         return
-    derived = masks_of(masks["token_occurrence_counts"])
-    wrong = [name for name in derived if differs(masks[name], derived[name])]
-    if wrong:
-        yield f"{', '.join(wrong)} do not follow from token_occurrence_counts"
-    yield from other_counts(masks["token_occurrence_counts"], record)
+    yield from mask_problems(masks, record)

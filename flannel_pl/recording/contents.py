@@ -9,6 +9,7 @@ import numpy as np
 
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.metadata import dump_metadata
 from flannel_pl.recording.reader import read_masks
@@ -116,7 +117,13 @@ def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extr
         raise RunError(
             f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
         )
-    return tensors_of(record, read_masks(paths.masks))
+    masks = read_masks(paths.masks)
+    if wrong := list(mask_problems(masks, record)):
+        raise RunError(
+            f"{paths.masks} is damaged: {'; '.join(wrong)}. Bring it back from where the experiment's masks "
+            "came from, then gather."
+        )
+    return tensors_of(record, masks)
 
 
 def tensors_of(record: ExperimentRecord, masks: Mapping[str, Array]) -> Extras:

@@ -23,12 +23,14 @@ from flannel_pl.recording.contents import (
 )
 from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.layout import (
+    NUMPY_DTYPES,
     PAGE_BYTES,
     FileLayout,
     TensorSpec,
     is_readable,
     plan_layout,
 )
+from flannel_pl.recording.metadata import check_metadata
 from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.small_files import read_small
@@ -98,9 +100,25 @@ class GatherNotes:
                 for kind in body["kinds"]
             ]
             runs = {int(index): metadata for index, metadata in body["runs"].items()}
-            return cls(body["header_bytes"], [kinds[kind] for kind in body["kind_of_run"]], runs)
+            notes = cls(body["header_bytes"], [kinds[kind] for kind in body["kind_of_run"]], runs)
+            notes._check()
+            return notes
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"{path} is not as this version of flannel-pl writes it ({error!r})") from error
+
+    def _check(self) -> None:
+        """Raises ValueError, or TypeError, for what would make no layout."""
+        sizes = [size for specs in self.specs for spec in specs.values() for size in spec.shape]
+        if not all(type(size) is int and 0 <= size < 2**63 for size in (self.header_bytes, *sizes)):
+            raise ValueError("a size that is none")
+        if any(spec.dtype not in NUMPY_DTYPES for specs in self.specs for spec in specs.values()):
+            raise ValueError("a dtype that is none")
+        for index, metadata in self.runs.items():
+            columns = {*metadata["checksum_columns"], "recorded_steps", "checksums"}
+            if not 0 <= index < len(self.specs) or not columns <= self.specs[index].keys():
+                raise ValueError(f"a run {index} that is none")
+            check_metadata(metadata)
+            _ = metadata["num_rows"], metadata["every_n_steps"], metadata["static_checksums"]
 
     def layout(self, extras: Extras) -> FileLayout:
         """Returns where everything lies in the growing file; the header is not the true one yet."""

@@ -37,6 +37,7 @@ from flannel_pl.recording.gather_file import (
 from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout
+from flannel_pl.recording.presence import was_finished
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
 from flannel_pl.recording.space import free_bytes
@@ -71,7 +72,16 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
         return frozenset(record.indices)
     if damage is not None:
         refuse_loss(damage, paths, record, record.indices)
+    if notes is None:
+        _refuse_lost_notes(paths, record)
     return frozenset(() if notes is None else notes.runs)
+
+
+def _refuse_lost_notes(paths: ExperimentPaths, record: ExperimentRecord) -> None:
+    """Raises if a growing file without notes may have the only copy of a run that was finished once."""
+    if paths.growing.exists() and not paths.growing_notes.exists():
+        suspects = [index for index in record.indices if was_finished(paths, index)]
+        refuse_loss(RunError(f"{paths.growing_notes} is not there"), paths, record, suspects)
 
 
 class Gatherer:
@@ -247,6 +257,7 @@ class Gatherer:
             refuse_loss(damage, self.paths, self.record, self._indices)
             return None
         if notes is None:
+            _refuse_lost_notes(self.paths, self.record)
             return None
         size = self.paths.growing.stat().st_size
         if len(notes.specs) == len(self._indices) and size == self._layout(notes).total_bytes:

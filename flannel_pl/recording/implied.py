@@ -1,6 +1,5 @@
 """What a file says follows from something else in it: the experiment's tensors, and the recorded tokens."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +8,10 @@ import numpy as np
 
 from flannel_pl.recording.checks import RunPart
 from flannel_pl.recording.contents import tensors_of
+from flannel_pl.recording.counts import differs, masks_of, other_counts
 from flannel_pl.recording.layout import TensorSpec
 from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.recording.schema import MASK_NAMES, RECORDED_TOKENS
+from flannel_pl.recording.schema import RECORDED_TOKENS
 from flannel_pl.recording.tensors import Array, TensorFile
 
 
@@ -57,25 +57,6 @@ def token_problems(file: TensorFile, part: RunPart) -> Iterator[str]:
         shared = f"{wanted}_indices"
         if shared in file.layout.tensors and differs(ids, file.read(shared)):
             yield f"{RECORDED_TOKENS} are not the {wanted} tokens, which recorder.tokens asks for"
-
-
-def masks_of(counts: Array) -> dict[str, Array]:
-    """Returns the five tensors of a masks file; all follow from the occurrences of each token, int64 (V,)."""
-    live = counts > 0
-    indices = [np.flatnonzero(mask).astype(np.int64) for mask in (live, ~live)]
-    return dict(zip(MASK_NAMES, (live, ~live, *indices, counts), strict=True))
-
-
-def other_counts(counts: Array, record: ExperimentRecord) -> Iterator[str]:
-    """Yields a sentence if the occurrences of tokens are not those that a record has the hash of."""
-    digest = record.data_digests.get("masks")
-    if digest is not None and hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest() != digest:
-        yield "token_occurrence_counts are not those the experiment was trained with"
-
-
-def differs(got: Array, expected: Array) -> bool:
-    """Tells whether two arrays differ in dtype, shape or any bit."""
-    return TensorSpec.of(got) != TensorSpec.of(expected) or got.tobytes() != expected.tobytes()
 
 
 def _record(metadata: dict[str, Any]) -> ExperimentRecord:

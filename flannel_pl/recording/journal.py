@@ -6,6 +6,7 @@ that a crash tore apart loses nothing but itself. Writers may take turns (launch
 number is read from the file.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import xxhash
 
@@ -173,9 +174,35 @@ def _valid_slots(content: bytes) -> list[tuple[int, JournalEntry]]:
         slot = content[start : start + SLOT_BYTES]
         body, checksum = slot[:-_CHECKSUM_BYTES], slot[-_CHECKSUM_BYTES:].strip()
         if len(slot) == SLOT_BYTES and xxhash.xxh3_64_hexdigest(body).encode() == checksum:
-            sequence, text = body.split(b" ", 1)
-            fields = json.loads(text)
-            if fields["loss"] is not None:
-                fields["loss"] = float(fields["loss"])
-            slots.append((int(sequence), JournalEntry(**fields)))
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # nobody's entry, then
+                sequence, text = body.split(b" ", 1)
+                slots.append((int(sequence), _entry(json.loads(text))))
     return slots
+
+
+def _entry(fields: dict[str, Any]) -> JournalEntry:
+    """Returns the entry of a slot.
+
+    Raises:
+        ValueError: If a field has another type than `JournalEntry` says, or a number is out of range.
+        TypeError: If a field is missing, or is none of an entry.
+    """
+    if isinstance(fields["loss"], str):
+        fields["loss"] = float(fields["loss"])
+    entry = JournalEntry(**fields)
+    for field in dataclasses.fields(entry):
+        value, kind = getattr(entry, field.name), _KINDS.get(field.name, field.type)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{field.name} is {value!r}")
+        if isinstance(value, int | float) and field.name != "loss" and not 0 <= value < 2**63:
+            raise ValueError(f"{field.name} is {value!r}")
+    if entry.state not in get_args(State):
+        raise ValueError(f"state is {entry.state!r}")
+    return entry
+
+
+_KINDS: dict[str, Any] = {
+    **{"swept": dict, "state": str, "loss": float | int | None},
+    **dict.fromkeys(("started_s", "updated_s"), float | int),
+}
+"""Types that `isinstance` cannot take as `JournalEntry` says them."""

@@ -45,7 +45,7 @@ def check_presence(
         elif files.partial.exists():
             finished = False
         elif index not in growing:
-            if _is_done(paths, index):
+            if was_finished(paths, index):
                 hint = "bring it back, or flannel-pl fit records it again"
                 lost.append(missing(files.recording, f", although the run was finished; {hint}"))
             else:
@@ -80,7 +80,7 @@ def _gathered_runs(paths: ExperimentPaths, record: ExperimentRecord) -> Collecti
         return record.indices
 
 
-def _is_done(paths: ExperimentPaths, index: int) -> bool:
+def was_finished(paths: ExperimentPaths, index: int) -> bool:
     """Tells whether a run was finished once, as its journal says."""
     try:
         entry = Journal(paths.run(index).journal).read()
