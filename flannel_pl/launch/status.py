@@ -10,6 +10,7 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
+from flannel_pl.launch.signs import silence_s
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.record import read_record
@@ -92,7 +93,11 @@ def _told(paths: RunPaths, config: Mapping[str, Any], run: Run) -> RunStatus:
     try:
         entry = Journal(paths.journal).read()
         every_n_steps = config["recorder"]["every_n_steps"]
-        return status if entry is None else _with_entry(status, entry, every_n_steps=every_n_steps)
+        if entry is None:
+            return status
+        silent = entry.state == "running" and silence_s(paths.journal, entry.updated_s) > SILENT_S
+        status = _with_entry(status, entry, every_n_steps=every_n_steps)
+        return replace(status, state="silent") if silent else status
     except (RunError, OSError, ValueError, TypeError, KeyError) as error:
         return replace(status, state="unknown", message=f"its journal cannot be read: {error}")
 
@@ -133,10 +138,9 @@ def _size(path: Path) -> int | None:
 
 
 def _with_entry(status: RunStatus, entry: JournalEntry, *, every_n_steps: int) -> RunStatus:
-    silent = entry.state == "running" and time.time() - entry.updated_s > SILENT_S
     return replace(
         status,
-        state="silent" if silent else entry.state,
+        state=entry.state,
         attempt=entry.attempt,
         step=max(0, entry.rows_written - 1) * every_n_steps,
         rows_written=entry.rows_written,
@@ -161,7 +165,7 @@ def _steps_per_s(entry: JournalEntry, every_n_steps: int) -> float | None:
 def _is_beating(lock: Path) -> bool:
     """Whether the holder of a lock file has touched it lately."""
     try:
-        return time.time() - lock.stat().st_mtime < SILENT_S
+        return silence_s(lock, lock.stat().st_mtime) < SILENT_S
     except OSError:
         return False
 
