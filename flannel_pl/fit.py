@@ -47,7 +47,7 @@ from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.signals import handled
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
-from flannel_pl.training.fit import CheckedRun, check, hold_run, train_held
+from flannel_pl.training.fit import CheckedRun, check, check_gatherable, hold_run, train_held
 from flannel_pl.training.rehearsal import rehearse
 from flannel_pl.training.run_log import logged
 from flannel_pl.training.worker import work
@@ -139,6 +139,8 @@ def _understand(words: list[str]) -> _Request:
     plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
     if record is not None:
         refuse_changes(experiment, settled_changes(record, plan.settled))
+    if experiment.config["experiment"]["run"] is None:
+        check_gatherable(experiment, checked, plan.slots[0])
     rehearse(experiment, plan.runs, plan.slots[0])
     return _Request(experiment, record, plan, corpus, words)
 

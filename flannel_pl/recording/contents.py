@@ -152,9 +152,13 @@ def tensors_of(record: ExperimentRecord, masks: Mapping[str, Array]) -> Extras:
 
 def run_metadata(shard: Shard) -> dict[str, Any]:
     """Returns what a gathered recording says of one run: the shard's own metadata, but for what is shared."""
+    return said_of_run(shard.layout.flannel, shard.index)
+
+
+def said_of_run(metadata: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Returns what `run_metadata` does, of a shard with these metadata."""
     shared = ("config", "header_checksum", "run", "schema")
-    own = {key: value for key, value in shard.layout.flannel.items() if key not in shared}
-    return {**own, "index": shard.index}
+    return {**{key: value for key, value in metadata.items() if key not in shared}, "index": index}
 
 
 def gathered_metadata(

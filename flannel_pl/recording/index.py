@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from flannel_pl.errors import RunError
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.contents import Shard
 from flannel_pl.recording.disk import new_file, write_at, write_file
-from flannel_pl.recording.layout import FileLayout, TensorSpec, plan_layout
+from flannel_pl.recording.layout import FileLayout, TensorSpec, is_readable, plan_layout
 from flannel_pl.recording.tensors import Array
 
 
@@ -27,6 +27,7 @@ def write_index(
         metadata: The extras' metadata string.
 
     Raises:
+        UserError: If there are more runs than the header of the extras may describe.
         RunError: If the keys of the shards cannot be told apart, or the disk fails.
     """
     bare = [shard for shard in shards if any(key != inner for key, inner in shard.keys.items())]
@@ -37,6 +38,11 @@ def write_index(
             "Gather with --mode single, or set experiment.gather to index before training."
         )
     layout = plan_layout({name: TensorSpec.of(array) for name, array in extras.items()}, metadata=metadata)
+    if not is_readable(layout):
+        raise UserError(
+            f"{len(shards)} runs are too many for an index, whose header no reader would accept. Their own "
+            "recordings are whole, and stay"
+        )
     with new_file(paths.index_extras, layout.total_bytes) as fd:
         write_at(fd, layout.header, 0)
         for name, array in extras.items():

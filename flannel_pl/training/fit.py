@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
+from safetensors.numpy import load
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.recording import gather_limits
 from flannel_pl.recording.disk import disk_error
+from flannel_pl.recording.layout import TensorSpec
 from flannel_pl.recording.leftovers import clear_run
 from flannel_pl.recording.lock import SILENT_S, Lock
-from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.recording.metadata import parse_json
+from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
@@ -32,7 +36,7 @@ from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import RunLabel, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
-from flannel_pl.training.tokens import recorded_token_ids
+from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
 
 LOCK_WAIT_S = 15.0 + SILENT_S
@@ -49,6 +53,15 @@ class CheckedRun:
 
     corpus: Corpus
     """What it is trained on, loaded."""
+
+    schema: RecordingSchema
+    token_ids: TokenIds | None
+    """The recorded tokens; None = all."""
+
+    @property
+    def static(self) -> dict[str, TokenIds]:
+        """What its recording holds besides rows."""
+        return {} if self.token_ids is None else {RECORDED_TOKENS: self.token_ids}
 
 
 def check(experiment: Experiment, run: Run) -> CheckedRun:
@@ -78,7 +91,41 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         every_n_steps=recorder.every_n_steps,
         skippable=_is_scaling(config["trainer"]),
     )
-    return CheckedRun(schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids)), corpus)
+    num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
+    return CheckedRun(num_bytes, corpus, schema, ids)
+
+
+def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], slot: Slot) -> None:
+    """Refuses an experiment of more runs than can be gathered as it asks for.
+
+    Args:
+        experiment: What is going to be trained.
+        checked: Number of each run -> what is known of it.
+        slot: Where one of them is trained.
+
+    Raises:
+        UserError: Says what else there is to do.
+    """
+    first = experiment.runs[0]
+    corpus, host = checked[0].corpus, Slot("cpu", None, slot.threads)  # asking a GPU its name would wake it
+    label = _label(experiment, first, host, attempt=1, data_digests=corpus.digests)
+    origin, settled = label.metadata["provenance"], {"accelerator": slot.accelerator, "threads_per_run": 1}
+    gather_limits.check_gatherable(
+        experiment.record(origin, settled=settled),
+        masks=load(corpus.masks.to_bytes()),
+        specs=[_specs(checked[run.index]) for run in experiment.runs],
+        metadata=[_planned_metadata(run, checked[run.index], label) for run in experiment.runs],
+    )
+
+
+def _specs(checked: CheckedRun) -> dict[str, TensorSpec]:
+    return checked.schema.specs({name: TensorSpec.of(array) for name, array in checked.static.items()})
+
+
+def _planned_metadata(run: Run, checked: CheckedRun, label: RunLabel) -> dict[str, Any]:
+    """Returns what a run's shard is going to say of itself, but for the config, which is shared."""
+    known = {"run": run.index, "seed": run.seed, "swept": run.swept, **label.metadata, "config": {}}
+    return parse_json(checked.schema.metadata(known, static=checked.static))
 
 
 def _is_scaling(trainer: dict[str, Any]) -> bool:
