@@ -138,4 +138,4 @@ def _mask_problems(path: Path, record: ExperimentRecord) -> Iterator[str]:
     except RunError as error:
         yield str(error)
         return
-    yield from mask_problems(masks, record)
+    yield from mask_problems(masks, record.data_digests.get("masks"))

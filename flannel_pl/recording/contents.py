@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.errors import RunError, Unreachable
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.metadata import dump_metadata
@@ -69,6 +69,34 @@ def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index:
         index: Number of the run that the shard should be of.
     """
     run = record.runs[index]
+    own_data = any(key.startswith("data.") and key.endswith("_path") for key in run.swept)
+    digests = {} if own_data else record.data_digests
+    yield from run_contradictions(metadata, run, config=record.config, digests=digests)
+
+
+def copy_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index: int) -> Iterator[str]:
+    """Yields in what a run's entry in a gathered file, or in its notes, contradicts the experiment.
+
+    Args:
+        metadata: The `run_metadata` of the run.
+        record: The experiment's record.
+        index: Number of the run that it should be.
+    """
+    shared = {"run": index, "schema": SCHEMA_VERSION, "config": record.config}
+    yield from contradictions({**metadata, **shared}, record, index)
+
+
+def run_contradictions(
+    metadata: Mapping[str, Any], run: Run, *, config: Mapping[str, Any], digests: Mapping[str, str]
+) -> Iterator[str]:
+    """Yields in what a file's metadata contradict the run that it is to be of.
+
+    Args:
+        metadata: What the file says of itself.
+        run: The run.
+        config: Its config, or its experiment's.
+        digests: Name of each data file that it is trained on -> hash of its content, as far as known.
+    """
     for name, expected in (
         ("schema", SCHEMA_VERSION),
         ("run", run.index),
@@ -77,9 +105,8 @@ def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index:
     ):
         if metadata.get(name) != expected:
             yield f"its {name} is {metadata.get(name)!r}, expected {expected!r}"
-    yield from other_config(metadata, record.config, swept=run.swept)
-    if not any(key.startswith("data.") and key.endswith("_path") for key in run.swept):
-        yield from _other_data(metadata.get("provenance", {}), record.data_digests)
+    yield from other_config(metadata, config, swept=run.swept)
+    yield from other_data(metadata.get("provenance", {}), digests)
 
 
 def other_config(
@@ -97,7 +124,7 @@ def other_config(
         yield f"its {key} is {got!r}, expected {wanted!r}"
 
 
-def _other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[str]:
+def other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[str]:
     """Yields each data file of which both sides know the hash, and not the same one."""
     got = theirs.get("data") or {}
     for name in sorted(got.keys() & expected.keys()):
@@ -111,14 +138,14 @@ def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extr
     A scalar whose config key was swept is NaN (`n_steps`: -1), since no one number is true of all runs.
 
     Raises:
-        RunError: If the masks are missing or damaged.
+        RunError: If the masks are missing, damaged, or not those that the runs were trained with.
     """
     if not paths.masks.exists():
         raise RunError(
             f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
         )
     masks = read_masks(paths.masks)
-    if wrong := list(mask_problems(masks, record)):
+    if wrong := list(mask_problems(masks, record.data_digests.get("masks"))):
         raise RunError(
             f"{paths.masks} is damaged: {'; '.join(wrong)}. Bring it back from where the experiment's masks "
             "came from, then gather."

@@ -6,20 +6,24 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from flannel_pl.recording.layout import TensorSpec
-from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.schema import MASK_NAMES
 from flannel_pl.recording.tensors import Array
 
 
-def mask_problems(masks: Mapping[str, Array], record: ExperimentRecord) -> Iterator[str]:
-    """Yields what is wrong with the five tensors of an experiment's masks file."""
+def mask_problems(masks: Mapping[str, Array], digest: str | None) -> Iterator[str]:
+    """Yields what is wrong with the five tensors of an experiment's masks file.
+
+    Args:
+        masks: The tensors.
+        digest: The recorded hash of the occurrences, if there is one.
+    """
     counts = masks["token_occurrence_counts"]
     derived = masks_of(counts)
     if wrong := [name for name in derived if differs(masks[name], derived[name])]:
         yield f"{', '.join(wrong)} do not follow from token_occurrence_counts"
     if counts.dtype != np.int64 or counts.ndim != 1:
         yield f"token_occurrence_counts is {counts.dtype} of shape {counts.shape}, expected int64, 1-D"
-    yield from other_counts(counts, record)
+    yield from other_counts(counts, digest)
 
 
 def masks_of(counts: Array) -> dict[str, Array]:
@@ -29,9 +33,8 @@ def masks_of(counts: Array) -> dict[str, Array]:
     return dict(zip(MASK_NAMES, (live, ~live, *indices, counts), strict=True))
 
 
-def other_counts(counts: Array, record: ExperimentRecord) -> Iterator[str]:
-    """Yields a sentence if the occurrences of tokens are not those that a record has the hash of."""
-    digest = record.data_digests.get("masks")
+def other_counts(counts: Array, digest: str | None) -> Iterator[str]:
+    """Yields a sentence if the occurrences of tokens are not those that a hash was taken of."""
     if digest is not None and hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest() != digest:
         yield "token_occurrence_counts are not those the experiment was trained with"
 

@@ -14,6 +14,7 @@ from flannel_pl.recording.contents import Extras
 from flannel_pl.recording.disk import copy_range, create, explained, publish, write_at
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout
+from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.report import part_damage
 from flannel_pl.recording.space import reserve
 from flannel_pl.recording.tensors import TensorFile
@@ -29,14 +30,16 @@ class OwnFile:
         path: Its name.
 
     Raises:
-        RunError: If it cannot be opened.
+        Unreachable: If it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._fd = -1
         self.path = path
-        with explained(path, need_bytes=0):
+        try:
             self._fd = os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise unreachable(path, error) from error
 
     @property
     def is_there(self) -> bool:

@@ -19,6 +19,7 @@ from flannel_pl.recording.checks import parts_of, problems
 from flannel_pl.recording.contents import (
     Extras,
     Shard,
+    copy_contradictions,
     experiment_tensors,
     is_complete,
     read_shard,
@@ -259,6 +260,13 @@ class Gatherer:
         if notes is None:
             _refuse_lost_notes(self.paths, self.record)
             return None
+        for index, metadata in notes.runs.items():
+            if index not in self._indices or [*copy_contradictions(metadata, self.record, index)]:
+                raise RunError(
+                    f"{self.paths.growing} has a run {index} that is not this experiment's. Either it or "
+                    f"{self.paths.record.name} was brought from elsewhere: bring back the one that belongs "
+                    "here."
+                )
         size = self.paths.growing.stat().st_size
         if len(notes.specs) == len(self._indices) and size == self._layout(notes).total_bytes:
             self._own, self._noted = own, read_small(self.paths.growing_notes)

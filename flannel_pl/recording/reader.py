@@ -14,6 +14,7 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 from flannel_pl.small_files import read_small
@@ -135,6 +136,7 @@ class Recording:
         self.tensors = {key: file.layout.tensors[inner] for key, (file, inner) in table.items()}
         small = {key: file.read(inner) for key, (file, inner) in table.items() if _is_small(key, file, inner)}
         self.scalars: dict[str, int | float] = {key: x.item() for key, x in small.items() if x.ndim == 0}
+        self._masks_are_checked = False
         self._masks: dict[str, Array] = {key: small[key] for key in MASK_NAMES if key in small}
         runs: dict[int, dict[str, LazyTensor]] = {}
         for key, (file, inner) in table.items():
@@ -154,8 +156,9 @@ class Recording:
 
         Raises:
             UserError: If they are not there.
-            RunError: If the experiment's masks file is damaged.
+            RunError: If they are damaged, or not those that the runs were trained with.
         """
+        source = self.path
         if not self._masks:
             folder = self.path if self.path.is_dir() else self.path.parent
             # By the file system's "..", which is right for relative paths and symlinks too.
@@ -165,8 +168,22 @@ class Recording:
                     f"{self.path} has no masks: they are in the experiment's gathered file and in its "
                     f"{beside.name}. Open the experiment's folder, or this run inside it."
                 )
-            self._masks = read_masks(beside)
+            self._masks, source = read_masks(beside), beside
+        if not self._masks_are_checked:
+            self._check_masks(source)
         return self._masks
+
+    def _check_masks(self, path: Path) -> None:
+        """Refuses masks that are not those this was recorded with, as far as it says."""
+        if len(self._masks) == len(MASK_NAMES):
+            runs: list[dict[str, Any]] = self.metadata.get("runs") or [{}]
+            provenance = self.metadata.get("provenance") or runs[0].get("provenance") or {}
+            for problem in mask_problems(self._masks, (provenance.get("data") or {}).get("masks")):
+                raise RunError(
+                    f"the masks in {path} are damaged, or of another experiment: {problem}. Bring that file "
+                    "back from where it came from."
+                )
+        self._masks_are_checked = True
 
     def run(self, index: int) -> RunRecording:
         """Returns run `index`.

@@ -4,21 +4,30 @@ The writer brings a checkpoint to the disk only after the rows up to its step, s
 has its rows there. Two are kept: should the newest be damaged, the one before it takes its place.
 """
 
+import io
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import torch
 import xxhash
 from lightning.pytorch import Trainer
 
-from flannel_pl.experiment import RunPaths
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import Run, RunPaths
+from flannel_pl.recording.checks import parts_of
+from flannel_pl.recording.contents import other_config, run_contradictions
 from flannel_pl.recording.disk import explained
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.opening import unreachable
+from flannel_pl.recording.sameness import decisive
+from flannel_pl.recording.schema import RECORDED_TOKENS
+from flannel_pl.recording.tensors import LazyTensor, TensorFile
 from flannel_pl.recording.verify import num_good_rows
 from flannel_pl.small_files import open_regular
 
@@ -33,6 +42,32 @@ class ResumePoint:
     step: int
     metadata: dict[str, Any]
     """What the unfinished recording says of itself; the header cannot change any more."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which run goes on; what it goes on from has to be of the same."""
+
+    run: Run
+    config: Mapping[str, Any]
+    """The run's config."""
+
+    digests: Mapping[str, str]
+    """Name of each data file -> the hash of its content."""
+
+
+def identity_in_checkpoint(run: int, seed: int | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint says of its run, with what of its config decides bits as JSON.
+
+    Args:
+        run: Its number.
+        seed: Its seed.
+        metadata: What its recording says besides these.
+    """
+    identity: dict[str, Any] = {"run": run, "seed": seed}
+    if "config" in metadata:
+        identity["config"] = json.dumps(decisive(metadata["config"]))
+    return identity
 
 
 def checkpoint_bytes(trainer: Trainer) -> bytes:
@@ -64,7 +99,11 @@ def remove_checkpoints(paths: RunPaths, *, keep: int) -> None:
 
 
 def find_resume_point(
-    paths: RunPaths, *, every_n_steps: int, note: Callable[[str], object]
+    paths: RunPaths,
+    *,
+    every_n_steps: int,
+    note: Callable[[str], object],
+    whose: RunIdentity | None = None,
 ) -> ResumePoint | None:
     """Finds the newest checkpoint that is whole and whose rows are whole.
 
@@ -72,10 +111,16 @@ def find_resume_point(
         paths: The run's files.
         every_n_steps: Steps from row to row.
         note: Called with a sentence for everything that is damaged.
+        whose: The run that goes on, if its files are to be compared with it.
 
     Returns:
         None if the run has to start from its beginning.
+
+    Raises:
+        UserError: If the unfinished recording or a checkpoint is that of another run or config.
     """
+    if whose is not None:
+        _refuse_other_partial(paths.partial, whose)
     checkpoints = paths.checkpoints()
     if not checkpoints or not paths.partial.exists():
         return None
@@ -93,6 +138,63 @@ def find_resume_point(
                 f"{paths.partial} has {num_good} good rows, too few for {path.name}; trying the one before it"
             )
         else:
+            if whose is not None:
+                _refuse_other_checkpoint(path, data, step, paths.partial, whose)
             return ResumePoint(path, step, read_layout(paths.partial).flannel)
     note(f"no checkpoint in {paths.folder} can be used, so the run starts from its beginning")
     return None
+
+
+def _refuse_other_partial(path: Path, whose: RunIdentity) -> None:
+    """Refuses to go on with an unfinished recording that is another's; a damaged one is nobody's."""
+    try:
+        metadata = read_layout(path).flannel if path.exists() else None
+    except RunError:
+        return
+    if metadata:
+        wrong = run_contradictions(metadata, whose.run, config=whose.config, digests=whose.digests)
+        _refuse(path, whose, list(wrong))
+
+
+def _refuse_other_checkpoint(path: Path, data: bytes, step: int, partial: Path, whose: RunIdentity) -> None:
+    """Refuses a checkpoint that names another run or config, or whose weights are not those of its row."""
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # Lightning will say what is wrong with it
+        return
+    told = content.get("flannel_pl") or {}
+    expected = {"run": whose.run.index, "seed": whose.run.seed}
+    wrong = [
+        f"its {name} is {told[name]!r}, expected {value!r}"
+        for name, value in expected.items()
+        if told.get(name) not in (None, value)
+    ]
+    if "config" in told:
+        metadata = {"config": json.loads(told["config"])}
+        wrong += other_config(metadata, whose.config, swept=whose.run.swept)
+    weight = content.get("state_dict", {}).get(whose.config["recorder"]["parameter"])
+    if not wrong and weight is not None and not _is_row(weight, step, partial):
+        wrong = [f"its weights are not those that {partial.name} has of step {step}"]
+    _refuse(path, whose, wrong)
+
+
+def _is_row(weight_VD: torch.Tensor, step: int, partial: Path) -> bool:
+    """Tells whether a parameter, (V, D), is what a recording has of a step; True if it has no row of that."""
+    with TensorFile(partial) as file:
+        prefix = parts_of(file.layout)[0].prefix
+        every_n_steps = file.layout.flannel["every_n_steps"]
+        if step % every_n_steps or f"{prefix}embeddings" not in file.layout.tensors:
+            return True
+        row_VD = LazyTensor(file, f"{prefix}embeddings", framework="pt")[step // every_n_steps]
+        if f"{prefix}{RECORDED_TOKENS}" in file.layout.tensors:
+            weight_VD = weight_VD[torch.from_numpy(file.read(f"{prefix}{RECORDED_TOKENS}"))]
+    # By their bits: a weight that is not a number is equal to itself here.
+    return torch.equal(weight_VD.to(row_VD.dtype).contiguous().view(torch.uint8), row_VD.view(torch.uint8))
+
+
+def _refuse(path: Path, whose: RunIdentity, wrong: list[str]) -> None:
+    if wrong:
+        raise UserError(
+            f"{path} does not belong to run {whose.run.index} (seed {whose.run.seed}): {'; '.join(wrong)}. "
+            "It was brought from elsewhere: put it back where it belongs, then start again"
+        )

@@ -20,15 +20,17 @@ from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording import gather_limits
+from flannel_pl.recording.contents import other_data
 from flannel_pl.recording.disk import disk_error
 from flannel_pl.recording.layout import TensorSpec
 from flannel_pl.recording.leftovers import clear_run
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.metadata import parse_json
+from flannel_pl.recording.record import read_record
 from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.training.allocator import keep_memory
-from flannel_pl.training.checkpoint import find_resume_point, remove_checkpoints
+from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import parse_config
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.device import check_device
@@ -237,8 +239,13 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     check_device(slot)
     seed_everything(run.seed, verbose=False)
     cli = name_mistake(config, partial(build, folder=paths.folder, slot=slot, progress_bar=progress_bar))
-    label = _label(experiment, run, slot, attempt=attempt, data_digests=cli.datamodule.load().digests)
-    resume = find_resume_point(paths, every_n_steps=config["recorder"]["every_n_steps"], note=_say)
+    digests = cli.datamodule.load().digests
+    _refuse_other_data(experiment, digests)
+    label = _label(experiment, run, slot, attempt=attempt, data_digests=digests)
+    whose = RunIdentity(run, config, digests)
+    resume = find_resume_point(
+        paths, every_n_steps=config["recorder"]["every_n_steps"], note=_say, whose=whose
+    )
     if resume is None:
         remove_checkpoints(paths, keep=0)
     else:
@@ -267,6 +274,18 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
         if _is_mistake(error, trainer, first_step=0 if resume is None else resume.step):
             raise UserError(f"this cannot be trained: {reason(error)}; change trainer or model") from error
         raise
+
+
+def _refuse_other_data(experiment: Experiment, digests: dict[str, str]) -> None:
+    """Refuses data files that have changed since the experiment was described."""
+    is_swept = any(key.startswith("data.") for key in experiment.config["experiment"]["sweep"])
+    if is_swept or not experiment.paths.record.exists():
+        return
+    if wrong := list(other_data({"data": digests}, read_record(experiment.paths).data_digests)):
+        raise UserError(
+            f"the data files are not those that {experiment.paths.record} was written for: "
+            f"{'; '.join(wrong)}; bring them back as they were"
+        )
 
 
 def _is_mistake(error: Exception, trainer: Any, *, first_step: int) -> bool:

@@ -26,7 +26,13 @@ from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
-from flannel_pl.training.checkpoint import NUM_KEPT, checkpoint_bytes, checkpoint_digest, remove_checkpoints
+from flannel_pl.training.checkpoint import (
+    NUM_KEPT,
+    checkpoint_bytes,
+    checkpoint_digest,
+    identity_in_checkpoint,
+    remove_checkpoints,
+)
 from flannel_pl.training.optimizing import OptimizerWatch, may_skip
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
@@ -295,6 +301,14 @@ class StepRecorder(Callback):
         self._row = self._loss = self._logits_V = None
         self._num_batches = 0
         self._end_of_step(trainer, self._writer)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes down which run the checkpoint is of."""
+        label = self.label
+        checkpoint["flannel_pl"] = identity_in_checkpoint(label.run, label.seed, label.metadata)
 
     def _end_of_step(self, trainer: Trainer, writer: RecordingWriter) -> None:
         """Writes a checkpoint if one is due, and stops if that is asked for."""

@@ -1,8 +1,11 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.numpy
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording import gather_notes, layout
@@ -10,6 +13,7 @@ from flannel_pl.recording.gather import gather, gather_verb
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.reader import open_recording
 from flannel_pl.recording.verify import verify
 from tests.recording.gathering_samples import (
     assert_gathered,
@@ -20,6 +24,7 @@ from tests.recording.gathering_samples import (
     tensors_of,
 )
 from tests.recording.recording_samples import (
+    make_experiment,
     make_schema,
     make_writer,
     run_metadata,
@@ -260,3 +265,38 @@ def test_gathering_from_python_takes_the_lock_of_the_verb(tmp_path: Path) -> Non
     assert not paths.growing.exists()
     assert gather(paths.folder) == paths.gathered
     assert not paths.lock.exists()
+
+
+@pytest.mark.parametrize("name", ["token_occurrence_counts", "live_mask", "dead_indices"])
+@pytest.mark.parametrize("mode", ["single", "index"])
+def test_one_flipped_bit_in_the_masks_is_not_gathered(tmp_path: Path, name: str, mode: Any) -> None:
+    paths = make_experiment(tmp_path / "exp", num_runs=1, gather=mode)
+    masks = safetensors.numpy.load_file(paths.masks)
+    counts = masks["token_occurrence_counts"].astype("<i8").tobytes()
+    record = json.loads(paths.record.read_text())
+    record["provenance"]["data"]["masks"] = hashlib.sha256(counts).hexdigest()
+    paths.record.write_text(json.dumps(record))
+    make_run(paths, 0, key_prefix="run_0_" if mode == "index" else "")
+    start = read_layout(paths.masks).offsets[name]
+    content = bytearray(paths.masks.read_bytes())
+    content[start] ^= 1
+    paths.masks.write_bytes(content)
+    with pytest.raises(RunError, match=r"live_dead_tokens\.safetensors is damaged: "):
+        gather(paths.folder)
+    assert not paths.gathered.exists()
+    assert not paths.index.exists()
+    for opened in (paths.folder, paths.run(0).folder, paths.run(0).recording):
+        with open_recording(opened) as recording, pytest.raises(RunError, match="are damaged, or of another"):
+            _ = recording.masks
+
+
+def test_a_growing_file_of_another_experiment_is_left_alone(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "exp")
+    Gatherer(paths.folder).add(0)
+    record = json.loads(paths.record.read_text())
+    record["runs"][0]["seed"] = 7
+    paths.record.write_text(json.dumps(record))
+    before = traces(paths.folder)
+    with pytest.raises(RunError, match="has a run 0 that is not this experiment's"):
+        Gatherer(paths.folder)
+    assert traces(paths.folder) == before

@@ -60,11 +60,7 @@ def test_a_run_does_not_begin_anew(
         with pytest.raises(Unreachable, match=r"recording.partial: "):
             num_good_rows(paths.partial)
     else:
-
-        def refuse(path: Path) -> bytes:
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        set_unreachable(checkpoint, code)
     with pytest.raises(Unreachable, match=r"Cannot read .*(recording.partial|checkpoint-3-0+.ckpt): "):
         find_resume_point(paths, every_n_steps=1, note=print)
     monkeypatch.undo()

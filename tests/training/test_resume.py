@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 
 import flannel_pl
 import flannel_pl.recording.layout
@@ -194,3 +195,74 @@ def test_a_finished_runs_checkpoint_holds_the_trained_model(small_data: SmallDat
 
 def test_interruption_says_its_signal() -> None:
     assert str(Interrupted(15)) == "SIGTERM"
+
+
+OTHER_WEIGHTS = "its weights are not those that recording.partial has of step 8"
+
+
+def two_stopped_runs(data: SmallData, folder: Path, stop_after: StopAfter, *arguments: str) -> list[RunPaths]:
+    """Stops two runs after step 7, each with a checkpoint of that step."""
+    stop_after(8)
+    for run in ("0", "1"):
+        with pytest.raises(Interrupted):
+            fit_debug(data, folder, "--experiment.seeds", "7..8", "--experiment.run", run, *arguments)
+    stop_after.undo()
+    return [RunPaths(folder / "flannel" / f"run_{run}") for run in (0, 1)]
+
+
+def fit_debug(data: SmallData, folder: Path, *arguments: str) -> None:
+    if (code := fit(data, folder, *arguments)) > 128:
+        raise Interrupted(code - 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_old", "words"),
+    [
+        ((), False, "its run is 0, expected 1; its seed is 7, expected 8"),
+        ((), True, "its weights are not those that recording.partial has of step 8"),
+        (
+            ("--recorder.tokens", "dead"),
+            True,
+            "its weights are not those that recording.partial has of step 8",
+        ),
+        (("--recorder.tensors", "[losses]"), False, "its run is 0, expected 1; its seed is 7, expected 8"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    small_data: SmallData,
+    tmp_path: Path,
+    stop_after: StopAfter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    is_old: bool,
+    words: str,
+) -> None:
+    if is_old:  # one that does not say whose it is
+        patched = "on_save_checkpoint"
+        monkeypatch.setattr(recorder_module.StepRecorder, patched, Callback.on_save_checkpoint)
+    first, second = two_stopped_runs(small_data, tmp_path, stop_after, *arguments)
+    (_, _, foreign), *_ = first.checkpoints()
+    for _, _, own in second.checkpoints():
+        own.unlink()
+    (second.folder / foreign.name).write_bytes(foreign.read_bytes())
+    partial = second.partial.read_bytes()
+    again = ("--experiment.seeds", "7..8", "--experiment.run", "1", *arguments)
+    assert fit(small_data, tmp_path, *again) == 2
+    message = capsys.readouterr().err
+    assert f"{second.folder / foreign.name} does not belong to run 1 (seed 8): {words}" in message
+    assert second.partial.read_bytes() == partial
+    assert fit(small_data, tmp_path, "--experiment.seeds", "7..8", "--experiment.run", "0", *arguments) == 0
+
+
+def test_an_unfinished_recording_of_another_run_is_refused(
+    small_data: SmallData, tmp_path: Path, stop_after: StopAfter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = two_stopped_runs(small_data, tmp_path, stop_after)
+    second.partial.write_bytes(first.partial.read_bytes())
+    assert fit(small_data, tmp_path, "--experiment.seeds", "7..8", "--experiment.run", "1") == 2
+    words = (
+        f"{second.partial} does not belong to run 1 (seed 8): its run is 0, expected 1; its seed is 7, expec"
+    )
+    assert words in capsys.readouterr().err
+    assert second.partial.read_bytes() == first.partial.read_bytes()
