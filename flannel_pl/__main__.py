@@ -138,15 +138,17 @@ def _is_begun(words: list[str]) -> bool:
     from flannel_pl.experiment import ExperimentConfig
 
     settings: dict[str, Any] = {"output_dir": ExperimentConfig.output_dir, "name": ExperimentConfig.name}
-    for word, following in itertools.pairwise([*words, ""]):
-        option, is_joined, value = word.partition("=")
-        value = value if is_joined else following
-        if option == "--config":
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-                settings |= yaml.safe_load(read_small(Path(value)))["experiment"]
-        elif option in ("--experiment.output_dir", "--experiment.name"):
-            settings[option.removeprefix("--experiment.")] = value
-    return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()
+    try:
+        for word, following in itertools.pairwise([*words, ""]):
+            option, is_joined, value = word.partition("=")
+            value = value if is_joined else following
+            if option in ("--config", "-c"):
+                settings |= yaml.safe_load(read_small(Path(value))).get("experiment", {})
+            elif option in ("--experiment.output_dir", "--experiment.name"):
+                settings[option.removeprefix("--experiment.")] = value
+        return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()
+    except Exception:  # whatever is wrong with a config, its parser says it better
+        return False
 
 
 def _plan(words: list[str]) -> int:
@@ -261,5 +263,14 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 }
 
 
+def _leave_working_folder_out() -> None:
+    """Lets nothing be imported from the working folder, as `python -m` would and `flannel-pl` does not."""
+    with contextlib.suppress(OSError, IndexError):  # the working folder may be gone
+        here = Path.cwd()
+        if not sys.flags.safe_path and Path(sys.path[0]).resolve() == here != Path(__file__).parents[1]:
+            del sys.path[0]
+
+
 if __name__ == "__main__":
+    _leave_working_folder_out()
     sys.exit(main())

@@ -320,7 +320,14 @@ class Experiment:
         only = settings["run"]
         if only is not None and not 0 <= only < len(runs):
             raise UserError(f"experiment.run is {only}, but the experiment has runs 0 to {len(runs) - 1}")
-        folder = Path(settings["output_dir"]).expanduser().absolute() / name
+        folder = (
+            local_path(settings["output_dir"], key="experiment.output_dir").expanduser().absolute() / name
+        )
+        if "::" in str(folder):
+            raise UserError(
+                f"{folder} has '::' in it, which Lightning takes for a chain of addresses, and would write "
+                "elsewhere; choose another experiment.name or experiment.output_dir"
+            )
         return cls(config, runs, ExperimentPaths(folder, name))
 
     @property
@@ -354,6 +361,16 @@ class Experiment:
             "provenance": provenance,
             "settled": settled,
         }
+
+
+def local_path(path: object, *, key: str) -> Path:
+    """Returns a path; refuses an address such as s3://bucket/folder, also with one of its slashes gone."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UserError(
+            f"{key} is {str(path)!r}, but files are read and written where they are local or mounted; give a "
+            "path there"
+        )
+    return Path(str(path))
 
 
 def is_plain_name(name: object) -> bool:

@@ -17,7 +17,7 @@ from types import FrameType
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths
+from flannel_pl.experiment import Experiment, ExperimentPaths, Run
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
@@ -148,10 +148,17 @@ def _understand(words: list[str]) -> _Request:
 def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
     """Checks every selected run; those that differ in nothing but their seed, once."""
     checked: dict[str, CheckedRun] = {}
+    combinations: dict[tuple[str, int], Run] = {}
     for run in experiment.selected:
         key = json.dumps(run.swept, sort_keys=True)
         if key not in checked:
             checked[key] = check(experiment, run)
+        typed = json.dumps(checked[key].swept, sort_keys=True, default=str)
+        first = combinations.setdefault((typed, run.seed), run)
+        if first is not run:
+            raise UserError(
+                f"experiment.sweep has {json.dumps(first.swept)} and {key}, which are the same; name it once"
+            )
     return {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in experiment.selected}
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_dumper, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten
+from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path
 from flannel_pl.small_files import read_small
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.module import TiedGPT2
@@ -29,6 +29,12 @@ from flannel_pl.training.recorder import StepRecorder
 
 # Makes the docstring below each field of a config dataclass its --help text.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_EXACT = "yaml_exact"
+"""What jsonargparse calls the format of `_dump_exactly`."""
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
+_NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
 # A path may be no text in this locale, and is none of YAML's business.
 set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
 
@@ -155,8 +161,32 @@ def parse_config(config: dict[str, Any]) -> Namespace:
 
 
 def to_yaml(config: dict[str, Any]) -> str:
-    """Returns a complete config as YAML that `fit --config` reads back."""
-    return str(the_parser().dump(parse_config(config), skip_unset=False))
+    """Returns a complete config as YAML that `fit --config` reads back as the same values."""
+    return str(the_parser().dump(parse_config(config), format=_EXACT, skip_unset=False))
+
+
+class _ExactDumper(yaml.SafeDumper):
+    """Quotes every text that some reader of YAML could take for something else, e.g. 3e-4 for a number."""
+
+    @override
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Returns how to write a text; of an enumeration's, its value."""
+        is_plain = _PLAIN_TEXT.fullmatch(text) and text.lower() not in _NOT_TEXT
+        return self.represent_scalar("tag:yaml.org,2002:str", str.__str__(text), None if is_plain else '"')
+
+
+_ExactDumper.add_representer(str, _ExactDumper.represent_text)
+_ExactDumper.add_multi_representer(str, _ExactDumper.represent_text)
+
+
+def _dump_exactly(data: Any) -> str:
+    return str(yaml.dump(data, Dumper=_ExactDumper, sort_keys=False))
+
+
+set_dumper(_EXACT, _dump_exactly)
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:
@@ -176,7 +206,15 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     with warnings.catch_warnings():
         # The default of an argument that is no plain value: left out below, so that it stays the default.
         warnings.filterwarnings("ignore", message=r"[\s\S]*Unable to serialize instance")
-        config: dict[str, Any] = _plain(yaml.safe_load(the_parser().dump(parsed, skip_unset=False)))
+        try:
+            text = the_parser().dump(parsed, format=_EXACT, skip_unset=False)
+        except ValueError as error:  # e.g. an enumeration that is the default of a callback's argument
+            reason = "; ".join(line.strip(" -") for line in str(error).splitlines() if "represent" in line)
+            raise UserError(
+                f"a value of trainer cannot be written down ({reason or error}); give that argument as a "
+                "plain value, e.g. --trainer.callbacks.interval step"
+            ) from error
+    config: dict[str, Any] = _plain(yaml.safe_load(text))
     infinite = [
         key for key, value in flatten(config) if isinstance(value, float) and not math.isfinite(value)
     ]
@@ -222,9 +260,11 @@ def _make_absolute(config: dict[str, Any]) -> None:
     """Makes the files the config names independent of the working folder."""
     for key in ("corpus_path", "tokenizer_path", "mask_path"):
         if config["data"][key] is not None:
-            config["data"][key] = str(Path(config["data"][key]).expanduser().absolute())
+            path = local_path(config["data"][key], key=f"data.{key}")
+            config["data"][key] = str(path.expanduser().absolute())
     if config["recorder"]["tokens"] not in ("all", "dead", "live"):
-        config["recorder"]["tokens"] = str(Path(config["recorder"]["tokens"]).expanduser().absolute())
+        path = local_path(config["recorder"]["tokens"], key="recorder.tokens")
+        config["recorder"]["tokens"] = str(path.expanduser().absolute())
 
 
 def _config_first(arguments: Sequence[str]) -> list[str]:

@@ -56,6 +56,9 @@ class CheckedRun:
     corpus: Corpus
     """What it is trained on, loaded."""
 
+    swept: dict[str, Any]
+    """Its swept values, of the types that their keys have."""
+
     schema: RecordingSchema
     token_ids: TokenIds | None
     """The recorded tokens; None = all."""
@@ -94,7 +97,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         skippable=_is_scaling(config["trainer"]),
     )
     num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
-    return CheckedRun(num_bytes, corpus, schema, ids)
+    return CheckedRun(num_bytes, corpus, {key: parsed[key] for key in run.swept}, schema, ids)
 
 
 def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], slot: Slot) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flannel_pl.errors import Interrupted, RunError, UserError
-from flannel_pl.experiment import Slot
+from flannel_pl.experiment import Slot, local_path
 from flannel_pl.training.cli import FlannelCLI
 from flannel_pl.training.metrics_log import MetricsLog
 
@@ -173,7 +173,11 @@ def _plugins(asked_for: Any) -> list[Any]:
 
 def _own_folder(asked_for: str | None, run_folder: Path) -> Path:
     """Returns where one run's logger writes: in the run's folder, or in its own below an absolute path."""
-    wanted = Path(asked_for or ".")
+    wanted = local_path(asked_for or ".", key="a folder of trainer")
+    if "::" in str(wanted):
+        raise UserError(
+            f"a folder of trainer is {asked_for!r}, which Lightning takes for a chain of addresses"
+        )
     if wanted.is_absolute():
         return wanted / run_folder.parent.name / run_folder.name
     return run_folder / wanted

@@ -1,0 +1,125 @@
+"""Names, paths and values that YAML, fsspec or Python may take for something else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flannel_pl.__main__ import _is_begun
+from flannel_pl.experiment import Experiment, flatten
+from flannel_pl.training.cli import resolve, to_yaml
+from tests.test_bad_input import Refuser, refuse
+
+__all__ = ["refuse"]
+
+AWKWARD = [
+    *(
+        "3e-4",
+        "1e5",
+        "1_000",
+        "null",
+        "~",
+        "yes",
+        "0x1f",
+        "2024-01-01",
+        ".inf",
+        "1",
+        "  lead",
+        "trail ",
+        "it's",
+    ),
+    *('"q"', "a: b", "[1]", "#c", "12:00:00", "&x", "!t", "%p", "\u00e9\u0e20", "a\nb", "\x85", "\U0001f600"),
+]
+
+
+def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
+    for text in AWKWARD:
+        config = resolve([f"--experiment.name={text}", f"--data.corpus_path=x/{text}"])
+        assert config["experiment"]["name"] == text
+        config["launch"]["slurm"]["extra"] = [text]
+        (tmp_path / "config.yaml").write_bytes(to_yaml(config).encode())
+        back = resolve(["--config", str(tmp_path / "config.yaml")])
+        assert dict(flatten(back)) == dict(flatten(config)), text
+
+
+def test_a_callback_whose_default_is_an_enumeration(refuse: Refuser) -> None:
+    code, message = refuse("--trainer.callbacks+=Timer", verb="plan")
+    assert "cannot be written down (('cannot represent an object', <Interval.step: 'step'>))" in message
+    assert code == 2
+    resolve(["--trainer.callbacks+=Timer", "--trainer.callbacks.interval=step"])
+
+
+ELSEWHERE = [
+    ("--experiment.name a::b", "has '::' in it, which Lightning takes for a chain of addresses"),
+    ("--experiment.output_dir a::b", "has '::' in it"),
+    (
+        "--experiment.output_dir s3://bucket/x",
+        "experiment.output_dir is 's3:/bucket/x', but files are read and",
+    ),
+    ("--experiment.output_dir file:///x", "experiment.output_dir is 'file:/x'"),
+    ("--data.corpus_path gs://bucket/x", "data.corpus_path is 'gs:/"),
+    ("--recorder.tokens hdfs://host/x", "recorder.tokens is 'hdfs://host/x', but files are read"),
+    (
+        "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath a::b",
+        "a folder of trainer is 'a::b'",
+    ),
+    (
+        "--trainer.logger CSVLogger --trainer.logger.save_dir memory://x",
+        "a folder of trainer is 'memory://x'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), ELSEWHERE, ids=[case[0] for case in ELSEWHERE])
+def test_no_file_goes_elsewhere(refuse: Refuser, arguments: str, expected: str) -> None:
+    code, message = refuse(*arguments.split(), verb="plan")
+    assert expected in message
+    assert code == 2
+
+
+REPEATED = [
+    {"model.learning_rate": ["1e-3", 0.001]},
+    {"model.learning_rate": [1, 1.0]},
+    {"model.tie_word_embeddings": [True, "true"]},
+    {"model.n_layer": [1, 2, 1]},
+    {"model.n_layer": [1, 2], "model.weight_decay": [0, 0.0]},
+]
+
+
+@pytest.mark.parametrize("sweep", REPEATED, ids=map(str, REPEATED))
+def test_a_sweep_trains_nothing_twice(refuse: Refuser, sweep: dict[str, object]) -> None:
+    code, message = refuse("--experiment.sweep", json.dumps(sweep), "--experiment.seeds", "1..2", verb="plan")
+    assert "which are the same; name it once" in message
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[", "7", "[]", "{experiment: 7}", "{experiment: [1, 2]}", "{experiment: {name: [}}", "\0", "[" * 9999],
+)
+def test_a_guess_from_an_odd_config_is_no(tmp_path: Path, content: str) -> None:
+    (tmp_path / "odd.yaml").write_text(content)
+    assert not _is_begun(["--config", str(tmp_path / "odd.yaml")])
+    assert not _is_begun(["--experiment.output_dir", "~nobody-of-that-name/x"])
+    assert not _is_begun(["--config"])
+
+
+def test_nothing_is_imported_from_the_working_folder(tmp_path: Path) -> None:
+    for name in ("torch", "numpy", "yaml", "sitecustomize", "safetensors", "mine"):
+        (tmp_path / f"{name}.py").write_text(f"open('imported {name}', 'w')\nclass Mine: pass\n")
+    program = [sys.executable, "-m", "flannel_pl"]
+    for words in (["status", "."], ["info", "."], ["verify", "."]):
+        subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, check=False)
+    callback = ["plan", "--trainer.callbacks+=mine.Mine"]
+    answer = subprocess.run([*program, *callback], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "No module named 'mine'" in answer.stderr or "mine.Mine" in answer.stderr
+    assert not list(tmp_path.glob("imported *"))
+
+
+def test_the_name_of_an_experiment_may_look_like_a_number(tmp_path: Path) -> None:
+    experiment = Experiment.from_config(resolve(["--experiment.name", "3e-4"]))
+    (tmp_path / "config.yaml").write_bytes(to_yaml(experiment.run_config(experiment.runs[0])).encode())
+    assert resolve(["--config", str(tmp_path / "config.yaml")])["experiment"]["name"] == "3e-4"
