@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
-from flannel_pl.errors import Interrupted, UserError
+from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
@@ -44,7 +43,7 @@ from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.leftovers import clear, has_leftovers
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.signals import handled
+from flannel_pl.signals import interruptible
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.fit import CheckedRun, check, check_gatherable, hold_run, train_held
@@ -311,17 +310,6 @@ def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
                 path.rmdir()
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lets a scheduler's signals end what is going on as Ctrl-C does: in order, with a word how to go on."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    with handled(interrupt):
-        yield
-
-
 def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Plan:
     """Sees to it that `experiment.json` says what is going to be trained, and that nobody changes that.
 
@@ -370,7 +358,7 @@ def _finish(
     indices = [run.index for run in experiment.runs]
     # Else not even a lock may change the folder.
     if not is_gathered(paths, mode=mode) or (not is_locked and has_leftovers(paths, indices)):
-        with nullcontext() if is_locked else _locked(experiment), _interruptible():
+        with nullcontext() if is_locked else _locked(experiment), interruptible():
             events = EventLog(paths.events)
             is_new = finish_gathering(paths, mode=mode, events=events, background=background)
             clear(paths, indices)

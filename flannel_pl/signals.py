@@ -5,9 +5,12 @@ something in the background, keep a terminal's signals from what is to go on wit
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from flannel_pl.errors import Interrupted
 
 SCHEDULER_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
@@ -52,3 +55,20 @@ def handled(
     finally:
         for number, handler_before in previous.items():
             signal.signal(number, handler_before)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets a scheduler's signals end a block as Ctrl-C does: in order, with a word how to go on.
+
+    Python handles signals in its main thread; in another one this does nothing.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with handled(interrupt):
+        yield

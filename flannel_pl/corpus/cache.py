@@ -117,7 +117,9 @@ def tokenize(text: str, tokenizer: Tokenizer, *, source: Path) -> Tokens:
         UserError: Not one token comes out, or ids reach beyond the vocabulary.
     """
     vocab_size = tokenizer.get_vocab_size()
-    ids = np.array(tokenizer.encode(text).ids, dtype=np.int64)
+    # The same as `encode`, but lets other threads run meanwhile: that which looks at signals.
+    (encoding,) = tokenizer.encode_batch([text])
+    ids = np.array(encoding.ids, dtype=np.int64)
     if not ids.size:
         raise UserError(
             f"the tokenizer knows no character of {source}. Make one for this text: flannel-pl prepare"

@@ -2,15 +2,14 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from flannel_pl.corpus.builtin import BUILTIN_SHA256, BUILTIN_VOCAB_SIZE, builtin_texts
 from flannel_pl.corpus.cache import cache_folder, save_tokens, say_damaged, tokenize, tokens_path
 from flannel_pl.corpus.files import temporary_beside
 from flannel_pl.corpus.masks import TokenMasks
-from flannel_pl.corpus.progress import stages
-from flannel_pl.corpus.tokenizer import train_tokenizer
+from flannel_pl.corpus.progress import DoStage, stages
+from flannel_pl.corpus.tokenizer import train_tokenizer, warn_of_long_words
 
 CORPUS_NAME = "flannel_model_corpus.txt"
 TOKENIZER_NAME = "flannel_tokenizer_chars.json"
@@ -28,7 +27,7 @@ def write_data_files(
     vocab_size: int,
     min_frequency: int = 2,
     source: Path,
-    begin: Callable[[str], None],
+    do: DoStage,
 ) -> TokenMasks:
     """Trains the tokenizer, tokenizes the model text and writes the three files.
 
@@ -41,7 +40,7 @@ def write_data_files(
         vocab_size: Entries of the tokenizer.
         min_frequency: How often a pair must occur to be merged.
         source: The file the model text is from, for messages.
-        begin: Called with the name of each of two stages when it starts.
+        do: Goes through a stage; there are two.
 
     Returns:
         The masks written.
@@ -49,10 +48,12 @@ def write_data_files(
     Raises:
         UserError: The texts do not give such a tokenizer, or the tokenizer knows nothing of the model text.
     """
-    begin("training the tokenizer")
-    tokenizer = train_tokenizer([tokenizer_text], vocab_size=vocab_size, min_frequency=min_frequency)
-    begin("tokenizing")
-    tokens = tokenize(model_text, tokenizer, source=source)
+    warn_of_long_words(tokenizer_text)
+    tokenizer = do(
+        "training the tokenizer",
+        lambda: train_tokenizer([tokenizer_text], vocab_size=vocab_size, min_frequency=min_frequency),
+    )
+    tokens = do("tokenizing", lambda: tokenize(model_text, tokenizer, source=source))
     masks = TokenMasks.from_tokens(tokens, vocab_size)
     corpus_path, tokenizer_path = folder / CORPUS_NAME, folder / TOKENIZER_NAME
     corpus_path.write_bytes(model_text.encode())
@@ -77,16 +78,15 @@ def builtin_folder(*, progress: bool = True) -> Path:
     temporary = temporary_beside(folder)
     temporary.mkdir()
     try:
-        with stages("preparing the built-in corpus (once)", total=3, show=progress) as begin:
-            begin("writing text")
-            tokenizer_text, model_text = builtin_texts()
+        with stages("preparing the built-in corpus (once)", total=3, show=progress) as do:
+            tokenizer_text, model_text = do("writing text", builtin_texts)
             write_data_files(
                 temporary,
                 tokenizer_text=tokenizer_text,
                 model_text=model_text,
                 vocab_size=BUILTIN_VOCAB_SIZE,
                 source=folder / CORPUS_NAME,
-                begin=begin,
+                do=do,
             )
         (temporary / _CHECKSUMS_NAME).write_text(_checksums(temporary))
         _publish_folder(temporary, folder)

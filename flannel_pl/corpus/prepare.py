@@ -20,6 +20,7 @@ from flannel_pl.corpus.files import decode, read_bytes, temporary_beside
 from flannel_pl.corpus.progress import stages
 from flannel_pl.corpus.store import load_corpus
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.signals import interruptible
 
 
 def prepare(
@@ -58,7 +59,7 @@ def prepare(
             raise UserError("--out is missing. Name a folder for the three files, e.g. --out data")
         _report(builtin_folder(), vocab_size=vocab_size)
         return
-    with _filled(out) as folder:
+    with interruptible(), _filled(out) as folder:
         if is_stock:
             source = builtin_folder()
             for name in FILE_NAMES:
@@ -76,13 +77,8 @@ def _write_from_text(
     min_frequency: int,
 ) -> None:
     """Writes the three files for the texts in the named files, or for the built-in ones."""
-    with stages("preparing the data files", total=3, show=True) as begin:
-        begin("reading text")
-        if tokenizer_text is None or model_text is None:
-            learned, modelled = builtin_texts()
-        else:
-            learned = "\n\n".join(_read(path, role="tokenizer text") for path in tokenizer_text)
-            modelled = _read(model_text, role="model text")
+    with stages("preparing the data files", total=3, show=True) as do:
+        learned, modelled = do("reading text", lambda: _texts(tokenizer_text, model_text))
         write_data_files(
             folder,
             tokenizer_text=learned,
@@ -90,8 +86,16 @@ def _write_from_text(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
             source=model_text or folder / CORPUS_NAME,
-            begin=begin,
+            do=do,
         )
+
+
+def _texts(tokenizer_text: list[Path] | None, model_text: Path | None) -> tuple[str, str]:
+    """Returns what the tokenizer and what the model is to learn from."""
+    if tokenizer_text is None or model_text is None:
+        return builtin_texts()
+    learned = "\n\n".join(_read(path, role="tokenizer text") for path in tokenizer_text)
+    return learned, _read(model_text, role="model text")
 
 
 def _read(path: Path, *, role: str) -> str:
@@ -107,7 +111,7 @@ def _filled(out: Path) -> Iterator[Path]:
         raise UserError(
             f"exists already: {', '.join(existing)}. Nothing is overwritten: choose another --out"
         )
-    is_new = not out.exists()
+    is_new, moved = not out.exists(), list[Path]()
     temporary = temporary_beside(out / "prepare")
     try:
         temporary.mkdir(parents=True)
@@ -116,10 +120,14 @@ def _filled(out: Path) -> Iterator[Path]:
     try:
         yield temporary
         for name in FILE_NAMES:
+            moved.append(out / name)
             (temporary / name).replace(out / name)
+        moved = []
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error}. Free space or choose another --out") from error
     finally:
+        for path in moved:
+            path.unlink(missing_ok=True)
         shutil.rmtree(temporary)
         if is_new and not any(out.iterdir()):
             out.rmdir()

@@ -127,9 +127,9 @@ def _open(
         if path.exists():
             say_damaged(path)
         text = decode(corpus_bytes, path=corpus_path)
-        with stages(f"tokenizing {corpus_path} (once)", total=1, show=progress):
-            tokens = tokenize(text, tokenizer, source=corpus_path)
-        save_tokens(tokens, path)
+        with stages(f"tokenizing {corpus_path} (once)", total=1, show=progress) as do:
+            tokens = do("encoding", lambda: tokenize(text, tokenizer, source=corpus_path))
+            save_tokens(tokens, path)
     if mask_path is None:
         masks = TokenMasks.from_tokens(tokens, vocab_size)
     else:

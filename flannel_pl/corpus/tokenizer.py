@@ -1,6 +1,8 @@
 """The notebook's tokenizer: character-level BPE without normalizer, decoder or unknown token."""
 
 import itertools
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from tokenizers.trainers import BpeTrainer
 from flannel_pl.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+
+LONG_WORD = 20_000
+"""Characters of a word that is worth a warning: one of 80,000 took 7 seconds on one core."""
+
+_WORD = re.compile(r"\w+|[^\w\s]+")
+"""What the `Whitespace` pre-tokenizer takes for a word."""
 
 
 def train_tokenizer(texts: Sequence[str], *, vocab_size: int = 10_000, min_frequency: int = 2) -> Tokenizer:
@@ -52,6 +60,19 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int = 10_000, min_frequ
             f" --vocab_size {size}"
         )
     return tokenizer
+
+
+def warn_of_long_words(text: str) -> None:
+    """Warns of a word that the trainer will need long for: its time grows with the square of the length."""
+    long_lines = (line for line in text.split("\n") if len(line) >= LONG_WORD)
+    longest = max((word for line in long_lines for word in _WORD.findall(line)), key=len, default="")
+    if len(longest) >= LONG_WORD:
+        print(
+            f"flannel-pl: the tokenizer text has a word of {len(longest):,} characters without a blank, "
+            f"{longest[:12]!a}...; training the tokenizer takes four times as long for one twice as long",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _lines(texts: Sequence[str]) -> Iterator[str]:
