@@ -65,6 +65,11 @@ def explanation(error: Exception) -> UserError | RunError | None:
             f"{text!r} cannot be written in the characters of this locale ({error.encoding}); choose "
             "one that has them, e.g. with LC_ALL=C.UTF-8"
         )
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(
+            f"what is to be read is no text in this locale ({error.encoding}); choose another one, e.g. with "
+            "LC_ALL=C.UTF-8"
+        )
     if isinstance(error, OSError):
         what = error.strerror or str(error) or type(error).__name__
         return RunError(f"{what}: {error.filename}" if error.filename is not None else what)

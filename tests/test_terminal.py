@@ -150,6 +150,7 @@ def test_no_verb_lets_it_through_on_a_terminal(evil_folder: Path, verb: str) -> 
             2,
             "'\u00e9' cannot be written in the characters of",
         ),
+        (UnicodeDecodeError("ascii", b"\xc3", 0, 1, "no"), 2, "no text in this locale (ascii)"),
         (KeyError(EVIL), 1, "error: a fault of flannel-pl, please report it: KeyError: 'a\\x1b[2J"),
     ],
 )
