@@ -143,7 +143,7 @@ def refuse_loss(
     if lost and not record.keeps_shards and not is_complete(paths, record):
         raise RunError(
             f"{error}. Run {', '.join(map(str, lost))} may be in {paths.growing.name} and nowhere "
-            f"else: bring both files back from a copy, or delete {paths.growing_notes} to record them anew."
+            f"else: bring both files back from a copy, or delete {paths.growing} to record them anew."
         ) from error
 
 

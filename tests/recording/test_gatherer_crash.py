@@ -102,6 +102,11 @@ def test_damaged_notes(tmp_path: Path, what: str, keep_shards: bool) -> None:
             Gatherer(paths.folder)
         assert paths.growing.exists()
         paths.growing_notes.unlink()
+        for act in (Gatherer, gathered_runs, gather):  # without its notes it may still be the only copy
+            with pytest.raises(RunError, match=r"gathered.json is not there. Run 1 may be in .* or delete"):
+                act(paths.folder)
+        assert paths.growing.exists()
+        paths.growing.unlink()
         with pytest.raises(RunError, match=r"no finished recording of run 1 \(1 of 3"):
             gather(paths.folder)
 
