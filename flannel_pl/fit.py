@@ -270,9 +270,14 @@ def _refuse_other_jobs(request: _Request, submission: Submission) -> None:
     """Refuses to take jobs that are with Slurm for those of this command, if they are not.
 
     Raises:
-        UserError: If they have not all of the runs that are to be trained.
+        UserError: If they have another config, or not all of the runs that are to be trained.
     """
     jobs = " ".join(submission.jobs)
+    if request.plan is not None and request.record is None:
+        raise UserError(
+            f"{request.experiment.paths.folder} has jobs with Slurm that have another config; repeat what "
+            f"they were submitted with, or first end them with: scancel {jobs}"
+        )
     runs = () if request.plan is None else request.plan.runs
     if missing := [run.index for run in runs if run.index not in submission.runs]:
         raise UserError(
@@ -324,9 +329,11 @@ def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Pl
         What of it is still to be trained.
 
     Raises:
-        UserError: If another experiment was begun in the folder meanwhile.
+        UserError: If another experiment was begun in the folder meanwhile, or this one handed to Slurm.
     """
     experiment, digests = request.experiment, request.corpus.digests
+    if experiment.config["launch"]["launcher"] == "local":
+        refuse_beside_jobs(experiment.paths)
     record = read_record(experiment, own_lock=own_lock)
     if record is None:
         origin = {**provenance.collect(), "data": digests}

@@ -7,11 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
+from flannel_pl.launch.submission import Submission
 from flannel_pl.recording.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.gatherer import gathered_runs
+from flannel_pl.recording.journal import Journal
 from flannel_pl.recording.lock import is_held
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.record import read_record as record_of
@@ -59,24 +61,37 @@ def find_beginning(paths: ExperimentPaths, *, own_lock: Path | None = None) -> P
     """Returns something that shows that an experiment was begun, None if there is nothing.
 
     That is every file but those that are there before the first run is: what describes the experiment and
-    its runs, what was logged, and locks that nobody holds. So what a later version adds counts, too.
+    its runs, which jobs were submitted, what was logged, that a run failed before its first row, and locks
+    that nobody holds. So what a later version adds counts, too.
 
     Args:
         paths: The experiment's files; its folder exists.
         own_lock: The lock of a run that this process holds, which shows nothing.
     """
     described = {paths.record, paths.masks, paths.events, paths.gather_log}
+    if Submission.read(paths) is not None:  # whoever goes by this asks Slurm for those jobs
+        described.add(paths.slurm)
     for path in _files_in(paths.folder, lock=paths.lock):
         if re.fullmatch(r"run_\d+", path.name) and path.is_dir():
             run = RunPaths(path)
             if run.lock != own_lock and is_held(run.lock):
                 return run.lock
             for inner in _files_in(run.folder, lock=run.lock):
-                if _without_partial(inner) not in {run.config, run.log}:
+                if _without_partial(inner) not in {run.config, run.log} and not _says_nothing_is(inner, run):
                     return inner
         elif _without_partial(path) not in described:
             return path
     return None
+
+
+def _says_nothing_is(path: Path, run: RunPaths) -> bool:
+    """Whether a file is the journal of a run that has failed before its first row."""
+    if path != run.journal:
+        return False
+    with suppress(RunError):
+        entry = Journal(path).read()
+        return entry is not None and entry.state == "failed" and entry.rows_written == 0
+    return False
 
 
 def _files_in(folder: Path, *, lock: Path) -> list[Path]:

@@ -12,9 +12,11 @@ import pytest
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment
+from flannel_pl.launch.folder import find_beginning
 from flannel_pl.launch.giving_up import describe_exit, give_up, main, told_to_script
 from flannel_pl.launch.slurm import TASK_SCRIPT
 from flannel_pl.launch.status import read_status
+from flannel_pl.launch.submission import ArrayJob, Submission
 from flannel_pl.recording.journal import Journal
 from flannel_pl.recording.lock import Lock
 from tests.launch.status_samples import finish, make_experiment, write_journal
@@ -181,6 +183,17 @@ def test_a_failed_run_with_attempts_left_waits_for_the_next(
     entry: Any = Journal(paths.journal).read()
     assert (entry.state, entry.message) == (state, "disk")
     assert (tmp_path / "tell").read_bytes() == f"{sys.executable}\0{paths.folder}\0".encode()
+
+
+def test_a_run_that_failed_before_its_first_row_has_not_begun(tmp_path: Path) -> None:
+    """What was wrong may be its config, which can be changed as long as nothing is recorded."""
+    experiment = make_experiment(tmp_path / "exp", 2)
+    experiment.paths.run(0).folder.mkdir()
+    give_up(experiment.paths, experiment.config, experiment.runs[0], "exit code 2", attempt=1)
+    Submission((ArrayJob("12", 0),), None, (0, 1), {}, 0.0).write(experiment.paths)
+    assert find_beginning(experiment.paths) is None
+    write_journal(experiment, 0, state="failed", rows_written=1)
+    assert find_beginning(experiment.paths) == experiment.paths.run(0).journal
 
 
 def test_exits_in_words(tmp_path: Path) -> None:
