@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
@@ -43,6 +44,7 @@ from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.leftovers import clear, has_leftovers
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.sameness import comparable
 from flannel_pl.signals import interruptible
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
@@ -152,13 +154,20 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
         key = json.dumps(run.swept, sort_keys=True)
         if key not in checked:
             checked[key] = check(experiment, run)
-        typed = json.dumps(checked[key].swept, sort_keys=True, default=str)
+        meant = {name: _one_type(name, value) for name, value in checked[key].swept.items()}
+        typed = json.dumps(meant, sort_keys=True, default=str)
         first = combinations.setdefault((typed, run.seed), run)
         if first is not run:
             raise UserError(
                 f"experiment.sweep has {json.dumps(first.swept)} and {key}, which are the same; name it once"
             )
     return {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in experiment.selected}
+
+
+def _one_type(key: str, value: Any) -> Any:
+    """Returns a value of a key such that 1 and 1.0 are the same, unless they mean something else there."""
+    value = comparable(key, value)
+    return float(value) if type(value) is int else value
 
 
 def _fit_one(request: _Request, plan: Plan) -> int:

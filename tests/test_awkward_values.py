@@ -85,6 +85,7 @@ REPEATED = [
     {"model.tie_word_embeddings": [True, "true"]},
     {"model.n_layer": [1, 2, 1]},
     {"model.n_layer": [1, 2], "model.weight_decay": [0, 0.0]},
+    {"trainer.gradient_clip_val": [1, 1.0]},
 ]
 
 
@@ -93,6 +94,25 @@ def test_a_sweep_trains_nothing_twice(refuse: Refuser, sweep: dict[str, object])
     code, message = refuse("--experiment.sweep", json.dumps(sweep), "--experiment.seeds", "1..2", verb="plan")
     assert "which are the same; name it once" in message
     assert code == 2
+
+
+@pytest.mark.parametrize("first", ["int, float, None", "float, int, None"])
+def test_one_batch_stays_one_batch(first: str) -> None:
+    said = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            f"import typing; typing.Optional[typing.Union[{first}]]\n"
+            "import flannel_pl.fit\n"
+            "from flannel_pl.training.cli import resolve, parse_config\n"
+            "config = resolve(['--trainer.limit_train_batches', '1', '--trainer.max_steps', '3'])\n"
+            "print(config['trainer']['limit_train_batches'], config['trainer']['overfit_batches'],"
+            " parse_config(config)['trainer']['limit_train_batches'])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "1 0.0 1\n"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,21 @@ LATER: dict[str, Any] = {}
 """Keys that came after the first recordings -> what a config without them means."""
 
 
+SHARES = frozenset(
+    f"trainer.{name}"
+    for name in (
+        *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+        *("overfit_batches", "val_check_interval"),
+    )
+)
+"""Keys of which 1 is a number of batches, and 1.0 all of them."""
+
+
+def comparable(key: str, value: Any) -> Any:
+    """Returns a value of a config key such that equal ones mean the same, and others do not."""
+    return repr(value) if key in SHARES and value is not None else value
+
+
 def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[str, Any]:
     """Returns what of a config decides bits, by dotted key, in one normal form.
 
@@ -41,7 +56,9 @@ def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[
     """
     flat = dict(flatten(json.loads(json.dumps(config))))  # as it is read from a file: keys are text
     left_out = INCIDENTAL | set(without)
-    return {key: value for key, value in (LATER | flat).items() if not _is_below(key, left_out)}
+    return {
+        key: comparable(key, value) for key, value in (LATER | flat).items() if not _is_below(key, left_out)
+    }
 
 
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

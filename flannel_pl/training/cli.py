@@ -13,7 +13,8 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from types import UnionType
+from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_dumper, set_loader, set_parsing_settings
@@ -148,7 +149,22 @@ class FlannelCLI(LightningCLI):
 @functools.cache
 def the_parser() -> LightningArgumentParser:
     """Returns the parser of every config; making one takes longer than the first steps of a small run."""
-    return FlannelCLI([]).parser
+    parser = FlannelCLI([]).parser
+    for action in parser._actions:
+        if hasattr(action, "_typehint"):
+            action._typehint = _whole_numbers_first(action._typehint)
+    return parser
+
+
+def _whole_numbers_first(kind: Any) -> Any:
+    """Returns a type in which 1 stays a whole number wherever that is allowed.
+
+    Of Lightning's `int | float` the order depends on what was imported before: `typing` takes both orders for
+    equal and keeps the first. With float first, one batch (1) would become all batches (1.0).
+    """
+    if get_origin(kind) not in (Union, UnionType) or not {int, float} <= set(get_args(kind)):
+        return kind
+    return Union[tuple(sorted(get_args(kind), key=lambda member: member is float))]  # noqa: UP007
 
 
 def parse_config(config: dict[str, Any]) -> Namespace:

@@ -45,3 +45,10 @@ def test_one_normal_form() -> None:
 def test_what_is_below_a_key_that_is_left_out_is_left_out_too() -> None:
     config = {"trainer": {"logger": {"class_path": "a"}, "loggers": 1, "plugins": {"class_path": "b"}}}
     assert decisive(config, without=["trainer.plugins"]) == {"trainer.loggers": 1}
+
+
+def test_one_batch_is_not_all_batches() -> None:
+    one, whole = (
+        {"trainer": {"limit_train_batches": value, "gradient_clip_val": value}} for value in (1, 1.0)
+    )
+    assert list(differences(decisive(one), decisive(whole))) == [("trainer.limit_train_batches", "1", "1.0")]
