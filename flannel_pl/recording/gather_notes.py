@@ -114,11 +114,17 @@ class GatherNotes:
         if any(spec.dtype not in NUMPY_DTYPES for specs in self.specs for spec in specs.values()):
             raise ValueError("a dtype that is none")
         for index, metadata in self.runs.items():
-            columns = {*metadata["checksum_columns"], "recorded_steps", "checksums"}
-            if not 0 <= index < len(self.specs) or not columns <= self.specs[index].keys():
-                raise ValueError(f"a run {index} that is none")
             check_metadata(metadata)
-            _ = metadata["num_rows"], metadata["every_n_steps"], metadata["static_checksums"]
+            rows, columns, specs = metadata["num_rows"], metadata["checksum_columns"], self.specs[index]
+            _ = metadata["every_n_steps"], [specs[name] for name in metadata["static_checksums"]]
+            is_right = (
+                index >= 0
+                and specs["recorded_steps"] == TensorSpec("I64", (rows,))
+                and specs["checksums"] == TensorSpec("U64", (rows, len(columns)))
+                and all(specs[name].shape[:1] == (rows,) for name in columns)
+            )
+            if not is_right:
+                raise ValueError(f"a run {index} that is none")
 
     def layout(self, extras: Extras) -> FileLayout:
         """Returns where everything lies in the growing file; the header is not the true one yet."""
