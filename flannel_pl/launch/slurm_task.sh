@@ -27,7 +27,9 @@ trap 'stopped=yes; kill -TERM "$child" 2>/dev/null' TERM
 
 for ((attempt = 0; attempt <= retries; attempt++)); do
   number=$((${SLURM_RESTART_COUNT:-0} + attempt + 1))
-  FLANNEL_PL_ATTEMPT=$number FLANNEL_PL_RETRIES_LEFT=$((retries - attempt)) "$@" &
+  export FLANNEL_PL_ATTEMPT=$number FLANNEL_PL_RETRIES_LEFT=$((retries - attempt))
+  # A shell has what it starts in the background ignore Ctrl-C's signal, which some send to a task to stop it.
+  (trap - INT && exec "$@") &
   child=$!
   while kill -0 "$child" 2>/dev/null; do # a trap ends a wait early
     wait "$child"
