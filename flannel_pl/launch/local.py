@@ -143,6 +143,7 @@ class _Launch:
             self.workers.append(self._start(task, slot))
 
     def _start(self, task: _Task, slot: Slot) -> _Worker:
+        check_held(self.experiment.paths.folder)
         if slot.accelerator == "cuda":
             assert slot.device is not None
             slot = dataclasses.replace(slot, environment=seen_alone(slot.device))

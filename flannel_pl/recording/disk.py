@@ -255,4 +255,9 @@ def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
             "Free some space, or write to another disk; a recording is smaller with fewer recorder.tensors "
             "or a larger recorder.every_n_steps."
         )
+    if error.errno in (errno.ENOENT, errno.ESTALE) and not path.parent.exists():
+        return RunError(
+            f"Cannot write {path}: {path.parent} is not there any more, it was removed or renamed while it "
+            "was in use. Bring it back to go on, or start again from the beginning."
+        )
     return RunError(f"Cannot write {path}: {reason}. Check the disk and its permissions, then start again.")

@@ -7,7 +7,7 @@ life for a while is taken for dead. No host's clock decides that: ages are by th
 whoever takes over has watched the file itself for some signs of life that did not come.
 
 A holder that was only frozen finds at its next sign of life, or before its next commit (`held.py`), that the
-lock is another's, and ends.
+lock is another's, and ends. So does one whose folder was removed: nothing of it is made anew.
 """
 
 import contextlib
@@ -60,6 +60,7 @@ class Lock:
         self.what = what
         self._beat_s, self._silent_s = beat_s, silent_s
         self._fd = -1
+        self._folder_inode = 0
         self._words = HolderWords("", 0, "")
         self._lost: str | None = None
         self._beaten_s = 0.0
@@ -131,7 +132,7 @@ class Lock:
         candidate = Candidate(self.path, words)
         try:
             last = self._contend(candidate, wait_s)
-            self._beaten_s = now_s()
+            self._beaten_s, self._folder_inode = now_s(), self.folder.stat().st_ino
             for left in leftovers(self.path, older_than_ns=candidate.now_ns() - int(self._silent_s * 1e9)):
                 left.unlink(missing_ok=True)
         except BaseException:
@@ -190,7 +191,13 @@ class Lock:
         """Touches the lock file if it is still ours; notes if it is another's."""
         with self._looking, contextlib.suppress(OSError):  # out of reach: seen to at the next sign, or write
             seen = look(self.path)
-            if seen is None:
+            if seen is None and self._is_folder_gone():
+                self._lost = (
+                    f"{self.folder} was removed or renamed while {self.what} was in use. So it ends here, "
+                    "and nothing of it is made anew; bring the folder back to go on, or start again from "
+                    "the beginning."
+                )
+            elif seen is None:
                 self._put_back()
             elif is_of(seen, self._words):
                 os.utime(self._fd)
@@ -203,6 +210,12 @@ class Lock:
                     "the disk). So it ends here and writes nothing more; `flannel-pl status` shows how the "
                     "other one gets on."
                 )
+
+    def _is_folder_gone(self) -> bool:
+        try:
+            return self.folder.stat().st_ino != self._folder_inode
+        except FileNotFoundError:
+            return True
 
     def _put_back(self) -> None:
         """Makes the lock file once more, which somebody has removed by hand."""

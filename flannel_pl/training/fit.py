@@ -22,6 +22,7 @@ from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording import gather_limits
 from flannel_pl.recording.contents import other_data
 from flannel_pl.recording.disk import disk_error
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import TensorSpec
 from flannel_pl.recording.leftovers import clear_run
 from flannel_pl.recording.lock import SILENT_S, Lock
@@ -274,6 +275,7 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
     except OSError as error:
         raise _what_ended(error, paths.folder) from error
     except Exception as error:
+        check_held(paths.folder)  # where it was removed, loggers fail in ways of their own
         if _is_mistake(error, trainer, first_step=0 if resume is None else resume.step):
             raise UserError(f"this cannot be trained: {reason(error)}; change trainer or model") from error
         raise

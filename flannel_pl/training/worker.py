@@ -12,6 +12,7 @@ from pathlib import Path
 from flannel_pl.errors import Interrupted, UnusableProcess, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.imports import quick_imports
+from flannel_pl.recording.disk import disk_error
 from flannel_pl.signals import STOP_SIGNALS, stop_signal
 
 with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it
@@ -72,7 +73,10 @@ def _log_to(paths: RunPaths) -> None:
     """Sends everything that this process prints, also from C++, to the run's log."""
     sys.stdout.flush()
     sys.stderr.flush()
-    log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:  # said on the launcher's terminal, since there is nowhere else
+        sys.exit(f"flannel-pl: error: {disk_error(error, paths.log, need_bytes=0)}")
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.close(log)

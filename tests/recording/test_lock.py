@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.lock import SILENT_S, Lock
 
 HOLD = """
@@ -94,3 +95,20 @@ def test_a_damaged_lock_file_does_not_keep_anyone_out(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock", what="the thing")
     assert lock.acquire() is None
     lock.release()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_holder_whose_folder_was_removed_ends_and_makes_nothing_anew(
+    tmp_path: Path, made_anew: bool
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = Lock(folder / "lock", what="the thing")
+    lock.acquire()
+    folder.rename(tmp_path / "elsewhere")
+    if made_anew:
+        folder.mkdir()
+    with pytest.raises(RunError, match=r"run was removed or renamed while the thing was in use\. So it ends"):
+        write_file(folder / "journal", b"one more")
+    lock.release()
+    assert (list(folder.iterdir()) if made_anew else folder.exists()) in ([], False)
