@@ -173,6 +173,11 @@ class Recording:
             self._check_masks(source)
         return self._masks
 
+    @property
+    def stored_masks(self) -> dict[str, Array]:
+        """The masks that are in these files, right or not; a single run has none."""
+        return self._masks
+
     def _check_masks(self, path: Path) -> None:
         """Refuses masks that are not those this was recorded with, as far as it says."""
         if len(self._masks) == len(MASK_NAMES):

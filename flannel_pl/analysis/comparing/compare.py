@@ -186,6 +186,9 @@ def _shared(a: Recording, b: Recording) -> tuple[str, ...]:
 
 
 def _masks(recording: Recording) -> dict[str, Array]:
+    """Returns the masks as they are: damage to them is a difference, too."""
+    if recording.stored_masks:
+        return recording.stored_masks
     try:
         return recording.masks
     except UserError:  # it has none
