@@ -56,9 +56,7 @@ def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[
     """
     flat = dict(flatten(json.loads(json.dumps(config))))  # as it is read from a file: keys are text
     left_out = INCIDENTAL | set(without)
-    return {
-        key: comparable(key, value) for key, value in (LATER | flat).items() if not _is_below(key, left_out)
-    }
+    return {key: value for key, value in (LATER | flat).items() if not _is_below(key, left_out)}
 
 
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -67,8 +65,9 @@ def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator
     A key that one of them lacks is None there: that is what an option is that is not given.
     """
     for key in sorted(got.keys() | expected.keys()):
-        if got.get(key) != expected.get(key):
-            yield key, got.get(key), expected.get(key)
+        ours, theirs = comparable(key, got.get(key)), comparable(key, expected.get(key))
+        if ours != theirs:
+            yield key, ours, theirs
 
 
 def _is_below(key: str, others: Set[str]) -> bool:

@@ -1,5 +1,6 @@
 """What decides bits: every key of a config that is not on the list of those that do not."""
 
+import json
 from typing import Any
 
 import pytest
@@ -52,3 +53,13 @@ def test_one_batch_is_not_all_batches() -> None:
         {"trainer": {"limit_train_batches": value, "gradient_clip_val": value}} for value in (1, 1.0)
     )
     assert list(differences(decisive(one), decisive(whole))) == [("trainer.limit_train_batches", "1", "1.0")]
+
+
+def test_what_decides_bits_is_the_same_again_when_it_was_written_down() -> None:
+    """A checkpoint has it as text, and it is compared with what a config says then."""
+    config: dict[str, Any] = {"trainer": {"overfit_batches": 0.0, "limit_train_batches": 1, "max_steps": 3}}
+    kept: dict[str, Any] = json.loads(json.dumps(decisive(config)))
+    again = decisive(kept)
+    assert list(differences(again, decisive(config))) == []
+    other = decisive({"trainer": {**config["trainer"], "limit_train_batches": 1.0}})
+    assert [key for key, _, _ in differences(again, other)] == ["trainer.limit_train_batches"]
