@@ -104,6 +104,11 @@ class LaunchConfig:
     """Steps between the checkpoints that an interrupted run goes on from; another is made when it is asked to
     stop."""
 
+    mix_environments: bool = False
+    """Whether a run that was begun goes on where something that can change bits differs from where it was
+    begun: versions, the model of the processor or GPU, settings of torch. Its file then says which rows were
+    made where."""
+
     detach: bool = False
     """Whether fit returns once the jobs are with Slurm, instead of showing their progress to the end."""
 

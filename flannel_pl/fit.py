@@ -48,6 +48,7 @@ from flannel_pl.recording.sameness import comparable
 from flannel_pl.signals import interruptible
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
+from flannel_pl.training.environment import check_environments
 from flannel_pl.training.fit import CheckedRun, check, check_gatherable, hold_run, train_held
 from flannel_pl.training.rehearsal import rehearse
 from flannel_pl.training.run_log import logged
@@ -142,6 +143,7 @@ def _understand(words: list[str]) -> _Request:
         refuse_changes(experiment, settled_changes(record, plan.settled))
     if experiment.config["experiment"]["run"] is None:
         check_gatherable(experiment, checked, plan.slots[0])
+    check_environments(experiment, plan.runs, plan.slots[0])
     rehearse(experiment, plan.runs, plan.slots[0])
     return _Request(experiment, record, plan, corpus, words)
 
@@ -185,7 +187,9 @@ def _fit_one(request: _Request, plan: Plan) -> int:
             _write_run_configs(request, plan)
             paths, events = experiment.paths.run(run.index), EventLog(experiment.paths.events)
             with told_to_script(paths), events.run(run, slot, attempt=attempt), logged(paths.log):
-                train_held(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+                train_held(
+                    experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=events.write
+                )
     return _finish(experiment)
 
 

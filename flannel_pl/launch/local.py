@@ -42,8 +42,8 @@ IN_VAIN = (2, 3)
 UNKNOWN = 255
 """Exit code that `multiprocessing` makes up when the fork server has died and nobody can tell a run's own."""
 
-Work = Callable[[Experiment, Run, Slot, int], None]
-"""Trains one run in a process of its own: experiment, run, slot, attempt."""
+Work = Callable[[Experiment, Run, Slot, int, Callable[..., None]], None]
+"""Trains one run in a process of its own: experiment, run, slot, attempt, and what it tells events to."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Launch:
             slot = dataclasses.replace(slot, environment=seen_alone(slot.device))
         if isinstance(self.context, ForkServerContext):
             start_fork_server(self.work.__module__)  # unless it is there
-        arguments = (self.experiment, task.run, slot, task.attempt)
+        arguments = (self.experiment, task.run, slot, task.attempt, self.events.write)
         process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
         # Until it has a session of its own, Ctrl-C reaches a new process as well; `_stop` tells it to stop.
         try:

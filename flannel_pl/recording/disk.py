@@ -89,6 +89,16 @@ def partial_of(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial")
 
 
+def header_copy_of(partial: Path) -> Path:
+    """Returns where the new header of an unfinished file is kept while it is written over the old one."""
+    return partial.with_suffix(".header")
+
+
+def roomier_of(partial: Path) -> Path:
+    """Returns where an unfinished file is made anew with more space for its header."""
+    return partial.with_suffix(".roomier")
+
+
 def why_not_writable(folder: Path) -> str | None:
     """Returns why nothing can be made in a folder, whether it exists yet or not, or None; makes nothing."""
     there = folder

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flannel_pl.recording.attempts import deciding, fact_word
 from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
@@ -125,9 +126,27 @@ def _background(recording: Recording) -> Iterator[list[str]]:
         if key in config.get(group, {})
     ]
     yield ["Config (excerpt)", *shown] if shown else []
+    environment = next(iter(recording)).attempts[0].environment if len(recording) else {}
     provenance = recording.metadata.get("provenance") or first.get("provenance", {})
-    facts = [_line(key, value) for key, value in _flat(provenance)]
+    facts = [_line(key, value) for key, value in _flat({**environment, **provenance})]
     yield ["Provenance", *facts] if facts else []
+    attempts = list(_attempts(recording, deciding(environment)))
+    yield ["Attempts", *attempts] if attempts else []
+
+
+def _attempts(recording: Recording, before: Mapping[str, Any]) -> Iterator[str]:
+    """Yields where which rows were made, and what of that can change bits and is not as it was `before`."""
+    for run in recording:
+        for number, attempt in enumerate(run.attempts if "attempts" in run.metadata else (), start=1):
+            here, facts = attempt.environment, deciding(attempt.environment)
+            where = f"{here.get('created')} on {here.get('host')}, {here.get('device')}"
+            yield _line(f"run {run.index}, attempt {number}", f"from row {attempt.first_row} on, {where}")
+            for key in dict.fromkeys((*before, *facts)):
+                if facts.get(key) != before.get(key):
+                    yield _line(
+                        f"  {key}", f"{fact_word(facts.get(key))}, {fact_word(before.get(key))} before"
+                    )
+            before = facts
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

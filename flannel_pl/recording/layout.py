@@ -5,6 +5,7 @@ length of the header, the header (JSON, may end in spaces), then the tensors wit
 shape beforehand, we write the header first and put each row in its final place later.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -18,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from flannel_pl.errors import RunError
+from flannel_pl.recording.disk import header_copy_of
 from flannel_pl.recording.metadata import (
     CHECKSUM_KEY,
     METADATA_KEY,
@@ -33,6 +35,9 @@ from flannel_pl.recording.opening import Descriptor, unreachable
 
 PAGE_BYTES = 4096
 """The data starts at a multiple of this, so that rows can be mapped and copied by whole pages."""
+
+SPARE_HEADER_BYTES = 4 * PAGE_BYTES
+"""Left free in the header of a run's file: what is said there grows with every attempt."""
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 50_000
@@ -115,7 +120,9 @@ class FileLayout:
         return isinstance(digits, str) and header_checksum(self.header, digits) == digits
 
 
-def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_bytes: int = 0) -> FileLayout:
+def plan_layout(
+    tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_bytes: int = 0, spare_bytes: int = 0
+) -> FileLayout:
     """Gives every tensor its place.
 
     Args:
@@ -123,6 +130,7 @@ def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_
             as the reference implementation writes them.
         metadata: Value of the one metadata key, see `dump_metadata`.
         min_header_bytes: The header is filled up with spaces to at least this size.
+        spare_bytes: And has at least so many spaces at its end.
 
     Returns:
         A layout whose header depends on nothing but the arguments.
@@ -135,7 +143,7 @@ def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_
         begins[key], end = end, end + spec.num_bytes
         entries[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begins[key], end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    data_start = -(-max(8 + len(text), min_header_bytes) // PAGE_BYTES) * PAGE_BYTES
+    data_start = -(-max(8 + len(text) + spare_bytes, min_header_bytes) // PAGE_BYTES) * PAGE_BYTES
     header = (data_start - 8).to_bytes(8, "little") + text.ljust(data_start - 8)
     digits = header_checksum(header, NO_CHECKSUM)
     header = header.replace(checksum_field(NO_CHECKSUM), checksum_field(digits))
@@ -146,6 +154,8 @@ def plan_layout(tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_
 
 def read_layout(path: Path) -> FileLayout:
     """Reads the header of a safetensors file, and checks it against the size of the file.
+
+    If writing the header of an unfinished file anew was cut off, its copy beside it counts.
 
     Raises:
         Unreachable: If the file cannot be read.
@@ -164,10 +174,25 @@ def layout_of(descriptor: Descriptor) -> FileLayout:
     Raises:
         RunError: As `read_layout` does.
     """
+    path, copy = descriptor.path, header_copy_of(descriptor.path)
+    if path.suffix == ".partial" and copy.exists():
+        beside = Descriptor(copy)
+        for source in (descriptor, beside):
+            with contextlib.suppress(RunError, OSError):
+                layout = _layout_of(source, total_bytes=path.stat().st_size)
+                if layout.header_is_right:
+                    beside.close()
+                    return layout
+        beside.close()
+    return _layout_of(descriptor, total_bytes=None)
+
+
+def _layout_of(descriptor: Descriptor, *, total_bytes: int | None) -> FileLayout:
+    """Reads a header; `total_bytes` is the size of the file that it belongs to, if that is not this one."""
     path = descriptor.path
     try:
         with descriptor.opened() as fd:
-            total_bytes = os.fstat(fd).st_size
+            total_bytes = os.fstat(fd).st_size if total_bytes is None else total_bytes
             length_bytes = descriptor.read(8, offset=0)
             num_header_bytes = int.from_bytes(length_bytes, "little")
             if len(length_bytes) < 8 or num_header_bytes > total_bytes - 8:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.disk import explained, partial_of
+from flannel_pl.recording.disk import explained, header_copy_of, partial_of, roomier_of
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.lock import Lock
 
@@ -14,6 +14,10 @@ def leftovers_of_run(paths: RunPaths) -> list[Path]:
     """Returns what processes that were killed have left of a run, besides what it goes on from."""
     found = [partial_of(path) for path in (paths.config, *paths.folder.glob("checkpoint-*.ckpt"))]
     found += paths.folder.glob("checkpoint-*.ckpt.partial")
+    header = header_copy_of(paths.partial)
+    found += [partial_of(header), roomier_of(paths.partial)]
+    if not paths.partial.exists():
+        found.append(header)
     return sorted({path for path in found if path.exists()})
 
 

@@ -51,6 +51,12 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     for name in ("num_rows", "every_n_steps"):
         if metadata.get(name, 1) < 1:
             raise ValueError(f"its metadata have {name} {metadata[name]}, expected at least 1")
+    for attempt in metadata.get("attempts", []):
+        first_row = attempt.get("first_row") if isinstance(attempt, dict) else None
+        if type(first_row) is not int or type(attempt.get("environment", {})) is not dict:
+            raise ValueError(
+                f"its metadata have the attempt {short(attempt)}, expected first_row, environment"
+            )
     columns, static = metadata.get("checksum_columns", []), metadata.get("static_checksums", {})
     if not all(isinstance(text, str) for text in (*columns, *static.values())):
         raise ValueError("its metadata have checksum_columns or static_checksums that are no text")
@@ -70,7 +76,7 @@ _CONFIG_GROUPS = ("experiment", "trainer", "model", "data", "recorder")
 _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schema", "run", "index", "num_rows", "every_n_steps"), (int,)),
     **dict.fromkeys(("swept", "config", "provenance", "static_checksums"), (dict,)),
-    **dict.fromkeys(("checksum_columns", "runs"), (list,)),
+    **dict.fromkeys(("checksum_columns", "runs", "attempts"), (list,)),
     **dict.fromkeys(("name", CHECKSUM_KEY), (str,)),
     "seed": (int, type(None)),
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.attempts import Attempt, attempts_of
 from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
@@ -82,6 +83,11 @@ class RunRecording:
         self.swept: dict[str, Any] = metadata.get("swept", {})
         self.names = tuple(tensors)
         self._tensors = tensors
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """From which row on the run was trained in which environment, as far as the file says."""
+        return attempts_of(self.metadata)
 
     @property
     def num_rows(self) -> int:

@@ -34,7 +34,7 @@ import numpy as np
 import xxhash
 
 from flannel_pl.errors import UserError
-from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec, plan_layout
+from flannel_pl.recording.layout import NUMPY_DTYPES, SPARE_HEADER_BYTES, TensorSpec, plan_layout
 from flannel_pl.recording.metadata import dump_metadata
 
 SCHEMA_VERSION = 1
@@ -214,13 +214,14 @@ class RecordingSchema:
             if num_recorded_tokens is None
             else {RECORDED_TOKENS: TensorSpec("I64", (num_recorded_tokens,))}
         )
-        return plan_layout(self.specs(subset), metadata=metadata).total_bytes
+        layout = plan_layout(self.specs(subset), metadata=metadata, spare_bytes=SPARE_HEADER_BYTES)
+        return layout.total_bytes
 
     def metadata(self, run: Mapping[str, Any], *, static: "Mapping[str, np.ndarray[Any, Any]]") -> str:
         """Returns the metadata string of a shard.
 
         Args:
-            run: What the caller knows: `run`, `seed`, `swept`, `config`, `provenance`.
+            run: What the caller knows: `run`, `seed`, `swept`, `config`, `provenance`, `attempts`.
             static: The static tensors, whose checksums are part of the metadata.
         """
         return dump_metadata(

@@ -26,6 +26,7 @@ import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.publish import sync
+from flannel_pl.recording.attempts import with_attempt
 from flannel_pl.recording.disk import disk_error, explained, publish, write_at, write_file
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.journal import SLOT_BYTES, Journal, JournalEntry, State
@@ -81,6 +82,7 @@ class RecordingWriter:
         schema: Rows and columns.
         metadata: Goes into the header: `run`, `seed`, `swept`, `config`, `provenance`, as far as they are
             known.
+        environment: In what this attempt is trained; goes into the header's list of attempts. None adds none.
         static: Tensors besides the per-row ones, by name without prefix, e.g. `recorded_tokens`.
         journal_entry: The entry to go on from; the writer updates all that changes while it writes.
         journal: Where the entries go.
@@ -88,7 +90,7 @@ class RecordingWriter:
         pin_memory: Whether the ring is page-locked, for asynchronous copies from a GPU.
         commit_every_s: Longest time, in seconds, that a written row stays unsynced.
         first_row: Rows below this one are kept from an earlier attempt, whose partial file must have the
-            same header.
+            same header but for the attempts.
 
     Raises:
         UserError: If `final_path` exists: a recording is never overwritten.
@@ -112,6 +114,7 @@ class RecordingWriter:
         static: "Mapping[str, np.ndarray[Any, Any]]",
         journal_entry: JournalEntry,
         journal: Journal,
+        environment: Mapping[str, Any] | None = None,
         num_buffers: int = 4,
         pin_memory: bool = False,
         commit_every_s: float = 5.0,
@@ -128,14 +131,22 @@ class RecordingWriter:
         self._journal = journal
         self._entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows, first_row=first_row)
         self._commit_every_s = commit_every_s
-        self._layout = shard_layout(schema, metadata, static)
         buffers = _make_buffers(schema, num_buffers=num_buffers, pin_memory=pin_memory)
         check_held(partial_path)
-        with explained(partial_path, need_bytes=self._layout.total_bytes):
+        with explained(partial_path, need_bytes=schema.file_bytes()):
             if first_row == 0:
+                begun = {} if environment is None else {"attempts": with_attempt({}, 0, environment)}
+                self._layout = shard_layout(schema, {**metadata, **begun}, static)
                 self._fd = create_shard(partial_path, self._layout, schema=schema, static=static)
             else:
-                self._fd = reopen_shard(partial_path, self._layout)
+                self._fd, self._layout = reopen_shard(
+                    partial_path,
+                    schema=schema,
+                    metadata=metadata,
+                    static=static,
+                    first_row=first_row,
+                    environment=environment,
+                )
         # Shared with the thread, guarded by `_changed`.
         self._changed = threading.Condition()
         self._free = deque(buffers)

@@ -41,7 +41,7 @@ class ResumePoint:
     checkpoint: Path
     step: int
     metadata: dict[str, Any]
-    """What the unfinished recording says of itself; the header cannot change any more."""
+    """What the unfinished recording says of itself."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class FlannelCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        ours = {"folder", "label", "checkpoint_every"}
+        ours = {"folder", "label", "checkpoint_every", "note"}
         parser.add_class_arguments(StepRecorder, "recorder", skip=ours, instantiate=False)
         parser.add_class_arguments(ExperimentConfig, "experiment")
         parser.add_class_arguments(LaunchConfig, "launch")

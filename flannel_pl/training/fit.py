@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.recording import gather_limits
+from flannel_pl.recording.attempts import with_attempt
 from flannel_pl.recording.contents import other_data
 from flannel_pl.recording.disk import disk_error
 from flannel_pl.recording.held import check_held
@@ -35,9 +35,10 @@ from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remov
 from flannel_pl.training.cli import parse_config
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.device import check_device
+from flannel_pl.training.environment import environment, expected_environment
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
 from flannel_pl.training.module import TiedGPT2
-from flannel_pl.training.recorder import RunLabel, StepRecorder
+from flannel_pl.training.recorder import Note, RunLabel, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
@@ -115,7 +116,9 @@ def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], 
     first = experiment.runs[0]
     corpus, host = checked[0].corpus, Slot("cpu", None, slot.threads)  # asking a GPU its name would wake it
     label = _label(experiment, first, host, attempt=1, data_digests=corpus.digests)
-    origin, settled = label.metadata["provenance"], {"accelerator": slot.accelerator, "threads_per_run": 1}
+    label.metadata["attempts"] = with_attempt({}, 0, expected_environment(slot.accelerator))
+    origin = {**provenance.collect(), "data": corpus.digests}
+    settled = {"accelerator": slot.accelerator, "threads_per_run": 1}
     gather_limits.check_gatherable(
         experiment.record(origin, settled=settled),
         masks=load(corpus.masks.to_bytes()),
@@ -182,7 +185,13 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
 
 
 def train(
-    experiment: Experiment, run: Run, slot: Slot, *, attempt: int = 1, progress_bar: bool | None = None
+    experiment: Experiment,
+    run: Run,
+    slot: Slot,
+    *,
+    attempt: int = 1,
+    progress_bar: bool | None = None,
+    note: Note | None = None,
 ) -> None:
     """Trains one run in this process and writes its shard, going on from a checkpoint if there is one.
 
@@ -194,6 +203,7 @@ def train(
         slot: Device and number of threads.
         attempt: How often the run has been started, this time included.
         progress_bar: Whether Lightning shows one; None = as the config says.
+        note: Told what happens, for the experiment's events.
 
     Raises:
         UserError: If the config cannot be trained, or another process trains this run.
@@ -201,7 +211,7 @@ def train(
         Interrupted: On SIGINT or SIGTERM, once everything so far is on the disk.
     """
     with hold_run(experiment, run):
-        train_held(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+        train_held(experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=note)
 
 
 @contextlib.contextmanager
@@ -226,14 +236,28 @@ def hold_run(experiment: Experiment, run: Run) -> Iterator[None]:
 
 
 def train_held(
-    experiment: Experiment, run: Run, slot: Slot, *, attempt: int = 1, progress_bar: bool | None = None
+    experiment: Experiment,
+    run: Run,
+    slot: Slot,
+    *,
+    attempt: int = 1,
+    progress_bar: bool | None = None,
+    note: Note | None = None,
 ) -> None:
     """Does what `train` does, within `hold_run`."""
     if not experiment.paths.run(run.index).recording.exists():
-        _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar)
+        _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=note)
 
 
-def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool | None) -> None:
+def _train(
+    experiment: Experiment,
+    run: Run,
+    slot: Slot,
+    *,
+    attempt: int,
+    progress_bar: bool | None,
+    note: Note | None,
+) -> None:
     config = experiment.run_config(run)
     paths = experiment.paths.run(run.index)
     keep_memory()
@@ -257,8 +281,11 @@ def _train(experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progre
         label = dataclasses.replace(label, metadata=resume.metadata)
     checkpoint_every = config["launch"]["checkpoint_every"]
     recorder = StepRecorder(
-        paths.folder, **config["recorder"], checkpoint_every=checkpoint_every, label=label
+        paths.folder, **config["recorder"], checkpoint_every=checkpoint_every, label=label, note=note
     )
+    if resume is not None:
+        device = torch.device(slot.accelerator, slot.number or 0)
+        recorder.refuse_other_environment(environment(device), 1 + resume.step // recorder.every_n_steps)
     trainer: Any = cli.trainer
     trainer.callbacks[:0] = [StopOnSignal(recorder), recorder]
     if isinstance(trainer.logger, MetricsLog):
@@ -328,19 +355,12 @@ def _label(
     experiment: Experiment, run: Run, slot: Slot, *, attempt: int, data_digests: dict[str, str]
 ) -> RunLabel:
     config = experiment.run_config(run)
-    where = {"device": slot.name, "device_name": _device_name(slot), "threads": slot.threads}
     # An index refers to the shards themselves, so there every key has to be unique over all runs.
     prefix = f"run_{run.index}_" if config["experiment"]["gather"] == "index" else ""
     metadata = {
         "experiment": experiment.paths.folder.name,
         "config": config,
-        "provenance": {**provenance.collect(), "data": data_digests, **where},
+        "provenance": {"data": data_digests},
     }
-    return RunLabel(run.index, run.seed, run.swept, prefix, attempt, slot.name, metadata)
-
-
-def _device_name(slot: Slot) -> str:
-    """Returns the model of the device, e.g. NVIDIA H200."""
-    if slot.accelerator == "cuda":
-        return torch.cuda.get_device_name(slot.number)
-    return platform.processor() or platform.machine()
+    mixing = config["launch"]["mix_environments"]
+    return RunLabel(run.index, run.seed, run.swept, prefix, attempt, slot.name, metadata, mixing)

@@ -33,8 +33,12 @@ from flannel_pl.training.checkpoint import (
     identity_in_checkpoint,
     remove_checkpoints,
 )
+from flannel_pl.training.environment import environment, refuse_other_environment
 from flannel_pl.training.optimizing import OptimizerWatch, may_skip
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
+
+Note = Callable[..., object]
+"""Called with the name of an event and its fields, see `launch.events`."""
 
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 """Recorded tensor -> its name in the state of torch's Adam optimizers."""
@@ -53,13 +57,16 @@ class RunLabel:
     """Goes before every key of the file."""
 
     attempt: int = 1
-    """Counted from 1; each start of the run is one."""
+    """Counted from 1; each start of the run is one. The journal knows of earlier ones, too."""
 
     device: str | None = None
     """What to call the device; None = what torch calls it in this process."""
 
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further facts for the file, e.g. `config` and `provenance`; anything JSON can hold."""
+
+    mix_environments: bool = False
+    """Whether to go on with rows that were made where something that can change bits was different."""
 
 
 class StepRecorder(Callback):
@@ -89,6 +96,7 @@ class StepRecorder(Callback):
         checkpoint_every: Steps from one checkpoint to the next; None = none. Training that goes on from one
             (`Trainer.fit(ckpt_path=...)`) goes on with the unfinished recording.
         label: Which run this is; for the file's metadata and the journal.
+        note: Told when training starts: of the first row that is made, and in which environment.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -110,6 +118,7 @@ class StepRecorder(Callback):
         every_n_steps: int = 1,
         checkpoint_every: int | None = None,
         label: RunLabel | None = None,
+        note: Note | None = None,
     ) -> None:
         if checkpoint_every is not None and checkpoint_every < 1:
             raise UserError(f"launch.checkpoint_every is {checkpoint_every}, expected at least 1")
@@ -121,6 +130,7 @@ class StepRecorder(Callback):
         self.every_n_steps = every_n_steps
         self.checkpoint_every = checkpoint_every
         self.label = label or RunLabel()
+        self._note = note or (lambda event, **fields: None)
         self.stop_signal: int | None = None
         """A signal that asks for the end: set from outside, obeyed at the end of the step."""
 
@@ -199,7 +209,11 @@ class StepRecorder(Callback):
             max_steps=trainer.max_steps,
             skippable=may_skip(trainer, module) if first_row == 0 else self._is_marking_skipped(),
         )
-        return RecordingWriter(
+        now = environment(self._weight_VD.device, name=self.label.device)
+        if first_row > 0:
+            self.refuse_other_environment(now, first_row)
+        entry = self._first_entry(schema.num_rows, first_row)
+        writer = RecordingWriter(
             self.paths.recording,
             partial_path=self.paths.partial,
             schema=schema,
@@ -210,11 +224,29 @@ class StepRecorder(Callback):
                 **self.label.metadata,
             },
             static={} if ids is None else {RECORDED_TOKENS: ids},
-            journal_entry=self._first_entry(schema.num_rows, first_row),
+            journal_entry=entry,
             journal=Journal(self.paths.journal),
+            environment=now,
             pin_memory=self._on_cuda,
             first_row=first_row,
         )
+        if first_row < schema.num_rows:
+            started = {"run": entry.run, "attempt": entry.attempt, "pid": entry.pid, "first_row": first_row}
+            self._note("training_started", **started, environment=now)
+        return writer
+
+    def refuse_other_environment(self, now: Mapping[str, Any], first_row: int) -> None:
+        """Refuses to mix rows of different environments, unless that is wanted.
+
+        Args:
+            now: What `training.environment` says here.
+            first_row: First row that would be made now; those before it are there.
+
+        Raises:
+            UserError: Names what differs and can change bits.
+        """
+        if not self.label.mix_environments:
+            refuse_other_environment(self.paths, now, first_row)
 
     def _is_marking_skipped(self) -> bool:
         """Tells whether the unfinished recording has the column; one of an earlier version has not."""
@@ -232,7 +264,7 @@ class StepRecorder(Callback):
             seed=label.seed,
             swept=label.swept,
             state="running",
-            attempt=label.attempt,
+            attempt=max(label.attempt, 1 + self._num_attempts()),
             device=label.device or str(self._weight_VD.device),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -244,6 +276,14 @@ class StepRecorder(Callback):
             started_s=now_s,
             updated_s=now_s,
         )
+
+    def _num_attempts(self) -> int:
+        """Returns how often the run was started before, as far as its journal knows."""
+        try:
+            earlier = Journal(self.paths.journal).read()
+        except RunError:  # damaged; it is written anew
+            return 0
+        return 0 if earlier is None else earlier.attempt
 
     @override
     def on_train_batch_start(

@@ -18,6 +18,7 @@ from flannel_pl.signals import STOP_SIGNALS, stop_signal
 with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it
     from flannel_pl.training.cli import the_parser
     from flannel_pl.training.fit import train
+    from flannel_pl.training.recorder import Note
     from flannel_pl.training.run_log import how_it_ended
 
     the_parser()
@@ -32,7 +33,7 @@ ORPHAN_S = 10.0
 """How long an orphaned run has to stop by itself."""
 
 
-def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+def work(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
     """Trains one run and ends the process with the exit code of `flannel-pl fit`, or with `IN_VAIN`.
 
     Args:
@@ -40,6 +41,7 @@ def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
         run: Which run.
         slot: Where.
         attempt: Counted from 1.
+        note: Told what happens, for the experiment's events.
     """
     # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops its runs in order.
     os.setsid()
@@ -48,12 +50,12 @@ def work(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
     _log_to(experiment.paths.run(run.index))
     os.environ.update(slot.environment)
     threading.Thread(target=_stop_with_parent, name="flannel-parent", daemon=True).start()
-    sys.exit(_train(experiment, run, slot, attempt))
+    sys.exit(_train(experiment, run, slot, attempt, note))
 
 
-def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> int:
+def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note | None = None) -> int:
     try:
-        train(experiment, run, slot, attempt=attempt, progress_bar=False)
+        train(experiment, run, slot, attempt=attempt, progress_bar=False, note=note)
     except Interrupted as interruption:
         print(how_it_ended(interruption), end="", file=sys.stderr)
         return 128 + interruption.signal_number

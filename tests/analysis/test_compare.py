@@ -381,6 +381,17 @@ def origin(**changes: Any) -> dict[str, Any]:
     return known
 
 
+def test_attempts_in_several_environments_are_told_apart(tmp_path: Path) -> None:
+    here = {"versions": {"torch": "2.13.0"}, "host": "one", "cpu": {"name": "AMD"}, "threads": 2}
+    attempts = [{"first_row": 0, "environment": here}]
+    a = record(tmp_path / "a", metadata={"attempts": attempts})
+    there = {"versions": {"torch": "2.14.0"}, "host": "two"}
+    attempts = [*attempts, {"first_row": 4, "environment": there}]
+    b = record(tmp_path / "b", metadata={"attempts": attempts})
+    assert only_run(a, b).origins == ('versions.torch: "2.13.0" in A, "2.13.0; 2.14.0 from row 4 on" in B',)
+    assert only_run(b, b).origins == ()
+
+
 def test_why_runs_may_differ(tmp_path: Path) -> None:
     a = record(tmp_path / "a", metadata=origin())
     b = record(

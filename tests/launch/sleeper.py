@@ -5,5 +5,5 @@ import time
 from flannel_pl.experiment import Experiment, Run, Slot
 
 
-def sleep(experiment: Experiment, run: Run, slot: Slot, attempt: int) -> None:
+def sleep(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: object) -> None:
     time.sleep(60)

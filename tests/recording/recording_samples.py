@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.journal import Journal, JournalEntry
+from flannel_pl.recording.layout import plan_layout, read_layout
+from flannel_pl.recording.metadata import CHECKSUM_KEY, dump_metadata
 from flannel_pl.recording.schema import RECORDABLE, RecordingSchema
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
 
@@ -135,6 +137,25 @@ def run_metadata(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
         **{"run": run["index"], "seed": run["seed"], "swept": run["swept"]},
         **{"config": config, "provenance": record["provenance"]},
     }
+
+
+def make_old(partial: Path, environment: Mapping[str, Any], *, slack_bytes: int | None = None) -> None:
+    """Makes an unfinished file one as they were before: of one environment, and with no room to say more.
+
+    Args:
+        partial: The file.
+        environment: What stands under `provenance`, besides the hashes of the data.
+        slack_bytes: Spaces at the end of the header; None = as it comes.
+    """
+    there = read_layout(partial)
+    said = {key: value for key, value in there.flannel.items() if key not in ("attempts", CHECKSUM_KEY)}
+    said["provenance"] = {"data": {"corpus": "abc"}, **said.get("provenance", {}), **environment}
+    layout = plan_layout(there.tensors, metadata=dump_metadata(said))
+    while slack_bytes not in (None, len(layout.header) - len(layout.header.rstrip())):
+        said["provenance"]["platform"] = said["provenance"].get("platform", "") + "x"
+        layout = plan_layout(there.tensors, metadata=dump_metadata(said))
+    content = partial.read_bytes()
+    partial.write_bytes(layout.header + content[len(there.header) :])
 
 
 def journal_of(folder: Path) -> JournalEntry:

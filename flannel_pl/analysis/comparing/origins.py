@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from flannel_pl.experiment import flatten
+from flannel_pl.recording.attempts import deciding, fact_word
 from flannel_pl.recording.reader import Recording, RunRecording
 
 GROUPS = ("model", "data", "trainer", "recorder")
 """Groups of the config; the others say which runs there are and how they are started."""
 
 FACTS = ("versions", "python", "device", "device_name", "threads", "git")
-"""Keys of the provenance that can decide a bit; the hashes of the data are looked at besides."""
+"""What of an environment is named besides what can decide a bit: a hint is worth a line."""
 
 _ABSENT = object()
 
@@ -51,10 +52,29 @@ def _origin(recording: Recording, run: RunRecording) -> Iterator[tuple[str, Any]
     resolved = dict(flatten({group: config[group] for group in GROUPS if group in config}))
     # Of the data files the content counts, not where they lie.
     yield from ((key, value) for key, value in (resolved | run.swept).items() if not key.endswith("_path"))
+    yield from _environments(run)
     provenance = run.metadata.get("provenance") or recording.metadata.get("provenance", {})
-    yield from flatten({key: provenance[key] for key in FACTS if key in provenance})
     for name, digest in (provenance.get("data") or {}).items():
         yield f"content of the {name}", digest
+
+
+def _environments(run: RunRecording) -> Iterator[tuple[str, Any]]:
+    """Yields the facts of a run's environment; in words, where not all of its rows share one."""
+    facts = [
+        (
+            one.first_row,
+            dict(flatten({key: one.environment[key] for key in FACTS if key in one.environment}))
+            | deciding(one.environment),
+        )
+        for one in run.attempts
+    ]
+    for key in dict.fromkeys(key for _, known in facts for key in known):
+        values: list[tuple[int, Any]] = []
+        for first_row, known in facts:
+            if not values or values[-1][1] != known.get(key):
+                values.append((first_row, known.get(key)))
+        later = [f"{fact_word(value)} from row {first_row} on" for first_row, value in values[1:]]
+        yield key, "; ".join([fact_word(values[0][1]), *later]) if later else values[0][1]
 
 
 def _word(value: Any) -> str:

@@ -57,7 +57,7 @@ def background_of(recording: Recording) -> Background:
     """
     first = recording.run(recording.runs[0])
     config = recording.metadata.get("config") or first.metadata.get("config") or {}
-    provenance = first.metadata.get("provenance") or recording.metadata.get("provenance") or {}
+    provenance = first.attempts[0].environment or recording.metadata.get("provenance") or {}
     return Background(
         facts=tuple(_facts(recording, first, config)),
         provenance=tuple((key, _words(key, provenance[key])) for key in PROVENANCE if key in provenance),

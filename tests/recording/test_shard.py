@@ -1,0 +1,176 @@
+"""An unfinished file whose header is written anew: at every moment it can be read, and no row is lost."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from flannel_pl.errors import RunError
+from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.attempts import attempts_of
+from flannel_pl.recording.disk import header_copy_of
+from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.verify import num_good_rows, verify
+from tests.recording.damage import fail_at
+from tests.recording.recording_samples import make_old, make_writer, write_rows
+
+HERE = {"host": "here", "threads": 1, "versions": {"torch": "2.13"}}
+THERE = HERE | {"host": "there"}
+OLD = HERE | {"device_name": "x86_64", "device": "cpu"}
+IO_ERROR = 5
+
+
+def begin(folder: Path) -> Path:
+    """Records five of seven rows."""
+    writer = make_writer(folder, environment=HERE)
+    write_rows(writer, range(5))
+    writer.abort("killed")
+    return RunPaths(folder).partial
+
+
+def go_on(folder: Path) -> None:
+    """Records the rest, from the fourth row on."""
+    metadata = described_in(RunPaths(folder).partial)
+    writer = make_writer(folder, first_row=3, environment=THERE, metadata=metadata)
+    try:
+        write_rows(writer, range(3, 7))
+        writer.finish()
+    finally:
+        writer.abort("cleaned up")
+
+
+def finished(folder: Path) -> tuple[dict[str, bytes], list[tuple[int, Any]]]:
+    """What a finished file holds: its tensors, and where they were made."""
+    path = RunPaths(folder).recording
+    assert verify(path).ok
+    tensors = {name: array.tobytes() for name, array in load_file(path).items()}
+    attempts = attempts_of(read_layout(path).flannel)
+    return tensors, [(one.first_row, one.environment.get("host")) for one in attempts]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    writer = make_writer(folder)
+    write_rows(writer, range(7))
+    writer.finish()
+    return finished(folder)[0]
+
+
+def test_every_attempt_is_in_the_file(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    begin(tmp_path)
+    assert attempts_of(read_layout(RunPaths(tmp_path).partial).flannel)[0].environment == HERE
+    make_writer(tmp_path, first_row=4, environment=THERE | {"host": "in vain"}).abort("killed again")
+    go_on(tmp_path)
+    assert finished(tmp_path) == (undisturbed, [(0, "here"), (3, "there")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal", "recording.safetensors"]
+
+
+@pytest.mark.parametrize("cut", [0, 4, 8, 300, 2000, 4096, 8192, -1])
+def test_a_torn_header_costs_nothing(tmp_path: Path, undisturbed: dict[str, bytes], cut: int) -> None:
+    partial = begin(tmp_path)
+    old = read_layout(partial).header
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path, copy)
+    make_writer(copy, first_row=3, environment=THERE).abort("only the header is of interest")
+    new = read_layout(RunPaths(copy).partial).header
+    assert len(new) == len(old)
+    assert new != old
+    header_copy_of(partial).write_bytes(new)
+    with partial.open("r+b") as file:
+        file.write((new[:cut] + b"\0" * 512 + old)[: len(old)] if cut >= 0 else old)
+    assert num_good_rows(partial) == 5
+    assert [part.state for part in verify(tmp_path).parts] == ["unfinished"]
+    go_on(tmp_path)
+    assert finished(tmp_path) == (undisturbed, [(0, "here"), (3, "there")])
+    assert not header_copy_of(partial).exists()
+
+
+def test_a_copy_that_is_of_no_use_is_not_used(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    partial = begin(tmp_path)
+    other = tmp_path / "other"
+    make_writer(other, environment=HERE | {"host": "elsewhere"}).abort("another file")
+    for content in (b"", b"torn", read_layout(RunPaths(other).partial).header):
+        header_copy_of(partial).write_bytes(content)
+        assert attempts_of(read_layout(partial).flannel)[0].environment == HERE
+    make_writer(tmp_path, environment=HERE).abort("begun anew")
+    assert not header_copy_of(partial).exists()
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace", "posix_fallocate", "ftruncate", "open"])
+@pytest.mark.parametrize("room", ["enough", "too little"])
+def test_whichever_call_fails_while_it_is_reopened_the_rows_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], name: str, room: str
+) -> None:
+    begun = begin(tmp_path / "begun")
+    if room == "too little":
+        make_old(begun, OLD, slack_bytes=20)
+    metadata = described_in(begun)
+    for k in range(1, 100):
+        folder = tmp_path / str(k)
+        shutil.copytree(tmp_path / "begun", folder)
+        failing, calls = fail_at(name, k, code=IO_ERROR)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, failing)
+            said = ""
+            try:
+                make_writer(folder, first_row=3, environment=THERE, metadata=metadata).abort("that was all")
+            except RunError as error:
+                said = str(error)
+        assert said == "" or re.search(f"Cannot (write|read) {folder}", said)
+        if calls[0] < k:
+            break
+        assert num_good_rows(RunPaths(folder).partial) >= 3
+        go_on(folder)
+        assert finished(folder)[0] == undisturbed
+        assert sorted(path.name for path in folder.iterdir()) == ["journal", "recording.safetensors"]
+    assert k > 1 or name in ("posix_fallocate", "ftruncate")
+
+
+def described_in(partial: Path) -> dict[str, Any]:
+    layout: FileLayout = read_layout(partial)
+    return {
+        key: layout.flannel[key] for key in ("run", "seed", "swept", "provenance") if key in layout.flannel
+    }
+
+
+@pytest.mark.parametrize("slack_bytes", [None, 20, 0])
+def test_a_file_without_room_is_gone_on_with(
+    tmp_path: Path, undisturbed: dict[str, bytes], slack_bytes: int | None
+) -> None:
+    partial = begin(tmp_path)
+    make_old(partial, OLD, slack_bytes=slack_bytes)
+    before = len(read_layout(partial).header)
+    metadata = described_in(partial)
+    make_writer(tmp_path, first_row=3, environment=THERE, metadata=metadata).abort("first")
+    assert (len(read_layout(partial).header) > before) == (slack_bytes is not None)
+    for k in range(40):  # however often
+        writer = make_writer(
+            tmp_path, first_row=4, environment=THERE | {"host": f"host {k}"}, metadata=metadata
+        )
+        writer.abort("again")
+    writer = make_writer(tmp_path, first_row=5, environment=HERE, metadata=metadata)
+    write_rows(writer, [5, 6])
+    writer.finish()
+    assert finished(tmp_path) == (undisturbed, [(0, "here"), (3, "there"), (4, "host 39"), (5, "here")])
+
+
+def test_room_never_runs_out(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    begin(tmp_path)
+    sizes = set()
+    for row in range(3, 7):
+        writer = make_writer(
+            tmp_path, first_row=row, environment={"host": f"host {row}", "much": f"{row}" * 9000}
+        )
+        sizes.add(len(read_layout(RunPaths(tmp_path).partial).header))
+        write_rows(writer, [row])
+        if row == 6:
+            writer.finish()
+        else:
+            writer.abort("killed")
+    assert len(sizes) > 1
+    assert finished(tmp_path) == (undisturbed, [(0, "here"), *((row, f"host {row}") for row in range(3, 7))])
