@@ -149,10 +149,16 @@ def _understand(words: list[str]) -> _Request:
 
 
 def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
-    """Checks every selected run; those that differ in nothing but their seed, once."""
+    """Checks every selected run; those that differ in nothing but their seed, once.
+
+    Where runs have data of their own, also those that are not selected: whichever is trained first, it writes
+    the one file of live and dead tokens that all of them are read with.
+    """
     checked: dict[str, CheckedRun] = {}
     combinations: dict[tuple[str, int], Run] = {}
-    for run in experiment.selected:
+    own_data = any(key.startswith("data.") for key in experiment.config["experiment"]["sweep"])
+    runs = experiment.runs if own_data else experiment.selected
+    for run in runs:
         key = json.dumps(run.swept, sort_keys=True)
         if key not in checked:
             checked[key] = check(experiment, run)
@@ -163,7 +169,15 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
             raise UserError(
                 f"experiment.sweep has {json.dumps(first.swept)} and {key}, which are the same; name it once"
             )
-    return {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in experiment.selected}
+    found = {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in runs}
+    for run in runs:
+        if found[run.index].corpus.digests["masks"] != found[runs[0].index].corpus.digests["masks"]:
+            raise UserError(
+                f"experiment.sweep gives run {runs[0].index} and run {run.index} texts in which other tokens "
+                "are live, or as often, but an experiment has one file of live and dead tokens; make an "
+                "experiment of each text"
+            )
+    return found
 
 
 def _one_type(key: str, value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Says what is in a recording, without reading more of it than headers and scalars."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ HIGHLIGHTS = {
     "recorder": ("tokens", "every_n_steps"),
 }
 """Config keys worth showing, by group."""
+
+MAX_DIFFERENT = 4
+"""Of the values that runs have of one thing, so many are shown."""
 
 _WIDTH = 24
 
@@ -115,7 +118,7 @@ def _swept(recording: Recording) -> set[str]:
 
 
 def _background(recording: Recording) -> Iterator[list[str]]:
-    """Yields what the metadata say of config and provenance; of the first run, if nothing is in common."""
+    """Yields what the metadata say of config and provenance; of all runs, where they say it one by one."""
     first = next(iter(recording)).metadata if len(recording) else {}
     config = recording.metadata.get("config") or first.get("config", {})
     swept = _swept(recording)
@@ -127,8 +130,12 @@ def _background(recording: Recording) -> Iterator[list[str]]:
     ]
     yield ["Config (excerpt)", *shown] if shown else []
     environment = next(iter(recording)).attempts[0].environment if len(recording) else {}
-    provenance = recording.metadata.get("provenance") or first.get("provenance", {})
-    facts = [_line(key, value) for key, value in _flat({**environment, **provenance})]
+    common = recording.metadata.get("provenance")
+    several = [
+        {**run.attempts[0].environment, **(common or run.metadata.get("provenance") or {})}
+        for run in recording
+    ]
+    facts = [_line(key, value) for key, value in merged([dict(_flat(one)) for one in several]).items()]
     yield ["Provenance", *facts] if facts else []
     attempts = list(_attempts(recording, deciding(environment)))
     yield ["Attempts", *attempts] if attempts else []
@@ -147,6 +154,23 @@ def _attempts(recording: Recording, before: Mapping[str, Any]) -> Iterator[str]:
                         f"  {key}", f"{fact_word(facts.get(key))}, {fact_word(before.get(key))} before"
                     )
             before = facts
+
+
+def merged(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what several say of each thing: the value, if all of them say the same, else all that they say.
+
+    Example:
+        >>> merged([{"device": "cuda:0", "python": "3.12"}, {"device": "cuda:1", "python": "3.12"}])
+        {'device': 'differs: cuda:0, cuda:1', 'python': '3.12'}
+    """
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in several for key in one):
+        values = [one.get(key) for one in several]
+        different = list(dict.fromkeys(map(str, values)))
+        more = f", and {len(different) - MAX_DIFFERENT} more" if len(different) > MAX_DIFFERENT else ""
+        words = f"differs: {', '.join(different[:MAX_DIFFERENT])}{more}"
+        found[key] = values[0] if len(different) == 1 else words
+    return found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -288,9 +288,10 @@ def _train(
         recorder.refuse_other_environment(environment(device), 1 + resume.step // recorder.every_n_steps)
     trainer: Any = cli.trainer
     trainer.callbacks[:0] = [StopOnSignal(recorder), recorder]
-    if isinstance(trainer.logger, MetricsLog):
-        trainer.logger.prepare(going_on=resume is not None)
-        trainer.callbacks.append(MetricsKeeper(trainer.logger))
+    for log in trainer.loggers:
+        if isinstance(log, MetricsLog):
+            log.prepare(going_on=resume is not None)
+            trainer.callbacks.append(MetricsKeeper(log))
     try:
         with drawn_upon():
             if resume is None:

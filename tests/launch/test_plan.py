@@ -1,9 +1,11 @@
 """Which run goes where, with how many threads, and what is refused; on devices that are only claimed."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment
 from flannel_pl.launch import devices, plan
@@ -12,6 +14,7 @@ from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.plan import describe, make_plan
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.training.cli import resolve
+from tests.conftest import SmallData
 from tests.launch.status_samples import make_experiment, write_record
 
 GB = 10**9
@@ -165,3 +168,22 @@ def test_the_plan_in_words(tmp_path: Path, machine: Machine) -> None:
     assert "cpu x 8 runs side by side, 1 thread(s) each" in text
     assert "0.01 GB a run, 0.06 GB still to write" in text
     assert "gathered    0.06 GB to copy" in text
+
+
+def test_a_sweep_over_texts_with_other_live_tokens_is_refused(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one masks file of an experiment would be wrong for all runs but the first."""
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    text = small_data.corpus.read_text(encoding="utf-8")
+    for path, cut in zip(texts, (text, text[:5000]), strict=True):
+        path.write_text(cut, encoding="utf-8")
+    arguments = [*small_data.arguments, "--trainer.max_steps", "1", "--experiment.output_dir", str(tmp_path)]
+    arguments[arguments.index(str(small_data.masks))] = "null"
+    sweep = ["--experiment.sweep", json.dumps({"data.corpus_path": list(map(str, texts))})]
+    for run in ([], ["--experiment.run", "1"]):
+        assert main(["plan", *arguments, *sweep, *run]) == 2
+        expected = "gives run 0 and run 1 texts in which other tokens are live, or as often"
+        assert expected in capsys.readouterr().err
+    texts[1].write_text(text, encoding="utf-8")
+    assert main(["plan", *arguments, *sweep]) == 0

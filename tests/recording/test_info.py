@@ -5,9 +5,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from flannel_pl.__main__ import main
+from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.errors import UserError
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.info import describe, info_verb
+from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import make_experiment, make_schema, make_writer, write_rows
 
 
@@ -111,3 +113,18 @@ def test_the_notebooks_own_file(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no"):
         describe(tmp_path / "nowhere.safetensors")
+
+
+def test_what_runs_differ_in_is_said_of_all_of_them(tmp_path: Path) -> None:
+    for index in (0, 1):
+        provenance = {"device": f"cuda:{index}", "python": "3.12"}
+        metadata = {"run": index, "seed": index, "swept": {}, "config": {}, "provenance": provenance}
+        writer = make_writer(tmp_path / f"run_{index}", metadata=metadata)
+        write_rows(writer, range(writer.schema.num_rows))
+        writer.finish()
+    lines = facts(describe(tmp_path))
+    assert "device differs: cuda:0, cuda:1" in lines
+    assert "python 3.12" in lines
+    with open_recording(tmp_path) as recording:  # which the report shows
+        shown = background_of(recording).provenance
+    assert shown == (("python", "3.12"), ("device", "differs: cuda:0, cuda:1"))

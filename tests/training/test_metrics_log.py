@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -21,12 +22,20 @@ def metrics_of(folder: Path) -> Path:
 
 
 EVERY = "--trainer.log_every_n_steps"
+SECOND = json.dumps(
+    [
+        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "other"}},
+        {"class_path": "flannel_pl.training.metrics_log.MetricsLog", "init_args": {"save_dir": "."}},
+    ]
+)
+
 OPTIONS = [
     pytest.param([EVERY, "3"], id="every 3rd"),
     pytest.param([EVERY, "20"], id="no row before the stops"),
     pytest.param([EVERY, "2", "--trainer.accumulate_grad_batches", "3"], id="accumulate"),
     pytest.param([EVERY, "1", "--data.batch_size", "400"], id="several epochs"),
     pytest.param([EVERY, "2", "--trainer.callbacks+=LearningRateMonitor"], id="another callback logs too"),
+    pytest.param([EVERY, "2", "--trainer.logger", SECOND], id="another logger comes first"),
 ]
 
 

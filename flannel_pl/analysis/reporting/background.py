@@ -9,7 +9,7 @@ from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.words import counted
 from flannel_pl.recording.disk import readable_bytes
-from flannel_pl.recording.info import HIGHLIGHTS
+from flannel_pl.recording.info import HIGHLIGHTS, merged
 from flannel_pl.recording.reader import Recording, RunRecording
 
 PROVENANCE = (
@@ -57,10 +57,12 @@ def background_of(recording: Recording) -> Background:
     """
     first = recording.run(recording.runs[0])
     config = recording.metadata.get("config") or first.metadata.get("config") or {}
-    provenance = first.attempts[0].environment or recording.metadata.get("provenance") or {}
+    common = recording.metadata.get("provenance") or {}
+    several = [run.attempts[0].environment or common for run in recording]
+    provenance = merged([{key: _words(key, one[key]) for key in PROVENANCE if key in one} for one in several])
     return Background(
         facts=tuple(_facts(recording, first, config)),
-        provenance=tuple((key, _words(key, provenance[key])) for key in PROVENANCE if key in provenance),
+        provenance=tuple((key, provenance[key]) for key in PROVENANCE if key in provenance),
         config=config,
         swept={run.index: run.swept for run in recording},
         missing_runs=missing_runs(recording),
