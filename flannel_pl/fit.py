@@ -58,6 +58,10 @@ FOLDER_WAIT_S = 60.0
 """How long runs that a scheduler starts at once wait for the one of them that describes the experiment."""
 
 
+DESCRIBED_WAIT_S = 2.0
+"""How long others wait before they ask what is being trained: it is described by then."""
+
+
 @dataclass(frozen=True)
 class _Request:
     """What `fit` or `plan` was asked for, checked."""
@@ -191,9 +195,8 @@ def _fit_one(request: _Request, plan: Plan) -> int:
     experiment, run, slot = request.experiment, plan.runs[0], plan.slots[0]
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
     progress_bar = None if is_terminal() else False
-    make_folder(experiment.paths.run(run.index).folder)
     # The run first: once it is locked, nobody takes this experiment for one that was not begun.
-    with hold_run(experiment, run):
+    with _kept_if_used(experiment.paths.run(run.index).folder), hold_run(experiment, run):
         # A scheduler may have started all runs of a new experiment in the same moment.
         with _locked(experiment, wait_s=FOLDER_WAIT_S):
             plan = _begin(request, plan, own_lock=experiment.paths.run(run.index).lock)
@@ -320,23 +323,31 @@ def _summarized(request: _Request, outcomes: list[Outcome]) -> bool:
 
 
 @contextmanager
-def _locked(experiment: Experiment, *, wait_s: float = 0.0) -> Iterator[None]:
+def _locked(experiment: Experiment, *, wait_s: float = DESCRIBED_WAIT_S) -> Iterator[None]:
     """Keeps other launchers out of the experiment's folder, which is made, and removed if it stays empty."""
-    folder = experiment.paths.folder
+    with _kept_if_used(experiment.paths.folder):
+        lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
+        try:
+            note = lock.acquire(wait_s=wait_s)
+        except UserError:
+            read_record(experiment, in_use=True)  # names the difference, if it is another experiment
+            raise
+        if note:
+            print(f"flannel-pl: {note}; going on", file=sys.stderr)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def _kept_if_used(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it; removes what it has made and is empty when the block ends."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
-    lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
-    try:
-        note = lock.acquire(wait_s=wait_s)
-    except UserError:
-        read_record(experiment)  # which names the difference, if it is another experiment
-        raise
-    if note:
-        print(f"flannel-pl: {note}; going on", file=sys.stderr)
     try:
         yield
     finally:
-        lock.release()
         for path in made:
             with suppress(OSError):
                 path.rmdir()

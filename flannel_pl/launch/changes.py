@@ -7,7 +7,7 @@ from typing import Any
 
 from flannel_pl.experiment import Experiment, ExperimentConfig, parse_seeds
 from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.recording.sameness import decisive, differences
+from flannel_pl.recording.sameness import decisive, differences, has_own_data
 
 _DEFAULTS = dataclasses.asdict(ExperimentConfig())
 
@@ -42,7 +42,7 @@ def data_changes(experiment: Experiment, record: ExperimentRecord, digests: Mapp
         record: What the folder's `experiment.json` says.
         digests: Name of each data file -> hash of its content now.
     """
-    if any(key.startswith("data.") for key in experiment.config["experiment"]["sweep"]):
+    if has_own_data(experiment.config["experiment"]["sweep"]):
         return []  # every run has its own; each recording has the hashes of what it was trained on
     theirs = record.data_digests
     return [

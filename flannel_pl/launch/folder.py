@@ -11,6 +11,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.submission import Submission
+from flannel_pl.recording.contents import refuse_foreign_shard
 from flannel_pl.recording.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.gatherer import gathered_runs
 from flannel_pl.recording.journal import Journal
@@ -19,7 +20,9 @@ from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.record import read_record as record_of
 
 
-def read_record(experiment: Experiment, *, own_lock: Path | None = None) -> ExperimentRecord | None:
+def read_record(
+    experiment: Experiment, *, own_lock: Path | None = None, in_use: bool = False
+) -> ExperimentRecord | None:
     """Returns what the folder's `experiment.json` says if the experiment may go on there, None if it is new.
 
     An experiment of which nothing was recorded yet counts as new, whatever its config. That is true for as
@@ -28,6 +31,7 @@ def read_record(experiment: Experiment, *, own_lock: Path | None = None) -> Expe
     Args:
         experiment: What is asked for.
         own_lock: The lock of a run that this process holds.
+        in_use: Whether another process holds the experiment's lock. What it has described counts as begun.
 
     Raises:
         UserError: If the folder holds another experiment, or something that is none.
@@ -51,7 +55,7 @@ def read_record(experiment: Experiment, *, own_lock: Path | None = None) -> Expe
         return None
     record = record_of(paths)
     changes = config_changes(experiment, record)
-    if changes and begun is None:
+    if changes and begun is None and not in_use:
         return None
     refuse_changes(experiment, changes)
     return record
@@ -122,14 +126,20 @@ def refuse_changes(experiment: Experiment, changes: list[str]) -> None:
 
 
 def unfinished_runs(experiment: Experiment) -> list[Run]:
-    """Returns the selected runs that have no finished shard yet and are not gathered either."""
+    """Returns the selected runs that have no finished shard yet and are not gathered either.
+
+    Raises:
+        RunError: If one is finished with other settings than the experiment's, or none can tell.
+    """
     paths = experiment.paths
-    gathered = gathered_runs(paths.folder) if paths.record.exists() else frozenset()
-    return [
-        run
-        for run in experiment.selected
-        if run.index not in gathered and not paths.run(run.index).recording.exists()
-    ]
+    with_shard = [run.index for run in experiment.selected if paths.run(run.index).recording.exists()]
+    gathered: frozenset[int] = frozenset()
+    if paths.record.exists():
+        record = record_of(paths)
+        for index in with_shard:
+            refuse_foreign_shard(paths, record, index)
+        gathered = gathered_runs(paths.folder)
+    return [run for run in experiment.selected if run.index not in gathered.union(with_shard)]
 
 
 def check_writable(folder: Path) -> None:

@@ -8,17 +8,16 @@ from typing import Any
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.contents import (
-    Shard,
     contradictions,
     experiment_tensors,
     has_runs,
-    run_metadata,
 )
 from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.gather_file import copy_damage
 from flannel_pl.recording.gather_notes import GatherNotes
 from flannel_pl.recording.index import index_content
 from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.membership import index_contradictions
 from flannel_pl.recording.presence import check_presence
 from flannel_pl.recording.reader import read_masks
 from flannel_pl.recording.record import ExperimentRecord, read_record
@@ -121,8 +120,9 @@ def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:
         for run in extras.flannel.get("runs", []):
             shard = paths.run(run["index"]).recording
             layouts[shard] = read_layout(shard)
-            if run_metadata(Shard(run["index"], shard, layouts[shard])) != run:
-                yield shard, "it is not the recording that the index was made for; gather again"
+            if wrong := list(index_contradictions(layouts[shard].flannel, extras.flannel)):
+                sentence = f"it is not the recording that the index was made for: {'; '.join(wrong)}"
+                yield shard, f"{sentence}; bring that one back, or gather again"
         if read_small(index) != index_content(index.parent, layouts):
             yield index, "it is not as it was written; gather again with --mode index"
     except OSError as error:

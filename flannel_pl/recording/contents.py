@@ -11,10 +11,11 @@ from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.membership import said_of_run
 from flannel_pl.recording.metadata import dump_metadata
 from flannel_pl.recording.reader import read_masks
 from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.recording.sameness import decisive, differences
+from flannel_pl.recording.sameness import decisive, differences, has_own_data
 from flannel_pl.recording.schema import CONFIG_SCALARS, SCHEMA_VERSION, static_checksum
 from flannel_pl.recording.tensors import Array
 
@@ -51,13 +52,35 @@ def read_shard(paths: ExperimentPaths, record: ExperimentRecord, index: int) -> 
     """
     path = paths.run(index).recording
     shard = Shard(index, path, read_layout(path))
-    wrong = list(contradictions(shard.layout.flannel, record, index))
-    if wrong:
+    refuse_foreign(path, contradictions(shard.layout.flannel, record, index), paths)
+    return shard
+
+
+def refuse_foreign_shard(paths: ExperimentPaths, record: ExperimentRecord, index: int) -> None:
+    """Refuses run `index`'s finished recording if it is another experiment's, not if it is damaged.
+
+    Raises:
+        RunError: Names what contradicts the experiment.
+    """
+    path = paths.run(index).recording
+    try:
+        metadata = read_layout(path).flannel
+    except RunError:
+        return
+    refuse_foreign(path, contradictions(metadata, record, index), paths)
+
+
+def refuse_foreign(path: Path, wrong: Iterable[str], paths: ExperimentPaths) -> None:
+    """Refuses a recording that contradicts its experiment.
+
+    Raises:
+        RunError: If it does in anything.
+    """
+    if sentences := list(wrong):
         raise RunError(
-            f"{path} does not belong to this experiment: {'; '.join(wrong)}. Either it or "
+            f"{path} does not belong to this experiment: {'; '.join(sentences)}. Either it or "
             f"{paths.record.name} was brought from elsewhere: bring back the one that belongs here."
         )
-    return shard
 
 
 def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index: int) -> Iterator[str]:
@@ -69,8 +92,7 @@ def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index:
         index: Number of the run that the shard should be of.
     """
     run = record.runs[index]
-    own_data = any(key.startswith("data.") and key.endswith("_path") for key in run.swept)
-    digests = {} if own_data else record.data_digests
+    digests = {} if has_own_data(run.swept) else record.data_digests
     yield from run_contradictions(metadata, run, config=record.config, digests=digests)
 
 
@@ -129,7 +151,7 @@ def other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterat
     got = theirs.get("data") or {}
     for name in sorted(got.keys() & expected.keys()):
         if got[name] != expected[name]:
-            yield f"it was trained with another {name} ({got[name]!s:.12}, expected {expected[name]!s:.12})"
+            yield f"the content of the {name} is {got[name]!s:.12}, expected {expected[name]!s:.12}"
 
 
 def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extras:
@@ -182,12 +204,6 @@ def run_metadata(shard: Shard) -> dict[str, Any]:
     return said_of_run(shard.layout.flannel, shard.index)
 
 
-def said_of_run(metadata: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Returns what `run_metadata` does, of a shard with these metadata."""
-    shared = ("config", "header_checksum", "run", "schema")
-    return {**{key: value for key, value in metadata.items() if key not in shared}, "index": index}
-
-
 def gathered_metadata(
     record: ExperimentRecord, runs: Sequence[Mapping[str, Any]], extras: Mapping[str, Array]
 ) -> str:
@@ -215,6 +231,7 @@ def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
 
     Raises:
         Unreachable: If it is there and cannot be read.
+        RunError: If it is whole and another experiment's: it is neither this one's recording, nor replaced.
     """
     if not paths.gathered.exists():
         return False
@@ -224,7 +241,21 @@ def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
         raise
     except RunError:
         return False
-    return layout.header_is_right and has_runs(layout.flannel, record)
+    if not layout.header_is_right:
+        return False
+    refuse_foreign(paths.gathered, gathered_contradictions(layout.flannel, record), paths)
+    return True
+
+
+def gathered_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord) -> Iterator[str]:
+    """Yields in what a gathered recording's metadata contradict the experiment that it is to be of."""
+    if not has_runs(metadata, record):
+        yield "its runs are others"
+    yield from other_config(metadata, record.config, swept=record.swept_keys)
+    if not has_own_data(record.swept_keys):
+        for run in metadata.get("runs", []):
+            for sentence in other_data(run.get("provenance", {}), record.data_digests):
+                yield f"run {run['index']}: {sentence}"
 
 
 def has_runs(metadata: Mapping[str, Any], record: ExperimentRecord) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 
 from flannel_pl.errors import UserError
 from flannel_pl.recording import layout
-from flannel_pl.recording.contents import gathered_metadata, said_of_run, tensors_of
+from flannel_pl.recording.contents import gathered_metadata, tensors_of
 from flannel_pl.recording.layout import FileLayout, TensorSpec, is_readable, plan_layout
+from flannel_pl.recording.membership import said_of_run
 from flannel_pl.recording.record import ExperimentRecord, GatherMode
 from flannel_pl.recording.tensors import Array
 

@@ -11,6 +11,7 @@ from flannel_pl.recording.contents import tensors_of
 from flannel_pl.recording.counts import differs, masks_of, other_counts
 from flannel_pl.recording.layout import TensorSpec
 from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.sameness import has_own_data
 from flannel_pl.recording.schema import RECORDED_TOKENS
 from flannel_pl.recording.tensors import Array, TensorFile
 
@@ -53,7 +54,7 @@ def token_problems(file: TensorFile, part: RunPart) -> Iterator[str]:
         yield f"{RECORDED_TOKENS} are not ascending token ids"
     elif isinstance(vocab_size, int) and ids[-1] >= vocab_size:
         yield f"{RECORDED_TOKENS} go up to {ids[-1]}, of a vocabulary of {vocab_size}"
-    elif wanted in ("dead", "live") and not _has_own_data(part):
+    elif wanted in ("dead", "live") and not has_own_data(part.metadata.get("swept", {})):
         shared = f"{wanted}_indices"
         if shared in file.layout.tensors and differs(ids, file.read(shared)):
             yield f"{RECORDED_TOKENS} are not the {wanted} tokens, which recorder.tokens asks for"
@@ -64,11 +65,6 @@ def _record(metadata: dict[str, Any]) -> ExperimentRecord:
     runs = [{name: run.get(name) for name in ("index", "seed", "swept")} for run in metadata["runs"]]
     said = {name: metadata.get(name) for name in ("schema", "name", "config", "provenance")}
     return ExperimentRecord.parse(json.dumps({**said, "runs": runs}).encode())
-
-
-def _has_own_data(part: RunPart) -> bool:
-    """Tells whether a run was trained on other data than the experiment's masks are of."""
-    return any(key.startswith("data.") for key in part.metadata.get("swept", {}))
 
 
 def _shown(array: Array) -> str:

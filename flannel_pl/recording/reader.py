@@ -16,6 +16,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.attempts import Attempt, attempts_of
 from flannel_pl.recording.counts import mask_problems
+from flannel_pl.recording.membership import index_contradictions
 from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 from flannel_pl.small_files import read_small
@@ -60,6 +61,7 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
                     f"{table[name][0].path} and {file_path} both hold {name}. Open the one you mean."
                 )
             table[name] = (file, key)
+    _refuse_others([file for file, _ in table.values()])
     return Recording(path, table, framework=framework)
 
 
@@ -292,6 +294,17 @@ def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is no readable index: {error!r}. Gather again with --mode index.") from error
     return [(path.parent / name, keys) for name, keys in keys_of.items()]
+
+
+def _refuse_others(files: list[TensorFile]) -> None:
+    """Refuses the file of a run that is not the one which an index was made for."""
+    for extras in [file for file in files if "runs" in file.layout.flannel][:1]:
+        for file in [file for file in dict.fromkeys(files) if file is not extras]:
+            if wrong := list(index_contradictions(file.layout.flannel, extras.layout.flannel)):
+                raise RunError(
+                    f"{file.path} is not the recording that its index was made for: {'; '.join(wrong)}. "
+                    "Bring that one back, or gather again with --mode index."
+                )
 
 
 def _metadata(files: list[TensorFile]) -> dict[str, Any]:

@@ -70,6 +70,11 @@ def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator
             yield key, ours, theirs
 
 
+def has_own_data(swept: Iterable[str]) -> bool:
+    """Tells whether runs that differ in these keys may be trained on data files of their own."""
+    return any(key.startswith("data.") and key.endswith("_path") for key in swept)
+
+
 def _is_below(key: str, others: Set[str]) -> bool:
     """Tells whether a dotted key is one of the others, or in a group of theirs."""
     words = key.split(".")

@@ -28,6 +28,7 @@ from flannel_pl.recording.leftovers import clear_run
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.metadata import parse_json
 from flannel_pl.recording.record import read_record
+from flannel_pl.recording.sameness import has_own_data
 from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.training.allocator import keep_memory
@@ -311,7 +312,7 @@ def _train(
 
 def _refuse_other_data(experiment: Experiment, digests: dict[str, str]) -> None:
     """Refuses data files that have changed since the experiment was described."""
-    is_swept = any(key.startswith("data.") for key in experiment.config["experiment"]["sweep"])
+    is_swept = has_own_data(experiment.config["experiment"]["sweep"])
     if is_swept or not experiment.paths.record.exists():
         return
     if wrong := list(other_data({"data": digests}, read_record(experiment.paths).data_digests)):

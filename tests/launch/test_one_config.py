@@ -12,6 +12,7 @@ import pytest
 
 import flannel_pl.fit
 from flannel_pl.__main__ import main
+from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths
 from flannel_pl.launch.folder import find_beginning, read_record, write_folder
 from flannel_pl.recording.gatherer import Gatherer
@@ -290,3 +291,74 @@ def test_a_renamed_experiment_goes_on_under_its_old_name(
     assert folder("fit", "--experiment.name", "renamed") == 0
     assert f"finished already: {renamed / 'exp.safetensors'}" in capsys.readouterr().out
     assert traces(renamed) == before
+
+
+@pytest.mark.parametrize("changed", ["config", "runs"])
+@pytest.mark.parametrize("gather", GATHERS)
+def test_what_was_recorded_passes_for_no_other_experiment(
+    finished: FolderMaker, capsys: pytest.CaptureFixture[str], gather: str, changed: str
+) -> None:
+    # As if experiment.json were edited, or replaced by another experiment's.
+    folder = finished(gather, "7")
+    record = json.loads(folder.paths.record.read_text())
+    if changed == "config":
+        record["config"]["model"]["learning_rate"] = 0.5
+        words = OTHER
+    else:
+        record["config"]["experiment"]["seeds"] = 8
+        record["runs"][0]["seed"] = 8
+        words = ("--experiment.seeds", "8")
+    folder.paths.record.write_text(json.dumps(record))
+    before = traces(folder.paths.folder)
+    for verb in ("plan", "fit", "verify"):
+        capsys.readouterr()
+        assert (main(["verify", str(folder.paths.folder)]) if verb == "verify" else folder(verb, *words)) == 1
+        message = "".join(capsys.readouterr())
+        if verb != "verify":
+            assert "does not belong to this experiment: its " in message
+            assert "bring back the one that belongs here" in message
+            assert len(message.splitlines()) == 1
+        assert traces(folder.paths.folder) == before
+
+
+def test_a_refused_start_leaves_no_folder(
+    new: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pause_once(monkeypatch, lambda: new("fit"))
+    assert new("fit", *OTHER, "--experiment.seeds", "7..9", "--experiment.run", "2") == 2
+    assert "Different: " in capsys.readouterr().err
+    assert new.paths.run(0).recording.exists()
+    assert not new.paths.run(2).folder.exists()
+    assert new("fit") == 0
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise UserError("no")
+
+    shutil.rmtree(new.paths.folder)
+    monkeypatch.setattr(flannel_pl.fit, "write_folder", refuse)
+    assert new("fit") == 2
+    assert not new.paths.folder.exists()
+
+
+def test_data_files_that_change_before_a_run_starts_are_refused(
+    new: Folder,
+    small_data: SmallData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    shutil.copy(small_data.corpus, corpus)
+    write = flannel_pl.fit._write_run_configs
+
+    def change(*arguments: Any) -> None:  # the experiment is described, and the run about to start
+        write(*arguments)
+        corpus.write_bytes(corpus.read_bytes() + b" " + corpus.read_bytes()[:200])
+
+    monkeypatch.setattr(flannel_pl.fit, "_write_run_configs", change)
+    assert new("fit", "--data.corpus_path", str(corpus), "--data.mask_path", "null") == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert f"the data files are not those that {new.paths.record} was written for: " in message
+    assert "content of the corpus is " in message
+    assert "bring them back as they were" in message
+    assert not list(new.paths.folder.rglob("recording.*"))

@@ -231,7 +231,7 @@ def change_record(paths: ExperimentPaths, change: Callable[[Any], None]) -> None
         (lambda r: r["runs"][0].update(seed=7), "its seed is 42, expected 7"),
         (
             lambda r: r["provenance"]["data"].update(corpus="f" * 64),
-            "it was trained with another corpus (abcabcabcabc, expected ffffffffffff)",
+            "the content of the corpus is abcabcabcabc, expected ffffffffffff",
         ),
         (lambda r: r["runs"][0].update(swept={"a": 1}), "its swept is {}, expected {'a': 1}"),
     ],

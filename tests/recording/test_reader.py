@@ -1,3 +1,6 @@
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,15 @@ from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording import tensors
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.reader import open_recording
-from tests.recording.recording_samples import bits, make_experiment, make_writer, write_rows
+from flannel_pl.recording.verify import verify
+from tests.recording.recording_samples import (
+    bits,
+    make_experiment,
+    make_schema,
+    make_writer,
+    run_metadata,
+    write_rows,
+)
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -295,6 +306,41 @@ def test_two_files_for_one_run_are_refused(tmp_path: Path) -> None:
         RunError, match=r"run_0/.* and .*run_1/.* both hold run_0_recorded_steps. Open the one you mean"
     ):
         open_recording(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("seed", "its provenance is another; its seed is 99, expected 43"),
+        ("data", "its provenance is another"),
+        ("config", r"its model.learning_rate is 0\.5, expected 0\.001"),
+        ("number", "it is of run 7, which the index has not"),
+    ],
+)
+def test_an_index_opens_no_run_but_the_one_that_it_was_made_for(
+    tmp_path: Path, what: str, message: str
+) -> None:
+    paths = make_experiment(tmp_path / "flannel3", gather="index")
+    gather(paths.folder)
+    record = json.loads(paths.record.read_text())
+    run = record["runs"][1]
+    if what == "config":
+        record["config"]["model"]["learning_rate"] = 0.5
+    elif what == "number":
+        run["index"] = 7
+    else:
+        record["provenance"]["data"]["corpus"] = "other"
+        run["seed"] = 99 if what == "seed" else 43
+    shutil.rmtree(paths.run(1).folder)
+    schema = make_schema(key_prefix="run_1_")
+    writer = make_writer(paths.run(1).folder, schema=schema, metadata=run_metadata(record, run))
+    write_rows(writer, range(schema.num_rows), seed=99)
+    writer.finish()
+    for path in (paths.index, paths.folder):
+        with pytest.raises(RunError, match=rf"run_1.* its index was made for: .*{message}.*Bring that one"):
+            open_recording(path)
+        said = "\n".join(line for part in verify(path).parts for line in part.damage)
+        assert re.search(rf"it is not the recording that the index was made for: .*{message}", said), said
 
 
 def test_reading_gathering_and_info_import_no_torch(indexed: ExperimentPaths) -> None:
