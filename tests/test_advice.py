@@ -34,6 +34,8 @@ ALLOWED = {
     "no checkpoint in {} can be used, so the run starts from its beginning": (
         "every checkpoint or every row is damaged; one that only cannot be read ends the run before this"
     ),
+    "it back to go on, or start again from the beginning": "somebody removed the folder, with all in it",
+    "the folder back to go on, or start again from the beginning": "the same, as the lock's holder sees it",
     "or, if those jobs have ended, move {} away first": (
         "the list of jobs at a Slurm that cannot be asked from here; no recording is in it"
     ),

@@ -10,7 +10,7 @@ import pytest
 import flannel_pl.fit
 from flannel_pl.__main__ import main
 from flannel_pl.corpus.store import load_corpus
-from flannel_pl.training.fit import train
+from flannel_pl.training.fit import train_held
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 from tests.faulty_disk import tensors_of
 
@@ -51,9 +51,9 @@ def test_tokens_damaged_before_the_check_and_before_the_training(
 
     def damaged_in_between(*arguments: Any, **settings: Any) -> None:
         damage(tokens)
-        train(*arguments, **settings)
+        train_held(*arguments, **settings)
 
-    monkeypatch.setattr(flannel_pl.fit, "train", damaged_in_between)
+    monkeypatch.setattr(flannel_pl.fit, "train_held", damaged_in_between)
     capsys.readouterr()
     damage(tokens)
     assert main(words(small_data, tmp_path / "struck")) == 0
