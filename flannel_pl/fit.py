@@ -133,11 +133,11 @@ def _understand(words: list[str]) -> _Request:
         experiment = dataclasses.replace(experiment, paths=paths)
     checked = _check_all(experiment)
     corpus = checked[experiment.selected[0].index].corpus
-    runs = unfinished_runs(experiment)
     if record is not None:
         refuse_changes(experiment, data_changes(experiment, record, corpus.digests))
-        if not runs:
-            return _Request(experiment, record, None, corpus, words)
+    runs = unfinished_runs(experiment)
+    if record is not None and not runs:
+        return _Request(experiment, record, None, corpus, words)
     if runs and experiment.config["launch"]["launcher"] == "local":
         refuse_beside_jobs(experiment.paths)
     check_writable(experiment.paths.folder.parent)

@@ -303,7 +303,7 @@ def test_a_later_attempt_with_other_settings_is_refused(tmp_path: Path) -> None:
         make_writer(tmp_path, first_row=1, schema=make_schema(max_steps=9))
     with pytest.raises(RunError, match=r"recording.partial was begun with other settings or metadata"):
         make_writer(tmp_path, first_row=1, metadata={"run": 0, "seed": 43, "swept": {}})
-    with pytest.raises(RunError, match=r"Cannot write .*nowhere.*: No such file"):
+    with pytest.raises(RunError, match=r"Cannot write .*nowhere.*nowhere is not there any more"):
         make_writer(tmp_path / "nowhere", first_row=1)
 
 
