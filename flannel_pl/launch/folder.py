@@ -44,9 +44,9 @@ def read_record(
         raise UserError(
             f"{paths.folder} is a file; choose another --experiment.name or --experiment.output_dir"
         )
-    begun = find_beginning(paths, own_lock=own_lock)
     if not paths.record.exists():
-        if begun is not None:
+        # Where only a run is locked, another command is about to describe the experiment.
+        if (begun := find_beginning(paths, locks_count=False)) is not None:
             raise UserError(
                 f"{paths.folder} has {begun.relative_to(paths.folder)} in it but no {paths.record.name}, so "
                 "it is no experiment of ours and nothing is written there; choose another --experiment.name "
@@ -55,13 +55,15 @@ def read_record(
         return None
     record = record_of(paths)
     changes = config_changes(experiment, record)
-    if changes and begun is None and not in_use:
+    if changes and not in_use and find_beginning(paths, own_lock=own_lock) is None:
         return None
     refuse_changes(experiment, changes)
     return record
 
 
-def find_beginning(paths: ExperimentPaths, *, own_lock: Path | None = None) -> Path | None:
+def find_beginning(
+    paths: ExperimentPaths, *, own_lock: Path | None = None, locks_count: bool = True
+) -> Path | None:
     """Returns something that shows that an experiment was begun, None if there is nothing.
 
     That is every file but those that are there before the first run is: what describes the experiment and
@@ -71,6 +73,7 @@ def find_beginning(paths: ExperimentPaths, *, own_lock: Path | None = None) -> P
     Args:
         paths: The experiment's files; its folder exists.
         own_lock: The lock of a run that this process holds, which shows nothing.
+        locks_count: Whether the lock of a run that another process holds shows a beginning.
     """
     described = {paths.record, paths.masks, paths.events, paths.gather_log}
     if Submission.read(paths) is not None:  # whoever goes by this asks Slurm for those jobs
@@ -78,7 +81,7 @@ def find_beginning(paths: ExperimentPaths, *, own_lock: Path | None = None) -> P
     for path in _files_in(paths.folder, lock=paths.lock):
         if re.fullmatch(r"run_\d+", path.name) and path.is_dir():
             run = RunPaths(path)
-            if run.lock != own_lock and is_held(run.lock):
+            if locks_count and run.lock != own_lock and is_held(run.lock):
                 return run.lock
             for inner in _files_in(run.folder, lock=run.lock):
                 if _without_partial(inner) not in {run.config, run.log} and not _says_nothing_is(inner, run):

@@ -191,6 +191,17 @@ def test_a_run_that_is_about_to_begin_counts_too(new: Folder, capsys: pytest.Cap
     assert read_record(new.experiment("--model.learning_rate", "0.5")) is None
 
 
+def test_a_run_of_what_is_not_described_yet_is_no_beginning(new: Folder) -> None:
+    # A scheduler may start all runs at once: each is locked before one of them describes the experiment.
+    experiment = new.experiment()
+    new.paths.run(0).folder.mkdir(parents=True)
+    with hold_run(experiment, experiment.runs[0]):
+        assert read_record(experiment) is None
+        new.paths.run(0).journal.touch()
+        with pytest.raises(UserError, match=r"has run_0/journal in it but no experiment.json"):
+            read_record(experiment)
+
+
 def test_what_was_only_described_may_begin_with_another_config(new: Folder) -> None:
     new.begin()
     for path in (new.paths.run(0).config, new.paths.run(0).log, new.paths.events, new.paths.lock):
