@@ -5,6 +5,7 @@ its lock over. When it wakes up it must not write on. So the holder of a lock is
 places where something becomes visible to others (a commit, a name, a removal) ask.
 """
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,9 @@ class Holder(Protocol):
 
 
 _holders: list[Holder] = []
+if hasattr(os, "register_at_fork"):
+    # A forked child holds nothing, and would wait for ever for a look that the parent's thread was in.
+    os.register_at_fork(after_in_child=_holders.clear)
 
 
 def enter(holder: Holder) -> None:
@@ -30,7 +34,8 @@ def enter(holder: Holder) -> None:
 
 def leave(holder: Holder) -> None:
     """Lets `holder` not be asked any more."""
-    _holders.remove(holder)
+    if holder in _holders:
+        _holders.remove(holder)
 
 
 def check_held(path: Path, *, look: bool = True) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording import lock_file
 from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.held import check_held
 from flannel_pl.recording.journal import Journal
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.lock_file import HolderWords
@@ -379,3 +381,22 @@ def test_nothing_of_a_folder_that_was_taken_over_is_written_or_removed(
     assert {path.name for path in tmp_path.iterdir()} == {"before", "another.partial", "lock"}
     write_file(tmp_path.parent / "elsewhere", b"x")
     (tmp_path.parent / "elsewhere").unlink()
+
+
+def test_a_forked_child_does_not_wait_for_a_look_of_its_parents(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "lock", what="the thing")
+    lock.acquire()
+    with lock._looking, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: this process has threads
+        child = os.fork()
+        if child == 0:
+            check_held(tmp_path / "journal")
+            os._exit(0)
+    deadline_s = time.monotonic() + 10
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    lock.release()
+    assert ended == (child, 0)
