@@ -177,12 +177,12 @@ def test_full_when_gathering(disk: SmallDisk, lab: Lab, spare_pages: int) -> Non
     used_bytes = free_bytes - disk.free_bytes - (folder / "full.safetensors").stat().st_blocks * 512
     shard_bytes = (folder / "run_0" / "recording.safetensors").stat().st_blocks * 512
     shutil.rmtree(folder)
-    # After training there is room for the recording a second time and for a lock, but not for what else
-    # gathering takes.
+    # After training there is room for the recording a second time and for a lock. What else gathering takes
+    # is less than what a recording keeps free for its header, which is not copied.
     disk.fill(leave_bytes=used_bytes + shard_bytes + spare_pages * PAGE_BYTES)
     attempt = lab.run(disk.folder, options)
     if spare_pages > 0:
-        assert_full(attempt, r"full\.safetensors\S*")
+        assert attempt.code == 0, attempt.stderr
     else:
         assert attempt.code == 2
         assert re.search(r"Cannot gather into .*: need .*, have .* free. Free some space", attempt.stderr)
