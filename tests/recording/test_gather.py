@@ -397,9 +397,13 @@ def test_memory_of_gathering_two_gib(tmp_path: Path, in_kernel: bool) -> None:
     # Two runs of 1 GiB each: sparse files full of zeros, with the right header, steps and checksums.
     paths = make_experiment(tmp_path / "big", num_runs=2)
     schema = make_schema(num_tokens=10_000, hidden_dim=64, max_steps=209)
+    record = json.loads(paths.record.read_text())
+    record["config"]["trainer"]["max_steps"] = 209
+    record["config"]["model"] |= {"vocab_size": 10_000, "hidden_dim": 64}
+    paths.record.write_text(json.dumps(record))
     for run in range(2):
-        old = read_layout(paths.run(run).recording)
-        big = plan_layout(schema.specs(), metadata=schema.metadata(old.flannel, static={}))
+        old = read_layout(paths.run(run).recording).flannel | {"config": record["config"]}
+        big = plan_layout(schema.specs(), metadata=schema.metadata(old, static={}))
         steps = np.arange(schema.num_rows)
         sums = [xxhash.xxh3_64_intdigest(bytes(column.row_bytes)) for column in schema.columns]
         table = np.tile(np.array(sums, np.uint64), (schema.num_rows, 1))
