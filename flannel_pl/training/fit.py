@@ -43,6 +43,7 @@ from flannel_pl.training.recorder import Note, RunLabel, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
+from flannel_pl.training.used import refuse_replaced
 
 LOCK_WAIT_S = 15.0 + SILENT_S
 """How long to wait for a run's last process: one whose launcher was killed needs some seconds to notice, and
@@ -268,6 +269,7 @@ def _train(
     check_device(slot)
     seed_everything(run.seed, verbose=False)
     cli = name_mistake(config, partial(build, folder=paths.folder, slot=slot, progress_bar=progress_bar))
+    refuse_replaced(cli.trainer, config, slot)
     digests = cli.datamodule.load().digests
     _refuse_other_data(experiment, digests)
     label = _label(experiment, run, slot, attempt=attempt, data_digests=digests)

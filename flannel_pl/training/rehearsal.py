@@ -31,6 +31,7 @@ from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.training.cli import FlannelCLI
 from flannel_pl.training.trainer import MISTAKES, build, classes, interruption, is_a, name_mistake, shown
+from flannel_pl.training.used import refuse_replaced
 
 _ALWAYS_THERE = {"epoch", "step"}
 """What ModelCheckpoint can monitor besides what is logged."""
@@ -50,9 +51,10 @@ def rehearse(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
         UserError: If a run would end because of a setting of the Trainer.
     """
     launch, trainer = experiment.config["launch"], experiment.config["trainer"]
-    if launch["launcher"] == "slurm":
+    elsewhere = launch["launcher"] == "slurm" and slot.accelerator != "cpu"
+    if elsewhere:
         slot = Slot("cpu", None, slot.threads)  # this host may have none of the cluster's devices
-    elif len(experiment.selected) > 1:
+    if launch["launcher"] == "local" and len(experiment.selected) > 1:
         why = "but several runs share one table of their progress; leave it out, or use --experiment.run"
         _refuse_callbacks(trainer, ProgressBar, why=why)
     why = "which trains with other values than the config has, and than the file would say; leave it out"
@@ -60,10 +62,11 @@ def rehearse(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
     configs: dict[str, dict[str, Any]] = {}
     for run in runs:
         config = experiment.run_config(run)
-        configs.setdefault(json.dumps(config["trainer"], sort_keys=True), _small(config))
+        settings = [config["trainer"], config["model"]["param_dtype"]]
+        configs.setdefault(json.dumps(settings, sort_keys=True), _small(config))
     with _silence(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
         for config in configs.values():
-            name_mistake(config, partial(_start, folder=Path(folder), slot=slot))
+            name_mistake(config, partial(_start, folder=Path(folder), slot=slot, elsewhere=elsewhere))
             _check_monitors(config, Path(folder), slot)
 
 
@@ -77,9 +80,10 @@ def _small(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "model": config["model"] | {"hidden_dim": config["model"]["n_head"], "n_layer": 1}}
 
 
-def _start(config: dict[str, Any], *, folder: Path, slot: Slot) -> None:
+def _start(config: dict[str, Any], *, folder: Path, slot: Slot, elsewhere: bool) -> None:
     """Makes everything of a run, and lets training begin, up to its first batch."""
     cli = build(config, folder, slot, progress_bar=False)
+    refuse_replaced(cli.trainer, config, slot, elsewhere=elsewhere)
     if slot.accelerator != "cpu":
         cli = build(_on_cpu(config), folder, Slot("cpu", None, slot.threads), progress_bar=False)
     trainer: Any = cli.trainer

@@ -149,6 +149,8 @@ def _run_settings(
         trainer["enable_progress_bar"] = progress_bar
     return {
         **trainer,
+        # single_device means the same, but Lightning's would be the CPU, whatever the accelerator.
+        "strategy": "auto",
         "accelerator": slot.accelerator,
         "devices": 1 if slot.number is None else [slot.number],
         "callbacks": callbacks,

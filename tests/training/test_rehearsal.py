@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.__main__ import main
+from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Slot
 from flannel_pl.training.cli import resolve
+from flannel_pl.training.rehearsal import rehearse
+from flannel_pl.training.trainer import build
+from flannel_pl.training.used import refuse_replaced
 from flannel_pl.training.worker import _train
 from tests.conftest import SmallData
 from tests.test_bad_input import Refuser, refuse
@@ -70,6 +74,38 @@ REFUSED = [
     ),
 ]
 
+REPLACED = [
+    (
+        "--trainer.precision 16-mixed",
+        "trainer.precision is 16-mixed, but with the other settings of trainer, on cpu, Lightning would "
+        "train with bf16-mixed, and the recording would not say so; ask for bf16-mixed, or leave it out",
+    ),
+    ("--trainer.precision 16", "trainer.precision is 16, but with the other settings"),
+    ("--trainer.precision 16-true", "model.param_dtype is bfloat16, but with trainer.precision 16-true"),
+    ("--trainer.precision 64", "Lightning would train weights of type float64, and the recording would not"),
+    (
+        "--trainer.precision bf16-true --model.param_dtype float32",
+        "model.param_dtype is float32, but with trainer.precision bf16-true Lightning would train weights of",
+    ),
+    (
+        '--trainer.precision bf16-true --experiment.sweep {"model.param_dtype":["bfloat16","float32"]}',
+        "leave out trainer.precision, or choose one that ends in mixed",
+    ),
+    (
+        "--trainer.overfit_batches 3 --trainer.limit_train_batches 5",
+        "trainer.limit_train_batches is 5, but with the other settings of trainer, on cpu, Lightning would "
+        "train with 3",
+    ),
+    ("--trainer.overfit_batches 1.0 --trainer.limit_train_batches 1", "batches is 1, but with the other"),
+    (
+        "--trainer.max_time 00:01:00:00 --trainer.callbacks+=Timer --trainer.callbacks.duration 00:00:00:09 "
+        "--trainer.callbacks.interval step",
+        "trainer.max_time is 00:01:00:00, which Lightning ignores where trainer.callbacks has a Timer",
+    ),
+    ('--experiment.sweep {"trainer.precision":["bf16-mixed","16-mixed"]}', "precision is 16-mixed, but with"),
+]
+REFUSED += REPLACED
+
 
 @pytest.mark.parametrize(("arguments", "expected"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_what_cannot_work_is_refused_before_any_file(refuse: Refuser, arguments: str, expected: str) -> None:
@@ -79,7 +115,10 @@ def test_what_cannot_work_is_refused_before_any_file(refuse: Refuser, arguments:
     assert code == 2
 
 
-@pytest.mark.parametrize("arguments", ["--trainer.barebones true", f"{CALLBACK}EarlyStopping {MONITOR} val"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["--trainer.barebones true", f"{CALLBACK}EarlyStopping {MONITOR} val", "--trainer.precision 16-mixed"],
+)
 def test_plan_and_fit_refuse_alike(refuse: Refuser, arguments: str) -> None:
     assert refuse(*arguments.split(), verb="plan") == refuse(*arguments.split(), verb="fit")
 
@@ -96,6 +135,13 @@ WORKING = [
     f"{CALLBACK}RichProgressBar",
     f"{CALLBACK}{ODD}.Failing --trainer.callbacks.error KeyError",  # whose hooks nobody calls in a plan
     "--trainer.max_epochs -1",
+    "--trainer.precision bf16",
+    "--trainer.precision bf16-true",
+    "--trainer.precision 32 --model.param_dtype float32",
+    "--trainer.strategy single_device",
+    "--trainer.num_sanity_val_steps -1 --trainer.limit_train_batches 2.0 --trainer.limit_val_batches 1",
+    "--trainer.gradient_clip_algorithm NORM --trainer.gradient_clip_val 1",
+    "--trainer.max_time 00:01:00:00 --trainer.deterministic true --trainer.benchmark true",
 ]
 
 
@@ -142,3 +188,33 @@ def test_a_run_that_would_end_so_again_ends_as_wrong_usage(
     experiment.paths.run(0).folder.mkdir(parents=True)
     assert _train(experiment, experiment.runs[0], Slot("cpu", None, 1), 1) == code
     assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_device_that_is_not_the_one_of_the_slot(small_data: SmallData, tmp_path: Path) -> None:
+    config = resolve([*small_data.arguments, "--trainer.max_steps", "3"])
+    trainer = build(config, tmp_path, Slot("cpu", None, 1)).trainer
+    with pytest.raises(UserError, match="to be trained on cuda:1, but Lightning would train it on cpu"):
+        refuse_replaced(trainer, config, Slot("cuda", 1, 1))
+
+
+def test_a_cluster_s_gpus_know_what_this_host_does_not(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small_data.arguments, "--trainer.max_steps", "3", "--trainer.precision", "16-mixed"]
+    words += ["--experiment.output_dir", str(tmp_path), "--launch.launcher", "slurm"]
+    experiment = Experiment.from_config(resolve(words))
+    rehearse(experiment, experiment.runs, Slot("cuda", 0, 1))
+    with pytest.raises(UserError, match="precision is 16-mixed, but with"):
+        rehearse(experiment, experiment.runs, Slot("cpu", None, 1))
+
+
+@pytest.mark.filterwarnings("ignore:You passed .*Trainer")  # which is all that Lightning says of it
+def test_a_run_is_not_trained_with_other_settings_either(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small_data.arguments, "--trainer.max_steps", "3", "--trainer.precision", "16-mixed"]
+    experiment = Experiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
+    experiment.paths.run(0).folder.mkdir(parents=True)
+    assert _train(experiment, experiment.runs[0], Slot("cpu", None, 1), 1) == 2
+    assert "ask for bf16-mixed, or leave it out" in capsys.readouterr().err
+    assert not experiment.paths.run(0).partial.exists()
