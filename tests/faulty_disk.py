@@ -93,11 +93,13 @@ class Host:
     Args:
         folder: A new folder for what it needs.
         words: A command to prepare for: what it would do is planned, so that later ones start at once.
+        one_by_one: Several runs are trained one after the other in forks, which import nothing, not by the
+            launcher.
     """
 
-    def __init__(self, folder: Path, words: Sequence[str]) -> None:
+    def __init__(self, folder: Path, words: Sequence[str], *, one_by_one: bool = False) -> None:
         folder.mkdir()
-        self._folder = folder
+        self._folder, self._one_by_one = folder, one_by_one
         command = [sys.executable, __file__, json.dumps(["plan", *words[1:]])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
@@ -125,6 +127,7 @@ class Host:
             "words": list(words),
             "below": str(below),
             "fault": None if fault is None else asdict(fault),
+            "one_by_one": self._one_by_one,
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -227,7 +230,8 @@ def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
     sys.argv = ["flannel-pl", *request["words"]]
-    setattr(flannel_pl.fit, "train_all", _train_in_forks)  # noqa: B010 - it is no name that fit exports
+    if request["one_by_one"]:
+        setattr(flannel_pl.fit, "train_all", _train_in_forks)  # noqa: B010 - it is no name that fit exports
     disk = _Disk(request["below"], None if request["fault"] is None else Fault(**request["fault"]))
     try:
         code = main(request["words"])

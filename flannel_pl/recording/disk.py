@@ -117,10 +117,9 @@ def make_folder(folder: Path) -> None:
     Raises:
         RunError: If the disk refuses.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with explained(folder, need_bytes=0):
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in reversed(made):
+    for path in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
+        with explained(path, need_bytes=0):
+            path.mkdir(exist_ok=True)
             sync_folder(path.parent)
 
 
@@ -258,7 +257,7 @@ def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = free_bytes(path.parent)
-        have = "unknown" if free is None else readable_bytes(free)
+        have = "an unknown number of bytes" if free is None else readable_bytes(free)
         need = f"Need {readable_bytes(need_bytes)}, have" if need_bytes else "There are"
         return RunError(
             f"Cannot write {path}: {reason}. {need} {have} free. "

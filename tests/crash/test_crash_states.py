@@ -117,7 +117,7 @@ def test_every_state_is_resumed_to_the_same_bits(
     with ExitStack() as stack:
         for number in range(NUM_HOSTS):
             plan = words(small_data, tmp_path / "plan")
-            idle.put(stack.enter_context(Host(tmp_path / f"host {number}", plan)))
+            idle.put(stack.enter_context(Host(tmp_path / f"host {number}", plan, one_by_one=True)))
         with ThreadPoolExecutor(NUM_HOSTS) as pool:
             wrong = [what for found in pool.map(check, enumerate(chosen)) for what in found]
     assert not wrong, "\n".join(wrong)
