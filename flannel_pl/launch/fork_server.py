@@ -92,7 +92,7 @@ def start_deaf(start: Callable[[], object], numbers: Sequence[signal.Signals] = 
 def _socket_folder() -> str:
     """Returns a folder for temporary files in which a socket can be made as `multiprocessing` does it.
 
-    Its path may have a hundred bytes and not every file system knows sockets, so it is tried.
+    Its path may have a hundred bytes, and not every file system knows sockets and permissions; so it is tried.
     """
     try:
         preferred = tempfile.gettempdir()  # TMPDIR, if that can be written
@@ -104,7 +104,9 @@ def _socket_folder() -> str:
             tempfile.TemporaryDirectory(prefix="pymp-", dir=folder) as trial,
             socket.socket(socket.AF_UNIX) as trial_socket,
         ):
-            trial_socket.bind(f"{trial}/listener-{8 * 'x'}")
+            address = f"{trial}/listener-{8 * 'x'}"
+            trial_socket.bind(address)
+            os.chmod(address, 0o600)  # noqa: PTH101 - as it is done there
             return folder
     raise UserError(
         f"no folder for temporary files takes a socket, through which runs are started: TMPDIR is "

@@ -99,6 +99,19 @@ def test_a_tmpdir_that_cannot_be_used_is_no_obstacle(tmp_path: Path, kind: str) 
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
+def test_a_tmpdir_whose_file_system_keeps_no_permissions_is_no_obstacle(tmp_path: Path) -> None:
+    code = f"""
+import os
+def refuse(path, mode, *, there=os.chmod):
+    if str(path).startswith({str(tmp_path)!r}):
+        raise PermissionError(1, "Operation not permitted", path)
+    there(path, mode)
+os.chmod = refuse
+"""
+    answer = start_with(tmp_path, code=code)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
 def test_where_no_folder_takes_a_socket_it_says_what_to_set(tmp_path: Path) -> None:
     folder = tmp_path / (131 * "x")
     folder.mkdir()
