@@ -1,9 +1,9 @@
 """Which devices there are, which of them the config asks for, and how much memory they have free."""
 
+import contextlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from flannel_pl.errors import UserError
 from flannel_pl.launch.cgroups import Limit, core_limit, memory_limit
 
 NVIDIA_SMI_TIMEOUT_S = 30.0
+
+MEMORY_FACTS = Path("/proc/meminfo")
+"""Where Linux says how much memory is free."""
 
 
 def chosen_devices(config: dict[str, Any]) -> tuple[str, list[int | None]]:
@@ -103,7 +106,8 @@ def visible_name(device: int, variable: str = "CUDA_VISIBLE_DEVICES") -> str:
 
 def available_cores() -> Limit:
     """Returns how many cores this process may use: 1 at least, and maybe 2.5."""
-    number = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    number = len(affinity(0)) if affinity else os.cpu_count() or 1
     limits = [Limit(number, "the cores that this process may run on"), core_limit()]
     allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
     if allotted.isdigit():
@@ -120,9 +124,9 @@ def num_cores() -> int:
 def free_memory() -> Limit | None:
     """Returns the bytes of memory that are free on this host; None where nothing here can tell."""
     limits = [memory_limit(), _allotted_memory()]
-    if sys.platform == "linux":
+    with contextlib.suppress(OSError):  # not Linux, or nothing of /proc is to be seen here
         # MemAvailable, not MemFree: the page cache, which recording fills, makes room when it is asked to.
-        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        match = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY_FACTS.read_text())
         limits.append(Limit(int(match[1]) * 1024, "what this host has available") if match else None)
     known = (limit for limit in limits if limit is not None)
     return min(known, key=lambda limit: limit.amount, default=None)

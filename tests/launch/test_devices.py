@@ -151,7 +151,6 @@ def test_without_nvidia_smi_nothing_is_known(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(("quota", "whole"), [(0.5, 1), (1.0, 1), (2.5, 2), (None, 8), (64.0, 8)])
 def test_cores_of_a_container(monkeypatch: pytest.MonkeyPatch, quota: float | None, whole: int) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(devices, "core_limit", lambda: None if quota is None else Limit(quota, "cpu.max"))
     assert num_cores() == whole
@@ -169,3 +168,16 @@ def test_the_narrowest_limit_of_memory_counts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "7")
     assert free_memory() == Limit(7 * MIB, "SLURM_MEM_PER_NODE")
     assert host is None or host.source == "what this host has available"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_system_that_tells_nothing_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(devices, "MEMORY_FACTS", tmp_path / "not there")
+    monkeypatch.setattr(devices, "core_limit", lambda: None)
+    monkeypatch.setattr(devices, "memory_limit", lambda: None)
+    assert num_cores() == (os.cpu_count() or 1)
+    assert free_memory() is None
