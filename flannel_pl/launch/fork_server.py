@@ -92,7 +92,8 @@ def start_deaf(start: Callable[[], object], numbers: Sequence[signal.Signals] = 
 def _socket_folder() -> str:
     """Returns a folder for temporary files in which a socket can be made as `multiprocessing` does it.
 
-    Its path may have a hundred bytes, and not every file system knows sockets and permissions; so it is tried.
+    Its path may have a hundred bytes, and not every file system knows sockets and permissions, so it is
+    tried.
     """
     try:
         preferred = tempfile.gettempdir()  # TMPDIR, if that can be written
