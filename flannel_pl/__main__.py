@@ -222,11 +222,11 @@ def _call(verb: Callable[..., int | None], words: list[str], *, several: str | N
         words: The command line behind the verb's name.
         several: Its argument that takes all plain words, one at least; None = there is no such argument.
     """
-    import yaml
-    from jsonargparse import ArgumentParser, auto_cli, get_loader, set_loader
+    from jsonargparse import ArgumentParser, auto_cli
 
-    # A path may be no text in this locale, and is none of YAML's business.
-    set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
+    from flannel_pl.arguments import read_exactly
+
+    read_exactly()
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:

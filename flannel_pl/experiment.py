@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from flannel_pl.errors import UserError
 from flannel_pl.small_files import read_small
+from flannel_pl.texts import from_file
 
 MAX_RUNS = 100_000
 """More seeds than this are a slip of the finger."""
@@ -63,8 +64,8 @@ class SlurmConfig:
     """Partition; null = the cluster's default."""
 
     time: str | None = None
-    """Time limit of one task as sbatch writes it, e.g. "04:00:00", in quotes; null = the partition's. A run
-    that needs longer checkpoints before the limit, is queued again and goes on."""
+    """Time limit of one task as sbatch writes it, e.g. 04:00:00; null = the partition's. A run that
+    needs longer checkpoints before the limit, is queued again and goes on."""
 
     gpus_per_run: Literal[0, 1] = 1
     """GPUs of one run; 0 = train on the CPU."""
@@ -183,7 +184,7 @@ class ExperimentPaths:
         """
         record = cls(folder, folder.name).record
         try:
-            name = json.loads(read_small(record))["name"]
+            name = from_file(json.loads(read_small(record))["name"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls(folder, folder.name)
         return cls(folder, name if is_plain_name(name) else folder.name)
@@ -316,6 +317,8 @@ class Experiment:
         name = settings["name"]
         if not is_plain_name(name):
             raise UserError(f"experiment.name is {name!r}, expected a plain folder name, e.g. flannel3")
+        if name.startswith("."):
+            raise UserError(f"experiment.name is {name!r}, whose files would be hidden; begin it otherwise")
         seeds = parse_seeds(settings["seeds"])
         combinations = list(_combinations(config, settings["sweep"]))
         runs = tuple(
@@ -380,7 +383,7 @@ def local_path(path: object, *, key: str) -> Path:
 
 def is_plain_name(name: object) -> bool:
     """Tells whether an experiment can be called so: whether its folder and its files can."""
-    if not isinstance(name, str) or name in ("", ".", "..", "live_dead_tokens"):
+    if not isinstance(name, str) or name in ("", ".", "..", "live_dead_tokens", "lock"):
         return False
     try:
         num_bytes = len(os.fsencode(name))

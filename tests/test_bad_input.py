@@ -92,10 +92,10 @@ SETTINGS = [
     (["--modle.hidden_dim", "3"], "did you mean model.hidden_dim?"),
     (
         ["--model.hidden_dim", "many"],
-        "Parser key \"model.hidden_dim\": Expected a <class 'int'>. Got value: many",
+        "model.hidden_dim is many, expected a whole number",
     ),
     (["--data.max_seq_len", "3"], 'Linked "data.max_seq_len" must be given via "model.max_seq_len"'),
-    (["--config", "nowhere.yaml"], 'Parser key "config": File does not exist:'),
+    (["--config", "nowhere.yaml"], "nowhere.yaml'"),
 ]
 
 

@@ -14,6 +14,7 @@ ROOMS = {
     "__init__": {"training", "recording", "analysis"},  # the public names, resolved when first used
     "__main__": {"fit", "corpus", "recording", "launch", "analysis"},
     "fit": {"corpus", "training", "recording", "launch"},
+    "arguments": set[str](),
     "errors": set[str](),
     "experiment": set[str](),
     "imports": set[str](),
@@ -22,13 +23,17 @@ ROOMS = {
     "small_files": set[str](),
     "signals": set[str](),
     "terminal": set[str](),
+    "texts": set[str](),
     "corpus": set[str](),
     "recording": set[str](),
     "training": {"corpus", "recording"},
     "launch": {"recording"},
     "analysis": {"recording"},
 }
-FOR_ALL = {"errors", "experiment", "imports", "provenance", "publish", "signals", "small_files", "terminal"}
+FOR_ALL = {
+    *("arguments", "errors", "experiment", "imports", "provenance", "publish", "signals", "small_files"),
+    *("terminal", "texts"),
+}
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
 HEAVY_ALLOWED = {

@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flannel_pl.experiment import Experiment, ExperimentConfig, parse_seeds
+from flannel_pl.experiment import Experiment, ExperimentConfig, Run, parse_seeds
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.sameness import decisive, differences, has_own_data
+from flannel_pl.texts import for_file
 
 _DEFAULTS = dataclasses.asdict(ExperimentConfig())
 
@@ -77,7 +78,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _other_runs(experiment: Experiment, record: ExperimentRecord) -> Iterator[str]:
     """Yields the first run that is another, e.g. because the keys of the sweep come in another order."""
-    for theirs, ours in zip(record.runs, experiment.runs, strict=False):
+    runs = [Run(run.index, run.seed, for_file(run.swept)) for run in experiment.runs]
+    for theirs, ours in zip(record.runs, runs, strict=False):
         if theirs != ours:
             there, now = (f"seed {run.seed}, {json.dumps(run.swept)}" for run in (theirs, ours))
             yield f"run {ours.index}: {there} there, {now} now"

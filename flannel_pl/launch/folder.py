@@ -18,6 +18,7 @@ from flannel_pl.recording.journal import Journal
 from flannel_pl.recording.lock import is_held
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.record import read_record as record_of
+from flannel_pl.texts import for_file
 
 
 def read_record(
@@ -171,7 +172,7 @@ def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: byte
         RunError: If the disk fails.
     """
     paths = experiment.paths
-    text = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    text = (json.dumps(for_file(content), indent=1, sort_keys=True) + "\n").encode()
     try:
         ExperimentRecord.parse(text)
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Whether the files of an experiment agree: its record, its runs' recordings, what was gathered, masks."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.contents import (
     contradictions,
     experiment_tensors,
-    has_runs,
+    gathered_contradictions,
+    not_belonging,
 )
 from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.gather_file import copy_damage
@@ -38,6 +40,7 @@ def check_folder(paths: ExperimentPaths) -> Iterator[CheckedPart]:
     growing = list(_check_growing_file(paths, record))
     yield from growing
     yield from check_presence(paths, record, growing={part.run for part in growing})
+    yield from _foreign_files(paths, record)
     for path, sentence in _folder_problems(paths, record):
         yield _problem(path, sentence)
 
@@ -70,25 +73,33 @@ def _check_growing_file(paths: ExperimentPaths, record: ExperimentRecord) -> Ite
         yield _problem(path, str(error))
 
 
-def _problem(path: Path, sentence: str) -> CheckedPart:
-    return CheckedPart(path, None, 0, 0, 0.0, (sentence,))
+def _problem(path: Path, sentence: str, *, foreign: bool = False) -> CheckedPart:
+    return CheckedPart(path, None, 0, 0, 0.0, (sentence,), foreign=foreign)
+
+
+def _foreign_files(paths: ExperimentPaths, record: ExperimentRecord) -> Iterator[CheckedPart]:
+    """Yields the finished recordings that are another experiment's."""
+    check: dict[Path, Callable[..., Iterator[str]]] = {
+        paths.run(index).recording: partial(contradictions, index=index) for index in record.indices
+    }
+    check |= dict.fromkeys((paths.gathered, paths.index_extras), gathered_contradictions)
+    for path, wrong in check.items():
+        metadata = _metadata(path)
+        if metadata is not None and (sentences := list(wrong(metadata, record))):
+            yield _problem(path, f"it {not_belonging(sentences, paths)}", foreign=True)
 
 
 def _folder_problems(paths: ExperimentPaths, record: ExperimentRecord) -> Iterator[tuple[Path, str]]:
-    gathered = _metadata(paths.gathered)
-    for index in record.indices:
-        shard = paths.run(index).recording
-        metadata = _metadata(shard)
-        if metadata is not None:
-            for sentence in contradictions(metadata, record, index):
-                yield shard, f"it does not belong to this experiment: {sentence}"
-    if gathered is not None:
-        for sentence in _other_record(gathered, record):
-            yield paths.gathered, sentence
+    for path in (paths.gathered, paths.index_extras):
+        for name in ("name", "provenance"):
+            metadata = _metadata(path)
+            if metadata is not None and metadata.get(name) != record.content.get(name):
+                yield (
+                    path,
+                    f"its {name} is not the one of {paths.record.name}; bring back the one that belongs here",
+                )
     if paths.index.exists():
         yield from _index_problems(paths.index)
-        for sentence in _other_record(_metadata(paths.index_extras) or {}, record):
-            yield paths.index_extras, sentence
     if paths.masks.exists():
         for sentence in _mask_problems(paths.masks, record):
             yield paths.masks, sentence
@@ -100,16 +111,6 @@ def _metadata(path: Path) -> dict[str, Any] | None:
         return read_layout(path).flannel if path.exists() else None
     except RunError:
         return None
-
-
-def _other_record(metadata: Mapping[str, Any], record: ExperimentRecord) -> Iterator[str]:
-    """Yields in what a gathered recording and `experiment.json` differ."""
-    expected = {"name": record.name, "config": record.content["config"], "provenance": record.provenance}
-    for name, ours in expected.items():
-        if metadata.get(name) != ours:
-            yield f"its {name} is not the one of experiment.json; bring that file back, or gather again"
-    if not has_runs(metadata, record):
-        yield "its runs are not those of experiment.json; bring that file back, or gather again"
 
 
 def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:

@@ -77,10 +77,15 @@ def refuse_foreign(path: Path, wrong: Iterable[str], paths: ExperimentPaths) -> 
         RunError: If it does in anything.
     """
     if sentences := list(wrong):
-        raise RunError(
-            f"{path} does not belong to this experiment: {'; '.join(sentences)}. Either it or "
-            f"{paths.record.name} was brought from elsewhere: bring back the one that belongs here."
-        )
+        raise RunError(f"{path} {not_belonging(sentences, paths)}")
+
+
+def not_belonging(wrong: Sequence[str], paths: ExperimentPaths) -> str:
+    """Returns what is said of a file that contradicts its experiment, and what to do."""
+    return (
+        f"does not belong to this experiment: {'; '.join(wrong)}. Either it or {paths.record.name} was "
+        "brought from elsewhere: bring back the one that belongs here."
+    )
 
 
 def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index: int) -> Iterator[str]:
@@ -217,7 +222,7 @@ def gathered_metadata(
     return dump_metadata(
         {
             "schema": SCHEMA_VERSION,
-            "name": record.name,
+            "name": record.content["name"],
             "config": record.content["config"],
             "provenance": record.provenance,
             "runs": list(runs),
@@ -250,7 +255,7 @@ def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
 def gathered_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord) -> Iterator[str]:
     """Yields in what a gathered recording's metadata contradict the experiment that it is to be of."""
     if not has_runs(metadata, record):
-        yield "its runs are others"
+        yield "its runs are not those of experiment.json"
     yield from other_config(metadata, record.config, swept=record.swept_keys)
     if not has_own_data(record.swept_keys):
         for run in metadata.get("runs", []):

@@ -13,6 +13,7 @@ from flannel_pl.recording.contents import Shard
 from flannel_pl.recording.disk import new_file, write_at, write_file
 from flannel_pl.recording.layout import FileLayout, TensorSpec, is_readable, plan_layout
 from flannel_pl.recording.tensors import Array
+from flannel_pl.texts import for_file
 
 
 def write_index(
@@ -64,4 +65,4 @@ def index_content(folder: Path, layouts: Mapping[Path, FileLayout]) -> bytes:
     }
     total_size = sum(spec.num_bytes for layout in layouts.values() for spec in layout.tensors.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    return json.dumps(index, indent=2, sort_keys=True).encode()
+    return json.dumps(for_file(index), indent=2, sort_keys=True).encode()

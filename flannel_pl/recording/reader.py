@@ -20,6 +20,7 @@ from flannel_pl.recording.membership import index_contradictions
 from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 from flannel_pl.small_files import read_small
+from flannel_pl.texts import from_file
 
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 
@@ -287,7 +288,7 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
 
 def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
     try:
-        weight_map = json.loads(read_small(path))["weight_map"]
+        weight_map = from_file(json.loads(read_small(path))["weight_map"])
         keys_of: dict[str, list[str]] = {}
         for key, name in weight_map.items():
             keys_of.setdefault(os.fspath(name), []).append(key)

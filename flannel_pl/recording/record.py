@@ -12,6 +12,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, is_plain_name, parse_seeds
 from flannel_pl.recording.metadata import num_marks, parse_json, short
 from flannel_pl.small_files import read_small
+from flannel_pl.texts import from_file
 
 GatherMode = Literal["single", "index", "none"]
 
@@ -59,7 +60,7 @@ class ExperimentRecord:
         content = parse_json(text.decode("utf-8"))
         if content.get("schema", _SCHEMA) != _SCHEMA:
             raise ValueError(f"schema is {short(content['schema'])}, expected {_SCHEMA}")
-        name = content.get("name")
+        name = from_file(content.get("name"))
         if not is_plain_name(name):
             raise ValueError(f"name is {short(name)}, expected a plain folder name")
         config = _object(content.get("config"), "config")

@@ -57,6 +57,9 @@ class CheckedPart:
     missing: bool = False
     """Whether there is no such file, and there should be."""
 
+    foreign: bool = False
+    """Whether it is whole and another experiment's, as far as that is what is wrong."""
+
     unreachable: bool = False
     """Whether it cannot be read at the moment, so that nobody knows what is in it."""
 
@@ -213,7 +216,7 @@ def describe(part: CheckedPart) -> list[str]:
 
 def _advice(part: CheckedPart) -> Iterator[str]:
     """Yields what to do about a part that is not right."""
-    if part.unreachable:
+    if part.unreachable or part.foreign:
         return
     if part.path.name.endswith(".safetensors.partial"):
         lost = "copies that run again, or records it again" if part.damage else "goes on with the others"

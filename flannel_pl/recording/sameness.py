@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from flannel_pl.experiment import flatten
+from flannel_pl.texts import for_file
 
 INCIDENTAL = frozenset(
     {
@@ -54,7 +55,8 @@ def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[
         config: A resolved config, by group.
         without: Keys that are left out as well, e.g. those that were swept.
     """
-    flat = dict(flatten(json.loads(json.dumps(config))))  # as it is read from a file: keys are text
+    # As it is read from a file: keys are text, and texts are Unicode.
+    flat = dict(flatten(for_file(json.loads(json.dumps(config)))))
     left_out = INCIDENTAL | set(without)
     return {key: value for key, value in (LATER | flat).items() if not _is_below(key, left_out)}
 

@@ -4,40 +4,36 @@
 Trainer, module and data of one run from such a config (see `training/fit.py`).
 """
 
-import copy
+import contextlib
 import difflib
 import functools
 import itertools
 import math
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, cast, get_args, get_origin
 
-import yaml
-from jsonargparse import Namespace, get_loader, set_dumper, set_loader, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+from flannel_pl.arguments import Text, loads, plain, read_exactly, typed
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path
 from flannel_pl.small_files import read_small
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import StepRecorder
+from flannel_pl.training.refusals import refusal
 
 # Makes the docstring below each field of a config dataclass its --help text.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-_EXACT = "yaml_exact"
-"""What jsonargparse calls the format of `_dump_exactly`."""
-
-_PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
-_NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
-# A path may be no text in this locale, and is none of YAML's business.
-set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, UnicodeEncodeError))
+read_exactly()
 
 MAX_CONFIG_BYTES = 2**24
 
@@ -49,14 +45,24 @@ class FlannelParser(LightningArgumentParser):
     """A parser whose complaints are one line and end in a hint, instead of a page of usage."""
 
     @override
+    def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
+        """Reads a config as UTF-8, whatever the locale is."""
+        if str(path) == "-":
+            return cast("Namespace", super().parse_path(path, *arguments, **options))
+        file = Path(path)
+        content = os.fsdecode(file.read_bytes())  # as this process has other texts
+        with contextlib.chdir(file.parent):
+            return cast("Namespace", self.parse_string(content, file.name, *arguments, **options))
+
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(" ".join(message.split()) + self._hint(message))
+        types = {action.dest: action._typehint for action in self._actions if hasattr(action, "_typehint")}
+        text, hint = refusal(message, types), self._hint(" ".join(message.split()))
+        raise UserError(text + hint * (hint not in text))
 
     def _hint(self, message: str) -> str:
         if "Logger" in message and "save_dir" in message:
             return "; give the logger a folder, e.g. init_args: {save_dir: .}, which is that of the run"
-        if "launch.slurm.time" in message:  # YAML reads 12:00:00 as the number 43200
-            return '; write it in quotes, e.g. time: "12:00:00"'
         for pattern in (
             r"unrecognized arguments: --?([\w.]+)",
             r"ambiguous option: --?([\w.]+)",
@@ -132,9 +138,7 @@ class FlannelCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Not LightningCLI's own: it warns whenever arguments are passed in while sys.argv has some too.
-        # A copy, because jsonargparse works on the dicts it is given.
-        plain = copy.deepcopy(args)
-        self.config = parser.parse_object(plain) if isinstance(plain, dict) else parser.parse_args(plain)
+        self.config = parse_config(args) if isinstance(args, dict) else parser.parse_args(args)
 
     @override
     def instantiate_classes(self) -> None:
@@ -153,7 +157,14 @@ def the_parser() -> LightningArgumentParser:
     for action in parser._actions:
         if hasattr(action, "_typehint"):
             action._typehint = _whole_numbers_first(action._typehint)
+        if hasattr(action, "_load_config"):
+            action._load_config = functools.partial(_load_group, action._load_config)
     return parser
+
+
+def _load_group(load: Callable[[Any, Any], Any], value: Any, parser: Any) -> Any:
+    """Returns a group's keys; a text in its place, as in `model: small.yaml`, is the name of a file."""
+    return load(str(value) if isinstance(value, Text) else value, parser)
 
 
 def _whole_numbers_first(kind: Any) -> Any:
@@ -173,36 +184,13 @@ def parse_config(config: dict[str, Any]) -> Namespace:
     Raises:
         UserError: If a key or the type of a value is not accepted.
     """
-    return cast("Namespace", the_parser().parse_object(copy.deepcopy(config)))
+    return cast("Namespace", plain(the_parser().parse_object(typed(config))))
 
 
 def to_yaml(config: dict[str, Any]) -> str:
     """Returns a complete config as YAML that `fit --config` reads back as the same values."""
-    return str(the_parser().dump(parse_config(config), format=_EXACT, skip_unset=False))
-
-
-class _ExactDumper(yaml.SafeDumper):
-    """Quotes every text that some reader of YAML could take for something else, e.g. 3e-4 for a number."""
-
-    @override
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Returns how to write a text; of an enumeration's, its value."""
-        is_plain = _PLAIN_TEXT.fullmatch(text) and text.lower() not in _NOT_TEXT
-        return self.represent_scalar("tag:yaml.org,2002:str", str.__str__(text), None if is_plain else '"')
-
-
-_ExactDumper.add_representer(str, _ExactDumper.represent_text)
-_ExactDumper.add_multi_representer(str, _ExactDumper.represent_text)
-
-
-def _dump_exactly(data: Any) -> str:
-    return str(yaml.dump(data, Dumper=_ExactDumper, sort_keys=False))
-
-
-set_dumper(_EXACT, _dump_exactly)
+    parsed = the_parser().parse_object(typed(config))
+    return str(the_parser().dump(parsed, skip_unset=False))
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:
@@ -223,14 +211,15 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
         # The default of an argument that is no plain value: left out below, so that it stays the default.
         warnings.filterwarnings("ignore", message=r"[\s\S]*Unable to serialize instance")
         try:
-            text = the_parser().dump(parsed, format=_EXACT, skip_unset=False)
+            text = the_parser().dump(parsed, skip_unset=False)
         except ValueError as error:  # e.g. an enumeration that is the default of a callback's argument
-            reason = "; ".join(line.strip(" -") for line in str(error).splitlines() if "represent" in line)
+            lines = str(error).splitlines()
+            reason = "; ".join(line.strip(" -") for line in lines if "represent" in line) or lines[-1]
             raise UserError(
-                f"a value of trainer cannot be written down ({reason or error}); give that argument as a "
+                f"a value of trainer cannot be written down ({reason.strip()}); give that argument as a "
                 "plain value, e.g. --trainer.callbacks.interval step"
             ) from error
-    config: dict[str, Any] = _plain(yaml.safe_load(text))
+    config: dict[str, Any] = _serializable(loads(text))
     infinite = [
         key for key, value in flatten(config) if isinstance(value, float) and not math.isfinite(value)
     ]
@@ -261,11 +250,11 @@ def _check_config_file(name: str) -> None:
         raise UserError(f"cannot read the config {path}: {what}") from error
 
 
-def _plain(value: Any) -> Any:
+def _serializable(value: Any) -> Any:
     """Returns a loaded config without what could not be written as YAML."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not _is_placeholder(item)}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: _serializable(item) for key, item in value.items() if not _is_placeholder(item)}
+    return [_serializable(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_placeholder(value: Any) -> bool:

@@ -31,6 +31,7 @@ from flannel_pl.recording.record import read_record
 from flannel_pl.recording.sameness import has_own_data
 from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.terminal import drawn_upon
+from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import parse_config
@@ -361,10 +362,13 @@ def _label(
     config = experiment.run_config(run)
     # An index refers to the shards themselves, so there every key has to be unique over all runs.
     prefix = f"run_{run.index}_" if config["experiment"]["gather"] == "index" else ""
-    metadata = {
-        "experiment": experiment.paths.folder.name,
-        "config": config,
-        "provenance": {"data": data_digests},
-    }
+    metadata = for_file(
+        {
+            "experiment": experiment.paths.folder.name,
+            "config": config,
+            "provenance": {"data": data_digests},
+        }
+    )
     mixing = config["launch"]["mix_environments"]
-    return RunLabel(run.index, run.seed, run.swept, prefix, attempt, slot.name, metadata, mixing)
+    swept = for_file(run.swept)
+    return RunLabel(run.index, run.seed, swept, prefix, attempt, slot.name, metadata, mixing)

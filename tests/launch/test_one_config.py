@@ -325,9 +325,11 @@ def test_what_was_recorded_passes_for_no_other_experiment(
         capsys.readouterr()
         assert (main(["verify", str(folder.paths.folder)]) if verb == "verify" else folder(verb, *words)) == 1
         message = "".join(capsys.readouterr())
+        assert "does not belong to this experiment: its " in message
+        assert "bring back the one that belongs here" in message
+        assert "gather again" not in message
+        assert "delete" not in message
         if verb != "verify":
-            assert "does not belong to this experiment: its " in message
-            assert "bring back the one that belongs here" in message
             assert len(message.splitlines()) == 1
         assert traces(folder.paths.folder) == before
 

@@ -369,15 +369,6 @@ def test_what_a_task_of_one_run_cannot_have(
     assert not (tmp_path / "jobs").exists()
 
 
-def test_a_time_that_yaml_makes_a_number_of_is_explained(
-    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("launch: {slurm: {time: 12:00:00}}")
-    assert main(["plan", *arguments(small_data, tmp_path, *STEPS), "--config", str(config)]) == 2
-    assert 'write it in quotes, e.g. time: "12:00:00"' in capsys.readouterr().err
-
-
 def test_the_plan_tells_what_slurm_will_be_asked_for(
     small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Loggers and callbacks of somebody else's, as a config may name them."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ class EagerLogger(CSVLogger):
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir)
         Path(save_dir, "made early").mkdir(parents=True)
+
+
+class Color(Enum):
+    red = 1
+
+
+class Colored(Callback):
+    """Has a default that no text stands for."""
+
+    def __init__(self, color: Any = Color.red) -> None:
+        self._color = color
 
 
 class Failing(Callback):
