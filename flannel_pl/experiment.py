@@ -4,6 +4,7 @@ An experiment is one resolved config. It expands to numbered runs: the product o
 and `experiment.seeds` (inner). `ExperimentPaths` and `RunPaths` are the only places that know a file name.
 """
 
+import contextlib
 import copy
 import difflib
 import itertools
@@ -152,8 +153,10 @@ class RunPaths:
         found = []
         for path in self.folder.glob("checkpoint-*.ckpt"):
             if match := re.fullmatch(r"checkpoint-(\d+)-([0-9a-f]{16})\.ckpt", path.name):
-                found.append((int(match[1]), match[2], path))
-        return sorted(found, reverse=True)
+                with contextlib.suppress(FileNotFoundError):
+                    # A run that ends early makes another one of a step that may have one already.
+                    found.append((int(match[1]), path.stat().st_mtime_ns, match[2], path))
+        return [(step, digest, path) for step, _, digest, path in sorted(found, reverse=True)]
 
     @property
     def lock(self) -> Path:

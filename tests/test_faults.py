@@ -49,24 +49,34 @@ class Lab:
         folder: Where.
         hosts: What runs commands.
         begun: The folder that every attempt finds; None = none.
+        more: Further arguments of the command.
     """
 
     def __init__(
-        self, data: SmallData, folder: Path, hosts: Sequence[Host], *, begun: Path | None = None
+        self,
+        data: SmallData,
+        folder: Path,
+        hosts: Sequence[Host],
+        *,
+        begun: Path | None = None,
+        more: Sequence[str] = (),
     ) -> None:
-        self.data, self.folder, self.begun = data, folder, begun
+        self.data, self.folder, self.begun, self.more = data, folder, begun, more
         self.idle: queue.Queue[Host] = queue.Queue()
         places = [folder / f"calm {i}" for i in range(len(hosts))]
         for place in places:
             self.prepare(place)
         # Counted below the same folder as where calls fail: what is above is made and synced by all together.
-        calm = [host.run(words(data, place), below=place) for host, place in zip(hosts, places, strict=True)]
+        calm = [host.run(self.words(place), below=place) for host, place in zip(hosts, places, strict=True)]
         assert [attempt.code for attempt in calm] == [0] * len(hosts), calm[0].stderr
         self.num_calls = calm[-1].num_calls
         self.tensors = tensors_of(folder / "calm 0" / "faulty")
         self.names = names_in(folder / "calm 0" / "faulty")
         for host in hosts:
             self.idle.put(host)
+
+    def words(self, output_dir: Path) -> list[str]:
+        return [*words(self.data, output_dir), *self.more]
 
     def prepare(self, output_dir: Path) -> None:
         if self.begun is not None:
@@ -96,7 +106,7 @@ class Lab:
     def check(self, host: Host, fault: Fault, output_dir: Path) -> None:
         paths = ExperimentPaths(output_dir / "faulty", "faulty")
         self.prepare(output_dir)
-        first = host.run(words(self.data, output_dir), below=output_dir, fault=fault)
+        first = host.run(self.words(output_dir), below=output_dir, fault=fault)
         assert first.struck is not None, "it was to be the k-th call, but there were fewer"
         if fault.error == SHORT or (fault.error == errno.EIO and fault.call in GOES_ON):
             assert first.code == 0, first.stderr
@@ -106,7 +116,7 @@ class Lab:
         else:
             assert_complaint(first, fault, folder=output_dir)
         assert_truthful(paths)
-        again = host.run(words(self.data, output_dir), below=output_dir)
+        again = host.run(self.words(output_dir), below=output_dir)
         assert again.code == 0, f"after {first.struck} failed, again gives {again.code}:\n{again.stderr}"
         tensors = tensors_of(paths.folder)
         different = [key for key in self.tensors if tensors[key] != self.tensors[key]]
@@ -155,7 +165,7 @@ def hosts(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> It
         yield [stack.enter_context(Host(folder / f"host {i}", plan)) for i in range(NUM_HOSTS)]
 
 
-@pytest.fixture(scope="module", params=["new", "begun"])
+@pytest.fixture(scope="module", params=["new", "begun", "ends early"])
 def lab(
     request: pytest.FixtureRequest,
     small_data: SmallData,
@@ -165,6 +175,9 @@ def lab(
     folder = tmp_path_factory.mktemp("lab")
     if request.param == "new":
         return Lab(small_data, folder / "runs", hosts)
+    if request.param == "ends early":
+        ends = ["--trainer.max_steps", "9", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+        return Lab(small_data, folder / "runs", hosts, more=ends)
     begun, k = folder / "begun 1", 1
     while len(list(begun.glob("*/run_0/checkpoint*.ckpt"))) != 2:
         begun, k = folder / f"begun {k}", k + 1

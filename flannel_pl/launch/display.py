@@ -118,9 +118,16 @@ def not_finite(run: RunStatus) -> Iterator[str]:
         yield f"run {run.run}: loss not finite from step {run.first_bad_step} on; recorded as it is"
 
 
+def early_end(run: RunStatus) -> Iterator[str]:
+    """Yields a line if the run has ended on purpose before its last step."""
+    if run.ended is not None:
+        yield f"run {run.run}: {printable(str(run.ended))}"
+
+
 def troubles(run: RunStatus) -> Iterator[str]:
     """Yields a line for everything about a run that a person should know."""
     yield from not_finite(run)
+    yield from early_end(run)
     if run.state == "failed":
         yield f"run {run.run} failed: {printable(run.message)}"
     elif run.state == "silent" and run.updated_s is not None:

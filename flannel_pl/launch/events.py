@@ -9,6 +9,7 @@ within one launch) and `event`. Whoever launches runs writes, with these further
 | `submitted` | array_job (the first of arrays), arrays, gather_job, runs, settings: what Slurm was given |
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `training_started` | run, attempt, pid, first_row, environment: from which row on the run is trained where |
+| `ended_early` | run, step, planned_steps, reason: the run has ended on purpose before its last step |
 | `run_finished` | run, device, attempt, seconds |
 | `run_failed` | run, seed, device, attempt, cause; log and will_retry if a launcher started it |
 | `fewer_at_once` | runs: how many are trained side by side from now on, since one was killed |

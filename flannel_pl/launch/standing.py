@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flannel_pl.experiment import Run
+from flannel_pl.recording.early_end import EarlyEnd
 
 RunState = Literal["waiting", "running", "stopped", "done", "failed", "silent", "unknown"]
 """`silent`: says it is running, but said so too long ago. `unknown`: the journal cannot be read."""
@@ -48,6 +49,9 @@ class RunStatus:
     message: str = ""
     """Why the run failed or stopped, or why nothing is known of it."""
 
+    ended: EarlyEnd | None = None
+    """How the run ended, if it is done before its last step."""
+
     @property
     def retries(self) -> int:
         """How often the run was started again."""
@@ -55,8 +59,8 @@ class RunStatus:
 
     @property
     def steps_left(self) -> int:
-        """Steps that are still to be trained; of a failed run none."""
-        return 0 if self.state == "failed" else self.max_steps - self.step
+        """Steps that are still to be trained; none of a run that is done or has failed."""
+        return 0 if self.state in ("failed", "done") else self.max_steps - self.step
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.signs import silence_s
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.record import read_record
 from flannel_pl.terminal import make_console
@@ -50,7 +51,14 @@ def collect_status(
         name=paths.name,
         folder=paths.folder,
         runs=tuple(
-            _settled(status, waiting_run(config, run), num_bytes, gathered)
+            _settled(
+                paths.run(run.index),
+                status,
+                waiting_run(config, run),
+                num_bytes,
+                gathered,
+                every_n_steps=config["recorder"]["every_n_steps"],
+            )
             for status, run, num_bytes in zip(told, runs, shard_bytes, strict=True)
         ),
         gather=config["experiment"]["gather"],
@@ -74,15 +82,18 @@ class _Gathered:
     trouble: str = ""
     """Why that is not known."""
 
+    early_ends: Mapping[int, EarlyEnd] = field(default_factory=dict)
+    """Those of its runs that ended early, as far as the finished file says."""
+
     @classmethod
     def read(cls, paths: ExperimentPaths) -> "_Gathered":
         if not (paths.growing.exists() or paths.gathered.exists()):
             return cls()
         # Here, not at the top: it is seldom needed, and imports numpy.
-        from flannel_pl.recording.gatherer import gathered_runs
+        from flannel_pl.recording.gatherer import gathered_early_ends, gathered_runs
 
         try:
-            return cls(gathered_runs(paths.folder))
+            return cls(gathered_runs(paths.folder), early_ends=gathered_early_ends(paths))
         except (UserError, RunError) as error:
             return cls(trouble=str(error))
 
@@ -103,30 +114,56 @@ def _told(paths: RunPaths, config: Mapping[str, Any], run: Run) -> RunStatus:
 
 
 def _settled(
-    status: RunStatus, waiting: RunStatus, shard_bytes: int | None, gathered: _Gathered
+    paths: RunPaths,
+    status: RunStatus,
+    waiting: RunStatus,
+    shard_bytes: int | None,
+    gathered: _Gathered,
+    *,
+    every_n_steps: int,
 ) -> RunStatus:
     """Returns a run's status by its files: they are the truth, whatever the journal says.
 
     Args:
+        paths: The run's files.
         status: What the journal says.
         waiting: The status of that run if it were never started.
         shard_bytes: Size of the run's finished recording; None if it has none.
         gathered: What is in the gathered file.
+        every_n_steps: Steps from row to row.
     """
     if shard_bytes is not None or status.run in gathered.runs:
+        ended = status.ended
+        if status.state != "done":  # the journal has not heard of it
+            ended = (
+                gathered.early_ends.get(status.run) if shard_bytes is None else _early_end(paths.recording)
+            )
+        done = replace(status, state="done", message="", ended=ended)
+        if ended is not None:
+            num_rows = 1 + ended.step // every_n_steps
+            return replace(done, step=ended.step, num_rows=num_rows, rows_written=num_rows)
         return replace(
-            status,
-            state="done",
+            done,
             step=status.max_steps,
             rows_written=status.num_rows,
             bytes_written=status.bytes_written if shard_bytes is None else shard_bytes,
-            message="",
         )
     if status.state != "done":
         return status
     if gathered.trouble:
         return replace(status, state="unknown", message=f"it was done; where it is now: {gathered.trouble}")
     return replace(waiting, message="it was done, but its recording is gone")
+
+
+def _early_end(recording: Path) -> EarlyEnd | None:
+    """Returns what a finished recording says of an early end."""
+    # Here, not at the top: it is seldom needed, and imports numpy.
+    from flannel_pl.recording.layout import read_layout
+
+    try:
+        return EarlyEnd.of(read_layout(recording).flannel)
+    except RunError:  # damaged, which `verify` tells
+        return None
 
 
 def _size(path: Path) -> int | None:
@@ -138,11 +175,15 @@ def _size(path: Path) -> int | None:
 
 
 def _with_entry(status: RunStatus, entry: JournalEntry, *, every_n_steps: int) -> RunStatus:
+    ended = None
+    if entry.state == "done" and entry.ended_step is not None:
+        ended = EarlyEnd(entry.ended_step, status.max_steps, entry.message)
     return replace(
         status,
         state=entry.state,
         attempt=entry.attempt,
         step=max(0, entry.rows_written - 1) * every_n_steps,
+        ended=ended,
         rows_written=entry.rows_written,
         device=entry.device,
         host=entry.host,

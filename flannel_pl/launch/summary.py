@@ -11,6 +11,7 @@ from flannel_pl.experiment import Experiment
 from flannel_pl.launch.display import (
     ALWAYS,
     Column,
+    early_end,
     fitting_table,
     loss_column,
     not_finite,
@@ -34,7 +35,7 @@ def summarize(experiment: Experiment, outcomes: Sequence[Outcome], *, command: S
     runs = collect_status(experiment.paths, experiment.config, [outcome.run for outcome in outcomes]).runs
     console.print(_results(outcomes, runs, width=console.width))
     for run in runs:
-        for line in not_finite(run):
+        for line in (*not_finite(run), *early_end(run)):
             console.print(line, highlight=False)
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     if not failed:

@@ -4,6 +4,7 @@ Rows are read in large sequential pieces by a few threads; reading and hashing b
 interpreter, so the disk or the memory is the limit.
 """
 
+import dataclasses
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import xxhash
 
 from flannel_pl.errors import UserError
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.layout import FileLayout, TensorSpec
 from flannel_pl.recording.metadata import short
 from flannel_pl.recording.schema import (
@@ -125,16 +127,17 @@ def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
     if names is None:
         names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
     num_tokens, hidden_dim = _row_sizes(layout, part)
-    return RecordingSchema.build(
+    schema = RecordingSchema.build(
         tensors=names,
         dtypes=_dtypes(layout, part, names),
         num_tokens=num_tokens,
         hidden_dim=hidden_dim,
-        max_steps=max(part.step(part.num_rows - 1), 1),
+        max_steps=1,
         every_n_steps=int(part.metadata["every_n_steps"]),
         skippable=SKIPPED in part.metadata["checksum_columns"],
         key_prefix=part.prefix,
     )
+    return dataclasses.replace(schema, num_rows=part.num_rows)
 
 
 def _dtypes(layout: FileLayout, part: RunPart, names: Iterable[str]) -> Mapping[str, str]:
@@ -159,8 +162,14 @@ def _other_rows(part: RunPart) -> Iterator[str]:
     every_n_steps, max_steps = part.said("recorder.every_n_steps"), part.said("trainer.max_steps")
     if every_n_steps is not None and every_n_steps != part.metadata["every_n_steps"]:
         yield f"every_n_steps is {part.metadata['every_n_steps']}, its config says {every_n_steps!r}"
-    elif isinstance(max_steps, int) and (expected := 1 + max_steps // part.step(1)) != part.num_rows:
-        yield f"num_rows is {part.num_rows}, its config asks for {expected}"
+        return
+    ended = EarlyEnd.of(part.metadata)
+    if ended is not None and max_steps is not None and ended.planned_steps != max_steps:
+        yield f"it says that {ended.planned_steps} steps were planned, its config has {max_steps!r}"
+    last_step = max_steps if ended is None else ended.step
+    if isinstance(last_step, int) and (expected := 1 + last_step // part.step(1)) != part.num_rows:
+        asks = "its config asks for" if ended is None else f"it {ended} and so should have"
+        yield f"num_rows is {part.num_rows}, {asks} {expected}"
 
 
 def _row_sizes(layout: FileLayout, part: RunPart) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def _check_growing_file(paths: ExperimentPaths, record: ExperimentRecord) -> Ite
         layout = notes.layout(experiment_tensors(paths, record))
         for index, metadata in notes.runs.items():
             damage = tuple(copy_damage(path, layout, index, metadata))
-            num_rows, num_bytes = metadata["num_rows"], sum(s.num_bytes for s in notes.specs[index].values())
+            num_rows, num_bytes = metadata["num_rows"], sum(s.num_bytes for s in notes.taken(index).values())
             elapsed_s, start_s = time.monotonic() - start_s, time.monotonic()
             yield CheckedPart(path, index, num_rows, num_bytes, elapsed_s, damage, unfinished=True)
     except RunError as error:

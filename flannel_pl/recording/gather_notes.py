@@ -33,6 +33,7 @@ from flannel_pl.recording.layout import (
 from flannel_pl.recording.metadata import check_metadata
 from flannel_pl.recording.opening import unreachable
 from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.shard import is_shortened
 from flannel_pl.small_files import read_small
 
 Specs = dict[str, TensorSpec]
@@ -115,10 +116,11 @@ class GatherNotes:
             raise ValueError("a dtype that is none")
         for index, metadata in self.runs.items():
             check_metadata(metadata)
-            rows, columns, specs = metadata["num_rows"], metadata["checksum_columns"], self.specs[index]
+            rows, columns, specs = metadata["num_rows"], metadata["checksum_columns"], self.taken(index)
             _ = metadata["every_n_steps"], [specs[name] for name in metadata["static_checksums"]]
             is_right = (
                 index >= 0
+                and is_shortened(specs, self.specs[index])
                 and specs["recorded_steps"] == TensorSpec("I64", (rows,))
                 and specs["checksums"] == TensorSpec("U64", (rows, len(columns)))
                 and all(specs[name].shape[:1] == (rows,) for name in columns)
@@ -126,9 +128,29 @@ class GatherNotes:
             if not is_right:
                 raise ValueError(f"a run {index} that is none")
 
-    def layout(self, extras: Extras) -> FileLayout:
-        """Returns where everything lies in the growing file; the header is not the true one yet."""
-        return plan_layout(_keys(self.specs, extras), metadata="", min_header_bytes=self.header_bytes)
+    def taken(self, index: int) -> Specs:
+        """Returns what a run has of the space that is planned for it: fewer rows, if it ended early."""
+        metadata, planned = self.runs.get(index), self.specs[index]
+        if metadata is None:
+            return planned
+        rows = {*metadata["checksum_columns"], "recorded_steps", "checksums"}
+        return {
+            name: TensorSpec(spec.dtype, (metadata["num_rows"], *spec.shape[1:])) if name in rows else spec
+            for name, spec in planned.items()
+        }
+
+    def layout(self, extras: Extras, *, taken: bool = False) -> FileLayout:
+        """Returns where everything lies in the growing file; the header is not the true one yet.
+
+        Args:
+            extras: The experiment's tensors.
+            taken: Whether tensors are as long as what the runs have of them, not as what is planned.
+        """
+        planned = _keys(self.specs, extras)
+        specs = [self.taken(index) if taken else one for index, one in enumerate(self.specs)]
+        return plan_layout(
+            _keys(specs, extras), metadata="", min_header_bytes=self.header_bytes, reserved=planned
+        )
 
 
 def refuse_loss(
@@ -167,6 +189,9 @@ def plan_notes(record: ExperimentRecord, extras: Extras, shards: Sequence[Shard]
     known = {shard.index: shard for shard in shards}
     likely = [known.get(run.index, shards[0]) for run in record.runs]
     specs = [specs_of(shard) for shard in likely]
+    for run in record.runs:
+        if run.index not in known:
+            specs[run.index] = _planned_specs(shards[0], record.num_rows(run))
     metadata = gathered_metadata(record, [run_metadata(shard) for shard in likely], extras)
     exact = plan_layout(_keys(specs, extras), metadata=metadata)
     header_bytes = len(exact.header) + SPARE_BYTES_PER_RUN * (len(likely) - len(known))
@@ -183,16 +208,22 @@ def final_layout(
         notes: The plan, and every run but those `apart`.
         record: The experiment's record.
         extras: Its tensors.
-        apart: Runs that do not fit the plan. If there are any, the layout is another than the planned one.
+        apart: Runs that do not fit the plan. If there are any, or the header is longer than planned or has
+            too many fillers, the layout is another than the planned one.
     """
     specs, sayings = [], []
-    for run, planned in zip(record.runs, notes.specs, strict=True):
+    for run in record.runs:
         shard = apart.get(run.index)
-        specs.append(planned if shard is None else specs_of(shard))
+        specs.append(notes.taken(run.index) if shard is None else specs_of(shard))
         sayings.append(notes.runs[run.index] if shard is None else run_metadata(shard))
     metadata = gathered_metadata(record, sayings, extras)
-    room = 0 if apart else notes.header_bytes
-    layout = plan_layout(_keys(specs, extras), metadata=metadata, min_header_bytes=room)
+    keys = _keys(specs, extras)
+    if not apart:
+        planned = _keys(notes.specs, extras)
+        layout = plan_layout(keys, metadata=metadata, min_header_bytes=notes.header_bytes, reserved=planned)
+        if len(layout.header) == notes.header_bytes and is_readable(layout):
+            return layout
+    layout = plan_layout(keys, metadata=metadata)
     _refuse_long_header(layout, record)
     return layout
 
@@ -203,6 +234,15 @@ def _refuse_long_header(layout: FileLayout, record: ExperimentRecord) -> None:
             f"{len(record.runs)} runs are too many for one file, whose header no reader would accept. "
             "Gather with --mode index, or split the experiment."
         )
+
+
+def _planned_specs(like: Shard, num_rows: int) -> Specs:
+    """Returns the specs of a run that is like another, and has all the rows that it was to have."""
+    rows = {*like.layout.flannel["checksum_columns"], "checksums"}
+    return {
+        name: TensorSpec(spec.dtype, (num_rows, *spec.shape[1:])) if name in rows else spec
+        for name, spec in specs_of(like).items()
+    }
 
 
 def specs_of(shard: Shard) -> Specs:

@@ -7,6 +7,7 @@ its own recording may be deleted. A crash at any moment loses nothing: what the 
 again, and the final name is given only to the complete file.
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from flannel_pl.recording.contents import (
     run_metadata,
 )
 from flannel_pl.recording.disk import explained, partial_of, readable_bytes
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.gather_file import (
     Advance,
     OwnFile,
@@ -35,12 +37,19 @@ from flannel_pl.recording.gather_file import (
     make_growing_file,
     synced,
 )
-from flannel_pl.recording.gather_notes import GatherNotes, final_layout, plan_notes, refuse_loss, specs_of
+from flannel_pl.recording.gather_notes import (
+    GatherNotes,
+    final_layout,
+    plan_notes,
+    refuse_loss,
+    specs_of,
+)
 from flannel_pl.recording.held import check_held
-from flannel_pl.recording.layout import FileLayout
+from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.presence import was_finished
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
+from flannel_pl.recording.shard import is_shortened
 from flannel_pl.recording.space import free_bytes
 from flannel_pl.recording.tensors import TensorFile
 from flannel_pl.small_files import read_small
@@ -76,6 +85,21 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
     if notes is None:
         _refuse_lost_notes(paths, record)
     return frozenset(() if notes is None else notes.runs)
+
+
+def gathered_early_ends(paths: ExperimentPaths) -> dict[int, EarlyEnd]:
+    """Returns how those gathered runs ended that ended early, by their number.
+
+    Args:
+        paths: The experiment's files. What is damaged there tells nothing.
+    """
+    told: dict[int, Mapping[str, Any]] = {}
+    with contextlib.suppress(RunError):
+        notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
+        told |= {} if notes is None else notes.runs
+    with contextlib.suppress(RunError):
+        told |= {run["index"]: run for run in read_layout(paths.gathered).flannel.get("runs", [])}
+    return {index: ended for index, one in told.items() if (ended := EarlyEnd.of(one)) is not None}
 
 
 def _refuse_lost_notes(paths: ExperimentPaths, record: ExperimentRecord) -> None:
@@ -165,7 +189,7 @@ class Gatherer:
         """
         copied = {} if self._notes is None else self._notes.runs
         waiting = [i for i in self._indices if i not in copied and self._has_shard(i)]
-        sizes = [self.paths.run(i).recording.stat().st_size for i in waiting]
+        sizes = [read_layout(self.paths.run(i).recording).used_bytes for i in waiting]
         self._refuse_small_disk(sum(sizes) if self.keep_shards else max(sizes, default=0))
 
     def add(self, run_index: int, *, advance: Advance | None = None) -> None:
@@ -187,7 +211,7 @@ class Gatherer:
         advance = advance or (lambda num_bytes: None)
         if self._is_right(run_index, advance):
             assert self._notes is not None
-            advance(sum(spec.num_bytes for spec in self._notes.specs[run_index].values()))
+            advance(sum(spec.num_bytes for spec in self._notes.taken(run_index).values()))
         else:
             self._copy(run_index, advance)
         if run_index not in self._apart:
@@ -218,7 +242,7 @@ class Gatherer:
         assert self._notes is not None
         layout = final_layout(self._notes, self.record, self._extras, apart=self._apart)
         own = self._check_own()
-        if self._apart or len(layout.header) != self._notes.header_bytes:
+        if layout.offsets != self._layout(self._notes).offsets:
             own = self._rearrange(self._notes, layout, advance)
             self._check_own()
         complete(own, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
@@ -332,11 +356,11 @@ class Gatherer:
                 f"run {index} again."
             )
         notes = self._notes = self._notes or self._begin()
-        if specs_of(shard) != notes.specs[index]:
+        if not is_shortened(specs_of(shard), notes.specs[index]):
             self._apart[index] = shard
             return
         layout = self._layout(notes)
-        self._refuse_small_disk(shard.layout.total_bytes)
+        self._refuse_small_disk(shard.layout.used_bytes)
         self._check_own()
         copy_tensors(shard.path, shard.layout, self.paths.growing, layout, keys=shard.keys, advance=advance)
         with synced(self.paths.growing):
@@ -396,7 +420,7 @@ class Gatherer:
         self._refuse_small_disk(layout.total_bytes)
         make_growing_file(self.paths.growing_moved, layout)
         own = OwnFile(self.paths.growing_moved)
-        planned = self._layout(notes)
+        planned = notes.layout(self._extras, taken=True)
         for index, metadata in enumerate(layout.flannel["runs"]):
             if shard := self._apart.get(index):
                 source, source_layout, keys = shard.path, shard.layout, shard.keys

@@ -8,6 +8,7 @@ import numpy as np
 
 from flannel_pl.recording.attempts import deciding, fact_word
 from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
 from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED
@@ -54,7 +55,7 @@ def describe(path: str | Path) -> str:
 
 
 def _overview(recording: Recording) -> list[str]:
-    num_bytes = sum(file.stat().st_size for file in recording.files)
+    num_bytes = recording.num_bytes
     files = f" in {len(recording.files)} files" if len(recording.files) > 1 else ""
     schema = recording.metadata.get("schema") or next(
         (run.metadata["schema"] for run in recording if "schema" in run.metadata), None
@@ -68,6 +69,8 @@ def _overview(recording: Recording) -> list[str]:
     for run in recording:
         swept = "".join(f", {key} {value}" for key, value in run.swept.items())
         lines.append(_line(f"run {run.index}", f"seed {run.seed}{swept}, {_rows(run)}"))
+        if (ended := EarlyEnd.of(run.metadata)) is not None:
+            lines.append(_line("", str(ended)))
     return lines
 
 

@@ -71,13 +71,16 @@ class JournalEntry:
     """Unix time of this entry, in seconds."""
 
     message: str = ""
-    """Short cause, if failed or stopped."""
+    """Short cause, if failed, stopped or ended early."""
 
     first_bad_step: int | None = None
     """Step of the first loss that is NaN or infinite; None if there is none, or in an older journal."""
 
     first_row: int = 0
     """Rows below this one were kept from an earlier attempt."""
+
+    ended_step: int | None = None
+    """The last one, if the run is done and ended on purpose before it had all; `message` says why."""
 
 
 class Journal:

@@ -39,6 +39,10 @@ PAGE_BYTES = 4096
 SPARE_HEADER_BYTES = 4 * PAGE_BYTES
 """Left free in the header of a run's file: what is said there grows with every attempt."""
 
+FILLER = "unused/"
+"""What the keys of fillers begin with: U8 tensors over space that was reserved for rows that never came,
+since the format allows no holes. They hold nothing, and no reader of ours shows one."""
+
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 50_000
 MAX_MARKS = 400_000
@@ -108,6 +112,14 @@ class FileLayout:
     total_bytes: int
     """Size of the whole file."""
 
+    unused: tuple[tuple[int, int], ...] = ()
+    """First byte and end of every filler."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the file without its fillers."""
+        return self.total_bytes - sum(end - start for start, end in self.unused)
+
     @functools.cached_property
     def flannel(self) -> dict[str, Any]:
         """The parsed metadata of flannel-pl; empty for a file that something else wrote."""
@@ -121,7 +133,12 @@ class FileLayout:
 
 
 def plan_layout(
-    tensors: Mapping[str, TensorSpec], *, metadata: str, min_header_bytes: int = 0, spare_bytes: int = 0
+    tensors: Mapping[str, TensorSpec],
+    *,
+    metadata: str,
+    min_header_bytes: int = 0,
+    spare_bytes: int = 0,
+    reserved: Mapping[str, TensorSpec] | None = None,
 ) -> FileLayout:
     """Gives every tensor its place.
 
@@ -131,6 +148,7 @@ def plan_layout(
         metadata: Value of the one metadata key, see `dump_metadata`.
         min_header_bytes: The header is filled up with spaces to at least this size.
         spare_bytes: And has at least so many spaces at its end.
+        reserved: Key -> the larger tensor that has the place; fillers cover what is left of that.
 
     Returns:
         A layout whose header depends on nothing but the arguments.
@@ -138,10 +156,16 @@ def plan_layout(
     ordered = dict(sorted(tensors.items(), key=lambda item: (_DTYPE_RANK[item[1].dtype], item[0])))
     entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: metadata}}
     begins: dict[str, int] = {}
+    fillers: list[tuple[int, int]] = []
     end = 0
     for key, spec in ordered.items():
-        begins[key], end = end, end + spec.num_bytes
-        entries[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begins[key], end]}
+        begins[key], taken = end, end + spec.num_bytes
+        end += (reserved or {}).get(key, spec).num_bytes
+        entries[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begins[key], taken]}
+        if taken < end:
+            filler = {"dtype": "U8", "shape": [end - taken], "data_offsets": [taken, end]}
+            entries[f"{FILLER}{len(fillers)}"] = filler
+            fillers.append((taken, end))
     text = json.dumps(entries, separators=(",", ":")).encode()
     data_start = -(-max(8 + len(text) + spare_bytes, min_header_bytes) // PAGE_BYTES) * PAGE_BYTES
     header = (data_start - 8).to_bytes(8, "little") + text.ljust(data_start - 8)
@@ -149,7 +173,8 @@ def plan_layout(
     header = header.replace(checksum_field(NO_CHECKSUM), checksum_field(digits))
     metadata = json.loads(header[8:])["__metadata__"][METADATA_KEY]
     offsets = {key: data_start + begin for key, begin in begins.items()}
-    return FileLayout(header, ordered, offsets, {METADATA_KEY: metadata}, data_start + end)
+    unused = tuple((data_start + first, data_start + last) for first, last in fillers)
+    return FileLayout(header, ordered, offsets, {METADATA_KEY: metadata}, data_start + end, unused)
 
 
 def read_layout(path: Path) -> FileLayout:
@@ -218,7 +243,7 @@ def is_readable(layout: FileLayout) -> bool:
     """Tells whether `read_layout` would accept a header that long."""
     return (
         len(layout.header) <= MAX_HEADER_BYTES
-        and len(layout.tensors) <= MAX_TENSORS
+        and len(layout.tensors) + len(layout.unused) <= MAX_TENSORS
         and num_marks(layout.header) <= MAX_MARKS
     )
 
@@ -230,14 +255,18 @@ def _parse(header: bytes, entries: dict[str, Any], total_bytes: int) -> FileLayo
     if len(entries) > MAX_TENSORS:
         raise ValueError(f"it has {len(entries)} tensors, expected {MAX_TENSORS} at most")
     parsed = [(key, *_parse_entry(key, entry, total_bytes)) for key, entry in entries.items()]
-    tensors, offsets, end = {}, {}, 0
+    tensors, offsets, unused, end = {}, {}, [], 0
     for key, spec, place in sorted(parsed, key=lambda item: item[2]):
         if place != (end, end + spec.num_bytes):
             raise ValueError(f"{key!r} lies at {short(place)}, expected {(end, end + spec.num_bytes)}")
-        tensors[key], offsets[key], end = spec, len(header) + end, end + spec.num_bytes
+        start, end = end, end + spec.num_bytes
+        if METADATA_KEY in metadata and key.startswith(FILLER) and spec.dtype == "U8":
+            unused.append((len(header) + start, len(header) + end))
+        else:
+            tensors[key], offsets[key] = spec, len(header) + start
     if len(header) + end != total_bytes:
         raise ValueError(f"it has {total_bytes} bytes, its header asks for {len(header) + end}")
-    layout = FileLayout(header, tensors, offsets, metadata, total_bytes)
+    layout = FileLayout(header, tensors, offsets, metadata, total_bytes, tuple(unused))
     check_metadata(layout.flannel)
     return layout
 

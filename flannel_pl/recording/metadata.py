@@ -51,6 +51,11 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     for name in ("num_rows", "every_n_steps"):
         if metadata.get(name, 1) < 1:
             raise ValueError(f"its metadata have {name} {metadata[name]}, expected at least 1")
+    ended = {name: type(value) for name, value in metadata.get("ended", {}).items()}
+    if ended and ended != {"step": int, "planned_steps": int, "reason": str}:
+        raise ValueError(
+            f"its metadata have ended {short(metadata['ended'])}, expected step, planned_steps, reason"
+        )
     for attempt in metadata.get("attempts", []):
         first_row = attempt.get("first_row") if isinstance(attempt, dict) else None
         if type(first_row) is not int or type(attempt.get("environment", {})) is not dict:
@@ -75,7 +80,7 @@ _CONFIG_GROUPS = ("experiment", "trainer", "model", "data", "recorder")
 
 _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schema", "run", "index", "num_rows", "every_n_steps"), (int,)),
-    **dict.fromkeys(("swept", "config", "provenance", "static_checksums"), (dict,)),
+    **dict.fromkeys(("swept", "config", "provenance", "static_checksums", "ended"), (dict,)),
     **dict.fromkeys(("checksum_columns", "runs", "attempts"), (list,)),
     **dict.fromkeys(("name", CHECKSUM_KEY), (str,)),
     "seed": (int, type(None)),

@@ -134,6 +134,7 @@ class Recording:
             notebook's own files.
         tensors: Every key, with `run_{i}_` where it belongs to a run, and its dtype and shape.
         files: The safetensors files it is made of.
+        num_bytes: Their size, without what was reserved for rows that never came.
         scalars: Experiment-wide numbers, e.g. `learning_rate`; a shard has none.
     """
 
@@ -141,6 +142,7 @@ class Recording:
         self.path = path
         self._files = list(dict.fromkeys(file for file, _ in table.values()))
         self.files = tuple(file.path for file in self._files)
+        self.num_bytes = sum(file.layout.used_bytes for file in self._files)
         self.metadata = _metadata(self._files)
         self.tensors = {key: file.layout.tensors[inner] for key, (file, inner) in table.items()}
         small = {key: file.read(inner) for key, (file, inner) in table.items() if _is_small(key, file, inner)}

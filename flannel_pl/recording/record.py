@@ -95,6 +95,11 @@ class ExperimentRecord:
         """Config keys that differ from run to run, besides the seed."""
         return frozenset(key for run in self.runs for key in run.swept)
 
+    def num_rows(self, run: Run) -> int:
+        """Returns how many rows a run has if it does not end early."""
+        max_steps = run.swept.get("trainer.max_steps", self.config["trainer"]["max_steps"])
+        return int(1 + max_steps // self.config["recorder"]["every_n_steps"])
+
     @property
     def data_digests(self) -> Mapping[str, str]:
         """Name of each data file -> the hash of its content."""

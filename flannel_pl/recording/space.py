@@ -20,6 +20,9 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of macOS's <sys/fcntl.h>; Python has no names for them.
 _F_PREALLOCATE, _F_ALLOCATEALL, _F_PEOFPOSMODE = 42, 4, 3
 
+# Of Linux's <linux/falloc.h>, likewise.
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +64,19 @@ def reserve(fd: int, offset: int, num_bytes: int) -> None:
         if error.errno in NO_SPACE:
             raise
         _warn_of_no_reservation()
+
+
+def give_back(fd: int, offset: int, num_bytes: int) -> None:
+    """Gives the space of a part of the file back to the disk, where the system can do that.
+
+    It reads as zeros then. What it holds does not matter to anybody, so no refusal does any harm.
+    """
+    import ctypes  # here, not at the top: it is seldom needed, and `status` starts at once
+
+    # By this name its numbers have 64 bits everywhere.
+    punch = getattr(ctypes.CDLL(None), "fallocate64", None) if sys.platform == "linux" else None
+    if punch is not None and num_bytes > 0:
+        punch(fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(num_bytes))
 
 
 def _reserve_on_macos(fd: int, num_bytes: int) -> None:

@@ -28,10 +28,11 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.publish import sync
 from flannel_pl.recording.attempts import with_attempt
 from flannel_pl.recording.disk import disk_error, explained, publish, write_at, write_file
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.journal import SLOT_BYTES, Journal, JournalEntry, State
 from flannel_pl.recording.schema import Column, RecordingSchema
-from flannel_pl.recording.shard import create_shard, reopen_shard, shard_layout
+from flannel_pl.recording.shard import create_shard, end_early, reopen_shard, shard_layout
 
 TORCH_DTYPES = {
     **{"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16},
@@ -254,8 +255,12 @@ class RecordingWriter:
             if self._failure is not None:
                 raise self._explanation(self._failure) from self._failure
 
-    def finish(self) -> None:
+    def finish(self, ended: EarlyEnd | None = None) -> None:
         """Waits for the last row, makes everything durable, and gives the file its final name.
+
+        Args:
+            ended: Why no more rows come, if there are fewer than were planned. The file then has those that
+                are there, and says so.
 
         Raises:
             RunError: If writing has failed or rows are missing; the partial file stays and the journal says
@@ -266,13 +271,13 @@ class RecordingWriter:
         self._join()
         try:
             self.raise_if_failed()
-            if self._rows_written != self.schema.num_rows:
+            if ended is None and self._rows_written != self.schema.num_rows:
                 raise RunError(
                     f"{self.partial_path} ended at row {self._rows_written} of {self.schema.num_rows}. "
                     "Start the run again; an unfinished file never gets its final name."
                 )
             with explained(self.partial_path, need_bytes=0):
-                self._publish()
+                self._publish(ended)
         except (RunError, UserError) as error:
             self.abort(str(error))
             raise
@@ -333,7 +338,7 @@ class RecordingWriter:
         with contextlib.suppress(OSError):  # what matters was synced before, and its failure reported
             os.close(self._fd)
 
-    def _publish(self) -> None:
+    def _publish(self, ended: EarlyEnd | None) -> None:
         # Data first, then the name, then the journal: a crash in between leaves a whole file under either
         # name and a journal that says too little. The other way round, "done" could stand beside a file
         # that is not there.
@@ -344,8 +349,17 @@ class RecordingWriter:
                 f"{self.final_path} appeared during the run; {self.partial_path} is complete, and gets that "
                 "name if you move the other file to another folder and repeat the command"
             )
+        if ended is not None:
+            self.schema = dataclasses.replace(self.schema, num_rows=self._rows_written)
+            self._fd, self._layout = end_early(
+                self.partial_path, self._fd, self._layout, schema=self.schema, ended=ended
+            )
         publish(self.partial_path, self.final_path, fd=self._fd)
-        self._note("done", durable=True)
+        if ended is not None:
+            self._entry = dataclasses.replace(
+                self._entry, num_rows=self.schema.num_rows, ended_step=ended.step
+            )
+        self._note("done", "" if ended is None else ended.reason, durable=True)
 
     # What follows runs in the thread; or after it was joined.
 

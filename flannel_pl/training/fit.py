@@ -287,7 +287,7 @@ def _train(
     recorder = StepRecorder(
         paths.folder, **config["recorder"], checkpoint_every=checkpoint_every, label=label, note=note
     )
-    if resume is not None:
+    if resume is not None and "ended" not in resume.metadata:
         device = torch.device(slot.accelerator, slot.number or 0)
         recorder.refuse_other_environment(environment(device), 1 + resume.step // recorder.every_n_steps)
     trainer: Any = cli.trainer
@@ -311,6 +311,8 @@ def _train(
         if _is_mistake(error, trainer, first_step=0 if resume is None else resume.step):
             raise UserError(f"this cannot be trained: {reason(error)}; change trainer or model") from error
         raise
+    if recorder.early_end is not None:
+        _say(str(recorder.early_end))
 
 
 def _refuse_other_data(experiment: Experiment, digests: dict[str, str]) -> None:

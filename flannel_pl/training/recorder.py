@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema
@@ -33,6 +34,7 @@ from flannel_pl.training.checkpoint import (
     identity_in_checkpoint,
     remove_checkpoints,
 )
+from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
 from flannel_pl.training.optimizing import OptimizerWatch, may_skip
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
@@ -100,7 +102,7 @@ class StepRecorder(Callback):
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
-        RunError: At the next step after writing has failed, or if training ends before `max_steps`.
+        RunError: At the next step after writing has failed.
 
     Example:
         >>> recorder = StepRecorder(Path("runs/mine"), "gpt2.transformer.wte.weight")  # doctest: +SKIP
@@ -134,6 +136,9 @@ class StepRecorder(Callback):
         self.stop_signal: int | None = None
         """A signal that asks for the end: set from outside, obeyed at the end of the step."""
 
+        self.early_end: EarlyEnd | None = None
+        """How training has ended, if that was before its last step and on purpose."""
+
         # Sizes are known only once there is a module; everything else a user can get wrong is refused here.
         self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
         self._writer: RecordingWriter | None = None
@@ -142,6 +147,9 @@ class StepRecorder(Callback):
         self._weight_VD = torch.empty(0)
         self._token_ids: Tensor | None = None
         self._recorded_step = 0
+        self._is_due = False
+        self._ended = ""
+        self._is_resumed_at_end = False
         self._loss: Tensor | None = None
         self._num_batches = 0
         self._logits_V: Tensor | None = None
@@ -187,6 +195,8 @@ class StepRecorder(Callback):
                 f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
             )
         self._writer = self._open(trainer, pl_module)
+        if self._ended:
+            trainer.should_stop = True
         self._watch = OptimizerWatch(trainer, pl_module, self._weight_VD)
         self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
@@ -210,7 +220,7 @@ class StepRecorder(Callback):
             skippable=may_skip(trainer, module) if first_row == 0 else self._is_marking_skipped(),
         )
         now = environment(self._weight_VD.device, name=self.label.device)
-        if first_row > 0:
+        if first_row > 0 and not self._ended:
             self.refuse_other_environment(now, first_row)
         entry = self._first_entry(schema.num_rows, first_row)
         writer = RecordingWriter(
@@ -226,11 +236,11 @@ class StepRecorder(Callback):
             static={} if ids is None else {RECORDED_TOKENS: ids},
             journal_entry=entry,
             journal=Journal(self.paths.journal),
-            environment=now,
+            environment=None if self._ended else now,
             pin_memory=self._on_cuda,
             first_row=first_row,
         )
-        if first_row < schema.num_rows:
+        if first_row < schema.num_rows and not self._ended:
             started = {"run": entry.run, "attempt": entry.attempt, "pid": entry.pid, "first_row": first_row}
             self._note("training_started", **started, environment=now)
         return writer
@@ -354,13 +364,34 @@ class StepRecorder(Callback):
         """Writes a checkpoint if one is due, and stops if that is asked for."""
         step, stopping = trainer.global_step, self.stop_signal is not None
         last = step == trainer.max_steps
-        if self.checkpoint_every is not None and (last or stopping or step % self.checkpoint_every == 0):
-            data = checkpoint_bytes(trainer)
-            path = self.paths.checkpoint(step, checkpoint_digest(data))
-            keep = 1 if last else NUM_KEPT
-            writer.checkpoint(path, data, then=lambda: remove_checkpoints(self.paths, keep=keep))
+        self._is_due |= self.checkpoint_every is not None and step % self.checkpoint_every == 0
+        if trainer.is_last_batch and not last and self._steps_per_epoch(trainer) > 1:
+            # Who goes on from here would not come to the hooks of the epoch's end, where a callback may
+            # count, or decide that the run ends. After the next step there is no such doubt.
+            return
+        if self.checkpoint_every is not None and (last or stopping or self._is_due):
+            self._checkpoint(trainer, writer, keep=1 if last else NUM_KEPT)
+            self._is_due = False
         if self.stop_signal is not None and not last:
             raise Interrupted(self.stop_signal)
+
+    def _steps_per_epoch(self, trainer: Trainer) -> float:
+        return trainer.num_training_batches / trainer.accumulate_grad_batches
+
+    def _checkpoint(self, trainer: Trainer, writer: RecordingWriter, *, keep: int) -> None:
+        data = checkpoint_bytes(trainer)
+        path = self.paths.checkpoint(trainer.global_step, checkpoint_digest(data))
+        writer.checkpoint(path, data, then=lambda: remove_checkpoints(self.paths, keep=keep))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Returns why training has ended early, once it has."""
+        return {"ended": self._ended} if self._ended else {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes note that a training that goes on had ended early; only the file's name was lacking."""
+        self._ended = str(state_dict.get("ended", ""))
 
     def _gather_outputs(self, outputs: Any) -> None:
         if not isinstance(outputs, dict) or "loss" not in outputs:
@@ -444,23 +475,38 @@ class StepRecorder(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the finished recording its final name."""
         if self._writer is not None:
-            if trainer.global_step < trainer.max_steps:
-                raise RunError(
-                    f"training ended at step {trainer.global_step} of {trainer.max_steps} (max_epochs, "
-                    f"max_time or an early stop), so {self.paths.partial} stays unfinished; set "
-                    "trainer.max_steps to what you want"
-                )
-            self._writer.finish()
-            self._writer = None
+            self._finish(trainer, self._writer)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finishes a recording that lacked nothing but its name: then Lightning had nothing to train."""
-        if trainer.global_step == trainer.max_steps and not self.paths.recording.exists():
+        if not self.paths.recording.exists():
+            if trainer.global_step == 0:
+                raise UserError(self._nothing_trained(trainer))
+            self._is_resumed_at_end = True
             self._writer = self._open(trainer, pl_module)
-            self._writer.finish()
-            self._writer = None
+            self._finish(trainer, self._writer)
             remove_checkpoints(self.paths, keep=1)
+
+    def _finish(self, trainer: Trainer, writer: RecordingWriter) -> None:
+        """Gives the recording its name: with all planned rows, or with those there are if it ended early."""
+        step = trainer.global_step
+        if step == 0:
+            raise UserError(self._nothing_trained(trainer))
+        if step < trainer.max_steps:
+            was_known = bool(self._ended)
+            self._ended = self._ended or why_ended(trainer)
+            self.early_end = EarlyEnd(step, trainer.max_steps, self._ended)
+            if self.checkpoint_every is not None and not (was_known or self._is_resumed_at_end):
+                # Whoever goes on from it ends at once: if this process does not live to name the file.
+                self._checkpoint(trainer, writer, keep=1)
+        writer.finish(self.early_end)
+        self._writer = None
+        if self.early_end is not None:
+            self._note("ended_early", run=self.label.run, **self.early_end.said)
+
+    def _nothing_trained(self, trainer: Trainer) -> str:
+        return f"training ended before its first step ({why_ended(trainer)}), so there is nothing to record"
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

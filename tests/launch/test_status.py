@@ -20,8 +20,9 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.launch.display import duration, overall, status_table
 from flannel_pl.launch.standing import ExperimentStatus
 from flannel_pl.launch.status import SILENT_S, read_status, status_verb
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.gatherer import Gatherer
-from flannel_pl.recording.journal import SLOT_BYTES
+from flannel_pl.recording.journal import SLOT_BYTES, Journal
 from flannel_pl.terminal import printable
 from tests.launch.status_samples import finish, make_experiment, write_journal
 from tests.launch.terminal import Terminal
@@ -125,6 +126,7 @@ def test_damaged_notes_of_the_growing_file_are_a_state_not_an_exception(tmp_path
 
 _GATHER_CODE = r"""
 import sys
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.gatherer import Gatherer
 for folder in sys.argv[1:]:
     gatherer = Gatherer(folder)
@@ -433,3 +435,27 @@ def test_a_status_is_frozen(tmp_path: Path) -> None:
     make_experiment(tmp_path / "exp", 1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         read_status(tmp_path / "exp").name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_an_early_end_that_the_journal_has_not_heard_of(tmp_path: Path, gathered: bool) -> None:
+    """The process was killed between the name and the journal's last entry."""
+    paths = gathering_samples.experiment(tmp_path / "exp")
+    gathering_samples.make_run(paths, 1, ends_at=2)
+    journal = Journal(paths.run(1).journal)
+    entry = journal.read()
+    assert entry is not None
+    assert (entry.state, entry.message, entry.ended_step, entry.num_rows) == ("done", "enough", 2, 3)
+    journal.write(dataclasses.replace(entry, state="running", message="", ended_step=None, num_rows=7))
+    if gathered:
+        for run in range(3):
+            Gatherer(paths.folder).add(run)
+        Gatherer(paths.folder).finish()
+        assert not paths.run(1).recording.exists()
+    status = read_status(paths.folder)
+    assert [(run.state, run.step, run.num_rows, run.ended) for run in status.runs] == [
+        ("done", 6, 7, None),
+        ("done", 2, 3, EarlyEnd(2, 6, "enough")),
+        ("done", 6, 7, None),
+    ]
+    assert (status.steps_left, status.ended) == (0, True)

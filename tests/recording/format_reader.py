@@ -36,7 +36,10 @@ class File:
     header: bytes
     metadata: dict[str, Any]
     tensors: dict[str, "np.ndarray[Any, Any]"]
-    """In the order of the file."""
+    """In the order of the file, without fillers."""
+
+    fillers: dict[str, str]
+    """Key of each filler -> that of the tensor before it."""
 
 
 def read(path: Path) -> File:
@@ -53,12 +56,19 @@ def read(path: Path) -> File:
     assert said["flannel"].isascii()
     metadata = json.loads(said["flannel"])
     assert list(metadata) == sorted(metadata)
-    tensors, end = {}, 0
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    fillers: dict[str, str] = {}
+    end = 0
     for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         dtype = np.dtype(DTYPES[entry["dtype"]])
         size = math.prod(entry["shape"]) * dtype.itemsize
         assert entry["data_offsets"] == [end, end + size], key  # no holes, no overlaps
-        tensors[key] = np.frombuffer(content[start + end : start + end + size], dtype).reshape(entry["shape"])
+        if key.startswith("unused/"):
+            assert (key, entry["dtype"]) == (f"unused/{len(fillers)}", "U8")
+            fillers[key] = list(tensors)[-1]
+        else:
+            data = content[start + end : start + end + size]
+            tensors[key] = np.frombuffer(data, dtype).reshape(entry["shape"])
         end += size
     assert start + end == len(content)
     ranks = {np.dtype(dtype): rank for rank, dtype in enumerate(DTYPES.values())}
@@ -68,7 +78,7 @@ def read(path: Path) -> File:
     assert header.count(field + digits) == 1
     assert xxhash.xxh3_64_hexdigest(header.replace(field + digits, field + b"0" * 16)).encode() == digits
     assert metadata["schema"] == 1
-    return File(header, metadata, tensors)
+    return File(header, metadata, tensors, fillers)
 
 
 def check_shard(file: File, *, prefix: str = "", num_rows: int | None = None) -> None:
@@ -91,7 +101,12 @@ def check_run(
     wanted = config["recorder"]
     max_steps = said["swept"].get("trainer.max_steps", config["trainer"]["max_steps"])
     rows, every = said["num_rows"], said["every_n_steps"]
-    assert (rows, every) == (1 + max_steps // wanted["every_n_steps"], wanted["every_n_steps"])
+    last_step = max_steps
+    if "ended" in said:
+        assert set(said["ended"]) == {"step", "planned_steps", "reason"}
+        last_step = said["ended"]["step"]
+        assert 0 < last_step < max_steps == said["ended"]["planned_steps"]
+    assert (rows, every) == (1 + last_step // wanted["every_n_steps"], wanted["every_n_steps"])
     columns = [name for name in CHOSEN if name in wanted["tensors"]]
     columns = ["recorded_steps", *columns, "losses_f32", "learning_rates", "grad_norms"]
     assert said["checksum_columns"] == columns

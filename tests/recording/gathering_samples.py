@@ -6,6 +6,8 @@ from typing import Any
 import safetensors.numpy
 
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.early_end import EarlyEnd
+from flannel_pl.recording.layout import FILLER
 from flannel_pl.recording.reader import open_recording
 from flannel_pl.recording.verify import verify
 from tests.recording.recording_samples import (
@@ -25,7 +27,8 @@ def tensors_of(paths: ExperimentPaths) -> Tensors:
     tensors = {}
     for run in json.loads(paths.record.read_text())["runs"]:
         for key, array in safetensors.numpy.load_file(paths.run(run["index"]).recording).items():
-            tensors[f"run_{run['index']}_{key}"] = array.tobytes()
+            if not key.startswith(FILLER):
+                tensors[f"run_{run['index']}_{key}"] = array.tobytes()
     return tensors
 
 
@@ -65,7 +68,9 @@ def bring_back(paths: ExperimentPaths, run: int) -> None:
     (paths.folder.parent / f"hidden_{run}").rename(paths.run(run).folder)
 
 
-def make_run(paths: ExperimentPaths, index: int, **schema_changes: Any) -> None:
+def make_run(
+    paths: ExperimentPaths, index: int, *, ends_at: int | None = None, **schema_changes: Any
+) -> None:
     record = json.loads(paths.record.read_text())
     run = record["runs"][index]
     shutil.rmtree(paths.run(index).folder, ignore_errors=True)
@@ -76,5 +81,7 @@ def make_run(paths: ExperimentPaths, index: int, **schema_changes: Any) -> None:
         metadata=run_metadata(record, run),
         journal_entry=make_entry(index),
     )
-    write_rows(writer, range(schema.num_rows), seed=run["seed"])
-    writer.finish()
+    num_rows = schema.num_rows if ends_at is None else 1 + ends_at
+    write_rows(writer, range(num_rows), seed=run["seed"])
+    planned = schema.num_rows - 1
+    writer.finish(None if ends_at is None else EarlyEnd(ends_at, planned, "enough"))

@@ -19,6 +19,8 @@ KEYS = {
     file: {key for names, where in TABLE if where in ("both", file) for key in re.findall(r"`(\w+)`", names)}
     for file in ("shard", "gathered")
 }
+KEYS["ended early"] = KEYS["shard"].copy()
+KEYS["shard"].remove("ended")
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,17 @@ def test_a_growing_recording(
     partial = read(tmp_path / "x" / "run_0" / "recording.partial")
     check_shard(partial, num_rows=4)
     assert set(partial.metadata) == KEYS["shard"]
+
+
+def test_a_run_that_ended_early(small_data: SmallData, tmp_path: Path) -> None:
+    words = ["--experiment.name", "x", "--experiment.output_dir", str(tmp_path), "--trainer.max_steps", "9"]
+    words += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5"]
+    words += ["--trainer.log_every_n_steps", "1"]
+    assert main(["fit", *small_data.arguments, *words]) == 0
+    shard = read(tmp_path / "x" / "run_0" / "recording.safetensors")
+    check_shard(shard)
+    assert set(shard.metadata) == KEYS["ended early"]
+    assert set(shard.fillers.values()) == set(shard.tensors)  # each has become shorter
+    gathered = read(tmp_path / "x" / "x.safetensors")
+    check_gathered(gathered)
+    assert gathered.metadata["runs"][0]["ended"] == shard.metadata["ended"]

@@ -9,9 +9,10 @@ import safetensors.numpy
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording import gather_notes, layout
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.gather import gather, gather_verb
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
-from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.layout import FILLER, read_layout
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.reader import open_recording
 from flannel_pl.recording.verify import verify
@@ -300,3 +301,55 @@ def test_a_growing_file_of_another_experiment_is_left_alone(tmp_path: Path) -> N
     with pytest.raises(RunError, match="has a run 0 that is not this experiment's"):
         Gatherer(paths.folder)
     assert traces(paths.folder) == before
+
+
+ENDS = [(3, None, None), (None, 2, None), (None, None, 0), (5, 2, 3), (3, 3, 3)]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("keep_shards", [True, False])
+@pytest.mark.parametrize("room", ["enough", "too little", "for no fillers"])
+def test_runs_of_different_lengths(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: tuple[int | None, ...],
+    keep_shards: bool,
+    room: str,
+) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=keep_shards)
+    for run, ends_at in enumerate(ends):
+        make_run(paths, run, ends_at=ends_at)
+    expected = tensors_of(paths)
+    hide(paths, 0, 1, 2)
+    if room == "too little":
+        monkeypatch.setattr(gather_notes, "SPARE_BYTES_PER_RUN", 0)
+        monkeypatch.setattr(layout, "PAGE_BYTES", 64)
+    if room == "for no fillers":
+        monkeypatch.setattr(layout, "MAX_TENSORS", len(expected) + 20)  # with the experiment's own
+    for run in range(3):
+        bring_back(paths, run)
+        Gatherer(paths.folder).add(run)  # each time by another process
+        assert gathered_runs(paths.folder) == set(range(run + 1))
+        assert all(part.state != "damaged" for part in verify(paths.folder).parts)
+    Gatherer(paths.folder).finish()
+    assert_gathered(paths, expected, shards=3 if keep_shards else 0)
+    there = read_layout(paths.gathered)
+    late = [end for end in ends[1:] if end is not None]  # the first was there when the file was planned
+    assert bool(there.unused) == (bool(late) and room != "for no fillers") or room == "too little"
+    assert [EarlyEnd.of(run) for run in there.flannel["runs"]] == [
+        None if end is None else EarlyEnd(end, 6, "enough") for end in ends
+    ]
+    if keep_shards:  # all of them are there now
+        gather(paths.folder)
+        assert not read_layout(paths.gathered).unused
+        assert_gathered(paths, expected, shards=3)
+
+
+def test_an_index_over_runs_of_different_lengths(tmp_path: Path) -> None:
+    paths = make_experiment(tmp_path / "flannel3", gather="index")
+    make_run(paths, 1, ends_at=2, key_prefix="run_1_")
+    gather(paths.folder)
+    assert verify(paths.folder).ok
+    assert FILLER not in paths.index.read_text()
+    with open_recording(paths.index) as recording:
+        assert [run.num_rows for run in recording] == [7, 3, 7]

@@ -9,9 +9,11 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.layout import FileLayout, TensorSpec, plan_layout, read_layout
+from flannel_pl.recording.layout import PAGE_BYTES, FileLayout, TensorSpec, plan_layout, read_layout
+from flannel_pl.recording.metadata import dump_metadata
 
 ARRAYS: dict[str, np.ndarray[Any, Any]] = {
     "b": np.arange(6, dtype=np.int64).reshape(2, 3),
@@ -127,3 +129,25 @@ def test_a_damaged_file_is_named_with_the_reason(tmp_path: Path, kind: str) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Cannot read .*nowhere: No such file"):
         read_layout(tmp_path / "nowhere")
+
+
+def test_what_is_reserved_and_not_taken_is_covered_by_fillers_that_nobody_sees(tmp_path: Path) -> None:
+    planned = {
+        "a": TensorSpec("I64", (9,)),
+        "b": TensorSpec("BF16", (9, 3)),
+        "static": TensorSpec("F32", (2,)),
+    }
+    taken = planned | {"a": TensorSpec("I64", (4,)), "b": TensorSpec("BF16", (4, 3))}
+    whole = plan_layout(planned, metadata=dump_metadata({}), spare_bytes=PAGE_BYTES)
+    room = len(whole.header)
+    layout = plan_layout(taken, metadata=dump_metadata({}), min_header_bytes=room, reserved=planned)
+    assert layout.offsets == whole.offsets
+    assert layout.total_bytes == whole.total_bytes == layout.used_bytes + 5 * (8 + 6)
+    assert [end - start for start, end in layout.unused] == [5 * 8, 5 * 6]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(layout.header.ljust(layout.total_bytes, b"\0"))
+    read = read_layout(path)
+    assert (read.tensors, read.offsets, read.unused) == (layout.tensors, layout.offsets, layout.unused)
+    with safe_open(path, framework="np") as file:
+        assert sorted(file.keys()) == ["a", "b", "static", "unused/0", "unused/1"]
+        assert file.get_tensor("a").shape == (4,)

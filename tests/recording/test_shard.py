@@ -1,8 +1,10 @@
 """An unfinished file whose header is written anew: at every moment it can be read, and no row is lost."""
 
+import contextlib
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from flannel_pl.errors import RunError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.attempts import attempts_of
 from flannel_pl.recording.disk import header_copy_of
-from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.early_end import MAX_REASON_CHARS, EarlyEnd
+from flannel_pl.recording.journal import Journal
+from flannel_pl.recording.layout import FILLER, FileLayout, plan_layout, read_layout
+from flannel_pl.recording.metadata import CHECKSUM_KEY, dump_metadata
 from flannel_pl.recording.verify import num_good_rows, verify
 from tests.recording.damage import fail_at
-from tests.recording.recording_samples import make_old, make_writer, write_rows
+from tests.recording.recording_samples import make_old, make_schema, make_writer, write_rows
 
 HERE = {"host": "here", "threads": 1, "versions": {"torch": "2.13"}}
 THERE = HERE | {"host": "there"}
@@ -174,3 +179,96 @@ def test_room_never_runs_out(tmp_path: Path, undisturbed: dict[str, bytes]) -> N
             writer.abort("killed")
     assert len(sizes) > 1
     assert finished(tmp_path) == (undisturbed, [(0, "here"), *((row, f"host {row}") for row in range(3, 7))])
+
+
+ENDED = EarlyEnd(4, 6, "enough")
+
+
+def end_early(folder: Path) -> None:
+    writer = make_writer(
+        folder, first_row=4, environment=THERE, metadata=described_in(RunPaths(folder).partial)
+    )
+    try:
+        write_rows(writer, [4])
+        writer.finish(ENDED)
+    finally:
+        writer.abort("cleaned up")
+
+
+@pytest.mark.parametrize("room", ["enough", "too little"])
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace", "posix_fallocate", "copy_file_range"])
+def test_an_early_end_that_fails_can_be_repeated_or_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], name: str, room: str
+) -> None:
+    begun = begin(tmp_path / "begun")
+    if room == "too little":
+        make_old(begun, OLD, slack_bytes=300)  # enough for an attempt, not for fillers
+    for k in range(1, 200):
+        folder = tmp_path / str(k)
+        shutil.copytree(tmp_path / "begun", folder)
+        failing, calls = fail_at(name, k, code=IO_ERROR)
+        with monkeypatch.context() as patch, contextlib.suppress(RunError):
+            patch.setattr(os, name, failing)
+            end_early(folder)
+        if calls[0] < k:
+            break
+        if not RunPaths(folder).recording.exists():
+            assert num_good_rows(RunPaths(folder).partial) >= 4
+            other = tmp_path / f"{k} gone on from"
+            shutil.copytree(folder, other)
+            go_on(other)
+            assert finished(other)[0] == undisturbed
+            assert "ended" not in read_layout(RunPaths(other).recording).flannel
+            end_early(folder)
+        layout = read_layout(RunPaths(folder).recording)
+        assert EarlyEnd.of(layout.flannel) == ENDED
+        assert layout.unused or room == "too little"
+        tensors = load_file(RunPaths(folder).recording)
+        assert {key: x.tobytes() for key, x in tensors.items() if not key.startswith(FILLER)} == {
+            key: data[: len(data) * 5 // 7] for key, data in undisturbed.items()
+        }
+        assert verify(folder).ok
+        assert sorted(path.name for path in folder.iterdir()) == ["journal", "recording.safetensors"]
+    assert k > 1 or name == "copy_file_range"
+
+
+def test_a_reason_may_be_long(tmp_path: Path) -> None:
+    reason = "\U0001f600" * MAX_REASON_CHARS
+    writer = make_writer(tmp_path)
+    write_rows(writer, range(3))
+    writer.finish(EarlyEnd(2, 6, reason))
+    ended = EarlyEnd.of(read_layout(RunPaths(tmp_path).recording).flannel)
+    assert ended == EarlyEnd(2, 6, reason)
+    entry = Journal(RunPaths(tmp_path).journal).read()
+    assert entry is not None
+    assert (entry.state, entry.ended_step) == ("done", 2)
+    assert reason.startswith(entry.message)
+
+
+def test_the_space_of_rows_that_never_came_is_given_back(tmp_path: Path) -> None:
+    schema = make_schema(num_tokens=4000, max_steps=200)
+    writer = make_writer(tmp_path, schema=schema)
+    write_rows(writer, range(3))
+    reserved_bytes = RunPaths(tmp_path).partial.stat().st_blocks * 512
+    writer.finish(EarlyEnd(2, 200, "enough"))
+    path = RunPaths(tmp_path).recording
+    layout = read_layout(path)
+    assert layout.used_bytes < layout.total_bytes // 20
+    assert verify(path).ok
+    if sys.platform == "linux" and reserved_bytes > layout.total_bytes // 2:
+        assert path.stat().st_blocks * 512 < reserved_bytes // 10
+
+
+def test_a_file_that_tells_of_an_end_that_cannot_be_is_damaged(tmp_path: Path) -> None:
+    begin(tmp_path)
+    end_early(tmp_path)
+    path = RunPaths(tmp_path).recording
+    layout = read_layout(path)
+    said = {key: value for key, value in layout.flannel.items() if key != CHECKSUM_KEY}
+    said["ended"] = {"step": 5, "planned_steps": 6, "reason": "enough"}
+    planned = make_schema().specs()
+    wrong = plan_layout(
+        layout.tensors, metadata=dump_metadata(said), min_header_bytes=len(layout.header), reserved=planned
+    )
+    path.write_bytes(wrong.header + path.read_bytes()[len(layout.header) :])
+    assert "it ended early at step 5 of 6 (enough) and so should have 6" in verify(path).damage[0]

@@ -14,7 +14,7 @@ import pytest
 
 from flannel_pl.recording import space
 from flannel_pl.recording.gather import gather
-from flannel_pl.recording.space import NO_SPACE, free_bytes, preallocate, reserve
+from flannel_pl.recording.space import NO_SPACE, free_bytes, give_back, preallocate, reserve
 from flannel_pl.recording.verify import verify
 from tests.recording.recording_samples import make_experiment
 
@@ -67,6 +67,28 @@ def test_a_full_disk_is_no_refusal(fd: int, monkeypatch: pytest.MonkeyPatch, cod
     monkeypatch.setattr(os, "posix_fallocate", refused(code))
     with pytest.raises(OSError, match=os.strerror(code)):
         preallocate(fd, 5000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system gives space back")
+def test_what_is_given_back_is_free_and_the_rest_stays(fd: int) -> None:
+    os.pwrite(fd, b"x" * 2**20, 0)
+    os.fsync(fd)
+    give_back(fd, 5000, 2**20 - 10000)
+    assert os.fstat(fd).st_size == 2**20
+    assert os.fstat(fd).st_blocks * 512 < 2**16
+    assert os.pread(fd, 5000, 0) == os.pread(fd, 5000, 2**20 - 5000) == b"x" * 5000
+
+
+def test_space_that_is_not_taken_back_does_no_harm(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.pwrite(fd, b"x" * 5000, 0)
+    read_only = os.open(tmp_path / "file", os.O_RDONLY)
+    give_back(read_only, 0, 5000)  # EBADF
+    os.close(read_only)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    give_back(fd, 0, 5000)
+    assert os.pread(fd, 5000, 0) == b"x" * 5000
 
 
 @pytest.mark.parametrize("code", [None, errno.ENOTSUP, errno.ENOSPC])

@@ -9,6 +9,7 @@ from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.words import counted
 from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.info import HIGHLIGHTS, merged
 from flannel_pl.recording.reader import Recording, RunRecording
 
@@ -70,9 +71,8 @@ def background_of(recording: Recording) -> Background:
 
 
 def _facts(recording: Recording, first: RunRecording, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    num_bytes = sum(file.stat().st_size for file in recording.files)
     yield "recording", str(recording.path)
-    yield "size", f"{readable_bytes(num_bytes)} in {counted(len(recording.files), 'file')}"
+    yield "size", f"{readable_bytes(recording.num_bytes)} in {counted(len(recording.files), 'file')}"
     seeds = [run.seed for run in recording]
     seen = ", ".join("unknown" if seed is None else str(seed) for seed in dict.fromkeys(seeds))
     yield "runs", f"{len(recording)}, seeds {seen}"
@@ -81,6 +81,9 @@ def _facts(recording: Recording, first: RunRecording, config: dict[str, Any]) ->
         values = dict.fromkeys(str(run.swept[key]) for run in recording if key in run.swept)
         yield f"swept: {key}", ", ".join(values)
     yield "rows", _rows(recording)
+    for run in recording:
+        if (ended := EarlyEnd.of(run.metadata)) is not None:
+            yield f"run {run.index}", str(ended)
     yield "tensors", ", ".join(f"{name} {first.tensor(name).dtype}" for name in first.names)
     yield "tokens", _tokens(recording, first)
     for group, keys in HIGHLIGHTS.items():
