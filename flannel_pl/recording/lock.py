@@ -170,7 +170,8 @@ class Lock:
             other = look(claims[-1])
             if other is None or not watch.is_dead(claims[-1], other):
                 return False
-            token = other.token
+            # Who died while giving the lock back is its own heir; the heir of that has another name.
+            token = other.token if other.token != token else f"{token}-heir"
         claims.append(heir_of(self.path, token))
         is_ours = False
         try:

@@ -20,7 +20,7 @@ FIRST = "first"
 """In place of a holder's token, where there is none and the file system has no links."""
 
 _MAX_BYTES = 4096
-_LEFT = re.compile(r"\.([0-9a-f]{16}|[0-9a-f]{16}-heir|first-heir)\.partial")
+_LEFT = re.compile(r"\.([0-9a-f]{16}(-heir){0,2}|first-heir)\.partial")
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,29 @@ def test_an_heir_that_died_over_it_has_heirs_too(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_holder_that_died_while_it_gave_its_lock_back_has_an_heir(
+    kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel:
+        monkeypatch.setattr(fcntl, "flock", refuse_lock)
+    path = tmp_path / "lock"
+    words = HolderWords(socket.gethostname(), 7, "2026-01-01 00:00:00", "a" * 16)
+    holder = lock_file.Candidate(path, words)
+    assert holder.take()
+    holder.discard()
+    assert lock_file.claim(
+        path, words.token, words=words, like=path
+    )  # so that nobody takes it over meanwhile
+    os.close(holder.fd)
+    for left in tmp_path.iterdir():
+        os.utime(left, (time.time() - 60,) * 2)
+    lock = a_lock(tmp_path)
+    assert "process 7" in (lock.acquire() or "")
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_file_that_was_removed_by_hand_comes_back(tmp_path: Path) -> None:
     lock = a_lock(tmp_path)
     lock.acquire()
