@@ -1,10 +1,13 @@
 """One folder, one config: whatever is there of an experiment, a command for another one changes nothing."""
 
 import contextlib
+import copy
+import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,12 @@ import pytest
 import flannel_pl.fit
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths
+from flannel_pl.experiment import Experiment, ExperimentPaths, flatten, set_value
 from flannel_pl.launch.folder import find_beginning, read_record, write_folder
+from flannel_pl.recording.contents import contradictions, gathered_contradictions
 from flannel_pl.recording.gatherer import Gatherer
+from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.record import read_record as read_file_record
 from flannel_pl.recording.verify import verify
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.fit import hold_run
@@ -122,6 +128,68 @@ def test_a_finished_experiment_is_replaced_by_no_other(
     assert verify(folder.paths.folder).ok
     assert folder("fit") == 0
     assert "finished" in capsys.readouterr().out
+
+
+RUNS_AND_FILES = ("experiment.seeds", "experiment.sweep", "experiment.gather", "experiment.keep_shards")
+NO_BITS = re.compile(
+    r"launch\..*|seed_everything|data\.\w+_path|experiment\.(name|output_dir|run)|trainer\.(accelerator|devices|logger"
+    r"|log_every_n_steps|profiler|enable_\w+|default_root_dir|model_registry)"
+)
+"""Keys that change no bit of a recording; what decides it of launch is compared as it was settled."""
+
+
+def another(value: Any) -> Any:
+    """Another value than this, whatever it is."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else ["x"] if isinstance(value, list) else {"x": ["x"]}
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("gather", GATHERS)
+def test_any_key_that_decides_bits_makes_another_experiment(
+    finished: FolderMaker, gather: str, seeds: str
+) -> None:
+    """Every key there is, found in the config: refused by the folder, and in its runs' and gathered files."""
+    folder = finished(gather, seeds)
+    experiment, record = folder.experiment(), read_file_record(folder.paths)
+    shard, gathered = (
+        read_layout(path).flannel if path.exists() else None
+        for path in (folder.paths.run(0).recording, folder.paths.gathered)
+    )
+    assert (shard or gathered) is not None
+    look: list[tuple[Any, Callable[..., Any]]] = [
+        (shard, partial(contradictions, index=0)),
+        (gathered, gathered_contradictions),
+    ]
+    for key, value in flatten(experiment.config):
+        config = copy.deepcopy(experiment.config)
+        set_value(config, key, another(value))
+        changed = dataclasses.replace(experiment, config=config)
+        if NO_BITS.fullmatch(key):
+            assert read_record(changed) is not None, key
+        elif key not in RUNS_AND_FILES:
+            with pytest.raises(UserError, match=rf"Different: {re.escape(key)}: "):
+                read_record(changed)
+            for metadata, find in look:
+                if metadata is not None:
+                    said = list(find({**metadata, "config": config}, record))
+                    assert [one.startswith(f"its {key} is ") for one in said] == [True], said
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("gather", GATHERS)
+def test_every_command_with_another_key_is_refused(
+    finished: FolderMaker, capsys: pytest.CaptureFixture[str], gather: str, seeds: str
+) -> None:
+    folder = finished(gather, seeds)
+    for key, value in CHANGES.items():
+        for verb in ("plan", "fit"):
+            message = refused(folder, capsys, f"--{key}", value, verb=verb)
+            assert f"Different: {key}: " in message, message
+    assert verify(folder.paths.folder).ok
 
 
 @pytest.mark.parametrize("gather", ["single", "dropped"])
