@@ -15,7 +15,7 @@ from flannel_pl import provenance
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.events import read_events
-from flannel_pl.recording.attempts import attempts_of
+from flannel_pl.recording.attempts import attempts_of, environment_changes
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.training import environment as environments
 from tests.conftest import SmallData
@@ -134,6 +134,16 @@ def test_another_environment_is_refused_and_with_an_option_written_down(
     there, _, now = values.removesuffix(" now").partition(" there, ")
     changed = [line.split(maxsplit=1) for line in shown.splitlines() if line.endswith(" before")]
     assert [key, f"{now}, {there} before"] in changed
+
+
+@pytest.mark.parametrize("name", ["OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS", "TORCH_LINEAR_FLATTEN_3D"])
+def test_a_variable_that_limits_threads_or_chooses_kernels_is_another_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = environments.host_environment("cpu")
+    monkeypatch.setenv(name, "1")
+    now = environments.host_environment("cpu")
+    assert environment_changes(before, now) == [f"variables.{name}: nothing there, 1 now"]
 
 
 def test_another_host_time_and_command_are_no_other_environment(
