@@ -16,6 +16,7 @@ from flannel_pl.recording.disk import explained, make_folder, why_not_writable, 
 from flannel_pl.recording.gatherer import gathered_runs
 from flannel_pl.recording.journal import Journal
 from flannel_pl.recording.lock import is_held
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.record import read_record as record_of
 from flannel_pl.texts import for_file
@@ -45,7 +46,7 @@ def read_record(
         raise UserError(
             f"{paths.folder} is a file; choose another --experiment.name or --experiment.output_dir"
         )
-    if not paths.record.exists():
+    if not is_there(paths.record):
         # Where only a run is locked, another command is about to describe the experiment.
         if (begun := find_beginning(paths, locks_count=False)) is not None:
             raise UserError(
@@ -136,9 +137,9 @@ def unfinished_runs(experiment: Experiment) -> list[Run]:
         RunError: If one is finished with other settings than the experiment's, or none can tell.
     """
     paths = experiment.paths
-    with_shard = [run.index for run in experiment.selected if paths.run(run.index).recording.exists()]
+    with_shard = [run.index for run in experiment.selected if is_there(paths.run(run.index).recording)]
     gathered: frozenset[int] = frozenset()
-    if paths.record.exists():
+    if is_there(paths.record):
         record = record_of(paths)
         for index in with_shard:
             refuse_foreign_shard(paths, record, index)

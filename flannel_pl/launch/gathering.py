@@ -11,6 +11,7 @@ from flannel_pl.launch.events import EventLog
 from flannel_pl.recording.contents import is_complete
 from flannel_pl.recording.gather import Mode, gather_aloud
 from flannel_pl.recording.gatherer import Gatherer
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.record import read_record
 
 
@@ -124,7 +125,7 @@ def is_gathered(paths: ExperimentPaths, *, mode: Mode) -> bool:
         RunError: If its record cannot be read.
     """
     if mode == "index":
-        return paths.index.exists()
+        return is_there(paths.index)
     record = read_record(paths)
     left = [paths.growing, paths.growing_notes, paths.growing_moved]
     if not record.keeps_shards:

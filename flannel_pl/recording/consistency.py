@@ -1,5 +1,6 @@
 """Whether the files of an experiment agree: its record, its runs' recordings, what was gathered, masks."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -60,7 +61,7 @@ def _check_growing_file(paths: ExperimentPaths, record: ExperimentRecord) -> Ite
     """Checks the runs in a gathered file that still waits for others."""
     path, start_s = paths.growing, time.monotonic()
     try:
-        notes = GatherNotes.read(paths.growing_notes) if path.exists() else None
+        notes = GatherNotes.read(paths.growing_notes) if os.path.lexists(path) else None
         if notes is None:
             return
         layout = notes.layout(experiment_tensors(paths, record))

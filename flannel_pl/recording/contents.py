@@ -13,6 +13,7 @@ from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.layout import FileLayout, read_layout
 from flannel_pl.recording.membership import said_of_run
 from flannel_pl.recording.metadata import dump_metadata
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.reader import read_masks
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.sameness import decisive, differences, has_own_data
@@ -167,7 +168,7 @@ def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extr
     Raises:
         RunError: If the masks are missing, damaged, or not those that the runs were trained with.
     """
-    if not paths.masks.exists():
+    if not is_there(paths.masks):
         raise RunError(
             f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
         )
@@ -238,7 +239,7 @@ def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
         Unreachable: If it is there and cannot be read.
         RunError: If it is whole and another experiment's: it is neither this one's recording, nor replaced.
     """
-    if not paths.gathered.exists():
+    if not is_there(paths.gathered):
         return False
     try:
         layout = read_layout(paths.gathered)

@@ -17,6 +17,7 @@ from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.gatherer import Gatherer
 from flannel_pl.recording.index import write_index
 from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.terminal import make_console
 
@@ -78,7 +79,7 @@ def _gather(
     if chosen == "index":
         return _gather_index(paths, record), False
     gatherer = gatherer or Gatherer(paths.folder, record)
-    if gatherer.is_finished and not all(paths.run(index).recording.exists() for index in record.indices):
+    if gatherer.is_finished and not all(is_there(paths.run(index).recording) for index in record.indices):
         return paths.gathered, True
     return _gather_single(gatherer, record.indices, progress), False
 
@@ -105,7 +106,7 @@ def _gather_single(gatherer: Gatherer, indices: list[int], progress: Progress) -
 
 def _gather_index(paths: ExperimentPaths, record: ExperimentRecord) -> Path:
     indices = record.indices
-    missing = [index for index in indices if not paths.run(index).recording.exists()]
+    missing = [index for index in indices if not is_there(paths.run(index).recording)]
     if missing:
         raise RunError(
             f"{paths.folder} has no finished recording of run {', '.join(map(str, missing))} "

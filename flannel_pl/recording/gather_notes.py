@@ -31,7 +31,7 @@ from flannel_pl.recording.layout import (
     plan_layout,
 )
 from flannel_pl.recording.metadata import check_metadata
-from flannel_pl.recording.opening import unreachable
+from flannel_pl.recording.opening import is_there, unreachable
 from flannel_pl.recording.record import ExperimentRecord
 from flannel_pl.recording.shard import is_shortened
 from flannel_pl.small_files import read_small
@@ -167,7 +167,7 @@ def refuse_loss(
     Raises:
         RunError: Names them, and the ways out.
     """
-    lost = [index for index in suspects if not paths.run(index).recording.exists()]
+    lost = [index for index in suspects if not is_there(paths.run(index).recording)]
     if lost and not record.keeps_shards and not is_complete(paths, record):
         raise RunError(
             f"{error}. Run {', '.join(map(str, lost))} may be in {paths.growing.name} and nowhere "

@@ -46,6 +46,7 @@ from flannel_pl.recording.gather_notes import (
 )
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.presence import was_finished
 from flannel_pl.recording.record import ExperimentRecord, read_record
 from flannel_pl.recording.report import header_damage, part_damage
@@ -73,7 +74,7 @@ def gathered_runs(folder: str | Path) -> frozenset[int]:
     notes, damage = None, None
     # The growing file first: once it is the finished one, it is found there.
     try:
-        notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
+        notes = GatherNotes.read(paths.growing_notes) if is_there(paths.growing) else None
     except Unreachable:
         raise
     except RunError as error:
@@ -104,7 +105,7 @@ def gathered_early_ends(paths: ExperimentPaths) -> dict[int, EarlyEnd]:
 
 def _refuse_lost_notes(paths: ExperimentPaths, record: ExperimentRecord) -> None:
     """Raises if a growing file without notes may have the only copy of a run that was finished once."""
-    if paths.growing.exists() and not paths.growing_notes.exists():
+    if is_there(paths.growing) and not is_there(paths.growing_notes):
         suspects = [index for index in record.indices if was_finished(paths, index)]
         refuse_loss(RunError(f"{paths.growing_notes} is not there"), paths, record, suspects)
 
@@ -271,7 +272,7 @@ class Gatherer:
 
     def _read_notes(self) -> GatherNotes | None:
         """Returns the notes that belong to the growing file; None if there are none to go by."""
-        if not self.paths.growing.exists():
+        if not is_there(self.paths.growing):
             return None
         own = OwnFile(self.paths.growing)
         try:
@@ -313,7 +314,7 @@ class Gatherer:
         return self._planned
 
     def _has_shard(self, index: int) -> bool:
-        return self.paths.run(index).recording.exists()
+        return is_there(self.paths.run(index).recording)
 
     def _is_right(self, index: int, advance: Advance) -> bool:
         """Tells whether a run's copy is there and right; forgets it if it is not."""

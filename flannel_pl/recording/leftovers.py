@@ -1,5 +1,6 @@
 """What a power cut left in an experiment's folder and nobody will read: found, and removed under its lock."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def leftovers_of_run(paths: RunPaths) -> list[Path]:
     found += paths.folder.glob("checkpoint-*.ckpt.partial")
     header = header_copy_of(paths.partial)
     found += [partial_of(header), roomier_of(paths.partial)]
-    if not paths.partial.exists():
+    if not os.path.lexists(paths.partial):
         found.append(header)
     return sorted({path for path in found if path.exists()})
 

@@ -19,6 +19,9 @@ from flannel_pl.errors import RunError, Unreachable
 MAX_OPEN = 64
 """Files that stay open although nobody reads them at the moment. Some systems allow a process 256 in all."""
 
+ANOTHER_KIND = (errno.EISDIR, errno.EINVAL, errno.EFBIG)
+"""What is answered where something else has a file's name: a folder, a pipe, or far too much."""
+
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # Windows has the second
@@ -133,6 +136,23 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
     return len(piece)
 
 
+def is_there(path: Path) -> bool:
+    """Tells whether there is a file, for those who would do without it, or make it anew.
+
+    Raises:
+        Unreachable: If nobody can tell, or its name leads nowhere, as a link to a disk that is away does.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise unreachable(path, error) from error
+        return False
+    except OSError as error:
+        raise unreachable(path, error) from error
+    return True
+
+
 def unreachable(path: Path, error: OSError, *, what: str = "") -> Unreachable:
     """Returns what to tell of a file that cannot be read now, though nothing says that it is damaged.
 
@@ -147,6 +167,8 @@ def unreachable(path: Path, error: OSError, *, what: str = "") -> Unreachable:
         advice = "Change its permissions, then try again."
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
         advice = "Bring it back, or mount the disk that it is on."
+    elif error.errno in ANOTHER_KIND:
+        advice = "Bring back the file that belongs there."
     else:
         advice = "Check the disk that it is on, then try again."
     said = error.strerror or str(error)

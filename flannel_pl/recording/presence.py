@@ -3,6 +3,7 @@
 A run's config.yaml, journal and log are not asked for: no recorded bit depends on them.
 """
 
+import os
 import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -30,19 +31,19 @@ def check_presence(
         record: What it says of itself.
         growing: Runs in a gathered file that still grows.
     """
-    if not paths.masks.exists():
+    if not os.path.lexists(paths.masks):
         yield missing(paths.masks, "; bring it back from where the experiment's masks came from")
     gathered = _gathered_runs(paths, record)
     finished, lost = True, []
     for index in record.indices:
         files = paths.run(index)
-        if files.recording.exists():
+        if os.path.lexists(files.recording):
             continue
         if index in gathered:
             if record.keeps_shards or record.gather != "single":
                 where = f"the copy in {paths.gathered.name} is all there is of this run"
                 yield missing(files.recording, f", and experiment.keep_shards is true; {where}")
-        elif files.partial.exists():
+        elif os.path.lexists(files.partial):
             finished = False
         elif index not in growing:
             if was_finished(paths, index):
@@ -61,9 +62,9 @@ def _missing_recording(paths: ExperimentPaths, record: ExperimentRecord) -> Iter
     """Yields what gathering makes and is not there, of an experiment whose runs are finished."""
     wanted = {"single": [paths.gathered], "index": [paths.index_extras, paths.index], "none": []}
     for path in wanted[record.gather]:
-        if path.exists():
+        if os.path.lexists(path):
             continue
-        if all(paths.run(index).recording.exists() for index in record.indices):
+        if all(os.path.lexists(paths.run(index).recording) for index in record.indices):
             again = f"flannel-pl gather {shlex.quote(str(paths.folder))}"
             yield missing(path, f", although every run is finished; make it with: {again}")
         else:
@@ -72,7 +73,7 @@ def _missing_recording(paths: ExperimentPaths, record: ExperimentRecord) -> Iter
 
 def _gathered_runs(paths: ExperimentPaths, record: ExperimentRecord) -> Collection[int]:
     """Returns the runs in the gathered file; all, if it is there and cannot be read: its damage is told."""
-    if not paths.gathered.exists():
+    if not os.path.lexists(paths.gathered):
         return ()
     try:
         return {run["index"] for run in read_layout(paths.gathered).flannel.get("runs", [])}

@@ -17,6 +17,7 @@ from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.attempts import Attempt, attempts_of
 from flannel_pl.recording.counts import mask_problems
 from flannel_pl.recording.membership import index_contradictions
+from flannel_pl.recording.opening import ANOTHER_KIND, unreachable
 from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
 from flannel_pl.small_files import read_small
@@ -279,13 +280,18 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
     for candidate in (run.recording, experiment.gathered, experiment.index):
         if candidate.exists():
             return _files(candidate)
-    shards = sorted(folder.glob(f"run_*/{run.recording.name}"))
+    shards = _in_runs(folder, run.recording.name)
     if not shards:
         begun = [path for path in (run.partial, experiment.growing) if path.exists()]
-        begun += sorted(folder.glob(f"run_*/{run.partial.name}"))
+        begun += _in_runs(folder, run.partial.name)
         hint = f"; {begun[0]} is begun but not finished" if begun else ""
         raise UserError(f"{folder} holds no finished recording{hint}. flannel-pl fit makes or finishes one.")
-    return [(shard, None) for shard in (*shards, experiment.masks) if shard.exists()]
+    return [(shard, None) for shard in (*shards, experiment.masks) if os.path.lexists(shard)]
+
+
+def _in_runs(folder: Path, name: str) -> list[Path]:
+    """Returns the files of a name in the folders of all runs, also those behind a link that leads nowhere."""
+    return [path for run in sorted(folder.glob("run_*")) if os.path.lexists(path := run / name)]
 
 
 def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
@@ -295,6 +301,8 @@ def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
         for key, name in weight_map.items():
             keys_of.setdefault(os.fspath(name), []).append(key)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno not in ANOTHER_KIND:
+            raise unreachable(path, error) from error
         raise RunError(f"{path} is no readable index: {error!r}. Gather again with --mode index.") from error
     return [(path.parent / name, keys) for name, keys in keys_of.items()]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, is_plain_name, parse_seeds
 from flannel_pl.recording.metadata import num_marks, parse_json, short
+from flannel_pl.recording.opening import unreachable
 from flannel_pl.small_files import read_small
 from flannel_pl.texts import from_file
 
@@ -143,10 +144,11 @@ def read_record(paths: ExperimentPaths) -> ExperimentRecord:
             f"{paths.folder} is no experiment's folder: it has no {paths.record.name}. "
             "Give the folder that holds run_0, run_1, ..."
         ) from None
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
+        raise unreachable(paths.record, error) from error
+    except ValueError as error:
         raise RunError(
-            f"Cannot read {paths.record}: {what}. Bring back the file as flannel-pl fit wrote it."
+            f"Cannot read {paths.record}: {error}. Bring back the file as flannel-pl fit wrote it."
         ) from error
 
 

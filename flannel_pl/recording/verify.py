@@ -1,5 +1,6 @@
 """Checks recordings against the checksums they carry: every row there, and every bit as it was written."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
 from flannel_pl.recording.consistency import check_folder, check_index, index_paths
 from flannel_pl.recording.layout import FileLayout, read_layout
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.presence import missing
 from flannel_pl.recording.record import read_record
 from flannel_pl.recording.report import (
@@ -76,7 +78,7 @@ def num_good_rows(path: Path) -> int:
     Raises:
         Unreachable: If it cannot be read.
     """
-    if not path.exists():
+    if not is_there(path):
         return 0
     try:
         with TensorFile(path) as file:
@@ -165,27 +167,27 @@ def _files(path: Path) -> list[Path]:
     paths = index_paths(path)
     runs = read_layout(paths.index_extras).flannel.get("runs", [])
     shards = [paths.run(run["index"]).recording for run in runs]
-    return [paths.index_extras, *(shard for shard in shards if shard.exists())]
+    return [paths.index_extras, *(shard for shard in shards if os.path.lexists(shard))]
 
 
 def _is_of_a_run(folder: Path) -> bool:
-    return RunPaths(folder).recording.exists() or RunPaths(folder).partial.exists()
+    return any(os.path.lexists(path) for path in (RunPaths(folder).recording, RunPaths(folder).partial))
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
     run, experiment = RunPaths(folder), ExperimentPaths.find(folder.absolute())
     for candidate in (run.recording, run.partial):
-        if candidate.exists():
+        if os.path.lexists(candidate):
             return [candidate]
     if experiment.record.exists():
         runs = [experiment.run(index) for index in read_record(experiment).indices]
     else:
         runs = [RunPaths(path) for path in sorted(folder.glob("run_*"))]
-    files = [run.recording if run.recording.exists() else run.partial for run in runs]
+    files = [run.recording if os.path.lexists(run.recording) else run.partial for run in runs]
     files += [experiment.gathered]
     if experiment.index.exists():
         files.append(experiment.index_extras)
-    there = [file for file in files if file.exists()]
+    there = [file for file in files if os.path.lexists(file)]
     if not there and not experiment.record.exists():
         raise UserError(f"{folder} holds no recording to verify. flannel-pl fit makes one.")
     return there

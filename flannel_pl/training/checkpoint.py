@@ -17,14 +17,14 @@ import torch
 import xxhash
 from lightning.pytorch import Trainer
 
-from flannel_pl.errors import RunError, UserError
+from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.recording.checks import parts_of
 from flannel_pl.recording.contents import other_config, run_contradictions
 from flannel_pl.recording.disk import explained
 from flannel_pl.recording.held import check_held
 from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.opening import unreachable
+from flannel_pl.recording.opening import is_there, unreachable
 from flannel_pl.recording.sameness import decisive
 from flannel_pl.recording.schema import RECORDED_TOKENS
 from flannel_pl.recording.tensors import LazyTensor, TensorFile
@@ -122,7 +122,7 @@ def find_resume_point(
     if whose is not None:
         _refuse_other_partial(paths.partial, whose)
     checkpoints = paths.checkpoints()
-    if not checkpoints or not paths.partial.exists():
+    if not checkpoints or not is_there(paths.partial):
         return None
     num_good = num_good_rows(paths.partial)
     for step, digest, path in checkpoints:
@@ -148,7 +148,9 @@ def find_resume_point(
 def _refuse_other_partial(path: Path, whose: RunIdentity) -> None:
     """Refuses to go on with an unfinished recording that is another's; a damaged one is nobody's."""
     try:
-        metadata = read_layout(path).flannel if path.exists() else None
+        metadata = read_layout(path).flannel if is_there(path) else None
+    except Unreachable:
+        raise
     except RunError:
         return
     if metadata:

@@ -14,6 +14,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.recording.attempts import attempts_of, environment_changes
 from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.opening import is_there
 
 DRIVER_FACTS = Path("/proc/driver/nvidia/version")
 """Where Linux says which driver its NVIDIA GPUs have."""
@@ -153,7 +154,7 @@ def check_environments(experiment: Experiment, runs: Sequence[Run], slot: Slot) 
     for run in runs:
         paths = experiment.paths.run(run.index)
         checkpoints = paths.checkpoints()
-        if checkpoints and paths.partial.exists():
+        if checkpoints and is_there(paths.partial):
             first_row = 1 + checkpoints[0][0] // experiment.config["recorder"]["every_n_steps"]
             with contextlib.suppress(RunError):  # a damaged file is not gone on with
                 refuse_other_environment(paths, now, first_row)

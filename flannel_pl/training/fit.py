@@ -27,6 +27,7 @@ from flannel_pl.recording.layout import TensorSpec
 from flannel_pl.recording.leftovers import clear_run
 from flannel_pl.recording.lock import SILENT_S, Lock
 from flannel_pl.recording.metadata import parse_json
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.record import read_record
 from flannel_pl.recording.sameness import has_own_data
 from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
@@ -248,7 +249,7 @@ def train_held(
     note: Note | None = None,
 ) -> None:
     """Does what `train` does, within `hold_run`."""
-    if not experiment.paths.run(run.index).recording.exists():
+    if not is_there(experiment.paths.run(run.index).recording):
         _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=note)
 
 
@@ -318,7 +319,7 @@ def _train(
 def _refuse_other_data(experiment: Experiment, digests: dict[str, str]) -> None:
     """Refuses data files that have changed since the experiment was described."""
     is_swept = has_own_data(experiment.config["experiment"]["sweep"])
-    if is_swept or not experiment.paths.record.exists():
+    if is_swept or not is_there(experiment.paths.record):
         return
     if wrong := list(other_data({"data": digests}, read_record(experiment.paths).data_digests)):
         raise UserError(

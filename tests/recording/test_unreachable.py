@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import flannel_pl
 from flannel_pl.errors import RunError, Unreachable
-from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.folder import unfinished_runs
 from flannel_pl.recording.gather import gather
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
@@ -123,3 +124,76 @@ def test_a_finished_experiment_whose_file_is_unreachable_is_not_trained_again(
 
     with pytest.raises(Unreachable, match="Stale file handle"):
         unfinished_runs(Asked())  # type: ignore[arg-type]
+
+
+def move_away(path: Path) -> Path:
+    """Puts a link to a disk that is not mounted in the place of a file."""
+    away = path.parent / "not mounted" / path.name
+    away.parent.mkdir()
+    path.rename(away)
+    path.symlink_to(away)
+    away.parent.rename(path.parent.parent / "disk")
+    return path
+
+
+def named_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+
+
+@pytest.mark.parametrize("what", ["growing_notes", "growing", "gathered"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_a_file_that_was_never_made(
+    tmp_path: Path, what: str
+) -> None:
+    paths = experiment(tmp_path / "flannel3")
+    if what == "gathered":
+        gather(paths.folder)
+    else:
+        Gatherer(paths.folder).add(1)
+    link = move_away(getattr(paths, what))
+    before = named_in(tmp_path)
+    for ask in (gathered_runs, gather, lambda folder: Gatherer(folder).add(0)):
+        with pytest.raises(Unreachable, match=rf"Cannot read .*{link.name}: .* mount the disk that it is on"):
+            ask(paths.folder)
+    assert not verify(paths.folder).ok
+    assert named_in(tmp_path) == before
+    assert link.is_symlink()
+
+
+def test_a_run_whose_file_is_behind_such_a_link_does_not_begin_anew(tmp_path: Path) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=True)
+    link = move_away(paths.run(1).recording)
+
+    class Asked:
+        def __init__(self) -> None:
+            self.paths = paths
+            self.selected = [Run(index, index, {}) for index in (0, 1)]
+
+    with pytest.raises(Unreachable, match=r"run_1/recording\.safetensors: No such file"):
+        unfinished_runs(Asked())  # type: ignore[arg-type]
+    report = verify(paths.folder)
+    assert {part.path: part.state for part in report.parts}[link] == "unreachable"
+    assert "again it" not in "\n".join(line for part in report.parts for line in describe(part))
+    with pytest.raises(Unreachable), flannel_pl.open_recording(paths.folder):
+        pass
+
+    run = RunPaths(tmp_path / "run")
+    run.folder.mkdir()
+    writer = make_writer(run.folder)
+    write_rows(writer, range(4))
+    writer.checkpoint(run.checkpoint(3, "0" * 16), b"weights")
+    writer.abort("killed")
+    move_away(run.partial)
+    with pytest.raises(Unreachable, match=r"recording.partial: No such file"):
+        find_resume_point(run, every_n_steps=1, note=print)
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
+@pytest.mark.parametrize("what", ["record", "index"])
+def test_what_describes_recordings_is_called_unreachable_too(
+    tmp_path: Path, set_unreachable: SetUnreachable, code: int, what: str
+) -> None:
+    paths = experiment(tmp_path / "flannel3", keep_shards=True)
+    paths.index.write_text('{"weight_map": {}}')
+    set_unreachable(getattr(paths, what), code)
+    with pytest.raises(Unreachable, match=rf"Cannot read .*: {os.strerror(code)}\. .*, then try again\."):
+        gather(paths.folder) if what == "record" else flannel_pl.open_recording(paths.index)
