@@ -21,10 +21,10 @@ from flannel_pl.experiment import Experiment, ExperimentPaths, Run
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
+    as_begun,
     check_writable,
     nothing_left,
     read_record,
-    refuse_changes,
     unfinished_runs,
     write_folder,
     write_run_config,
@@ -44,7 +44,7 @@ from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.leftovers import clear, has_leftovers
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.recording.sameness import comparable
+from flannel_pl.recording.sameness import comparable, has_own_data
 from flannel_pl.signals import interruptible
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
@@ -134,7 +134,7 @@ def _understand(words: list[str]) -> _Request:
     checked = _check_all(experiment)
     corpus = checked[experiment.selected[0].index].corpus
     if record is not None:
-        refuse_changes(experiment, data_changes(experiment, record, corpus.digests))
+        record = as_begun(experiment, record, data_changes(experiment, record, corpus.digests))
     runs = unfinished_runs(experiment)
     if record is not None and not runs:
         return _Request(experiment, record, None, corpus, words)
@@ -144,7 +144,7 @@ def _understand(words: list[str]) -> _Request:
     bytes_of = {index: run.recording_bytes for index, run in checked.items()}
     plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
     if record is not None:
-        refuse_changes(experiment, settled_changes(record, plan.settled))
+        record = as_begun(experiment, record, settled_changes(record, plan.settled))
     if experiment.config["experiment"]["run"] is None:
         check_gatherable(experiment, checked, plan.slots[0])
     check_environments(experiment, plan.runs, plan.slots[0])
@@ -160,7 +160,7 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
     """
     checked: dict[str, CheckedRun] = {}
     combinations: dict[tuple[str, int], Run] = {}
-    own_data = any(key.startswith("data.") for key in experiment.config["experiment"]["sweep"])
+    own_data = has_own_data(experiment.config["experiment"]["sweep"])
     runs = experiment.runs if own_data else experiment.selected
     for run in runs:
         key = json.dumps(run.swept, sort_keys=True)
@@ -373,13 +373,13 @@ def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Pl
     if experiment.config["launch"]["launcher"] == "local":
         refuse_beside_jobs(experiment.paths)
     record = read_record(experiment, own_lock=own_lock)
+    if record is not None:
+        changes = data_changes(experiment, record, digests) + settled_changes(record, plan.settled)
+        record = as_begun(experiment, record, changes, own_lock=own_lock)
     if record is None:
         origin = {**provenance.collect(), "data": digests}
         content = experiment.record(origin, settled=plan.settled)
         write_folder(experiment, content, masks=request.corpus.masks.to_bytes())
-    else:
-        refuse_changes(experiment, data_changes(experiment, record, digests))
-        refuse_changes(experiment, settled_changes(record, plan.settled))
     left = unfinished_runs(experiment)
     return dataclasses.replace(plan, runs=tuple(run for run in plan.runs if run in left))
 

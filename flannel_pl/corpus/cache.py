@@ -16,9 +16,12 @@ import numpy as np
 import xxhash
 from tokenizers import Tokenizer
 
-from flannel_pl.corpus.files import published
+from flannel_pl.corpus.files import clear_temporaries, published
 from flannel_pl.corpus.masks import Tokens
 from flannel_pl.errors import RunError, UserError
+
+LEFT_BEHIND_S = 86400.0
+"""Age at which what was to become a cache file has been left by a process that was killed."""
 
 _CHECKSUM_BYTES = 8
 _FORMAT = b"npy, then xxh3-64"
@@ -38,13 +41,14 @@ def cache_folder() -> Path:
     folder = folder.expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now_s = os.fstat(probe.fileno()).st_mtime  # by the clock of the disk
     except OSError as error:
         raise UserError(
             f"cannot write to the cache folder {folder}: {error.strerror}."
             " Set $FLANNEL_PL_CACHE to a folder that can be written to"
         ) from error
+    clear_temporaries(folder, before_s=now_s - LEFT_BEHIND_S)
     return folder
 
 

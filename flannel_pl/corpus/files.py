@@ -1,13 +1,18 @@
 """Reading what the user named, and publishing files whole or not at all."""
 
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flannel_pl.errors import UserError
 from flannel_pl.publish import sync
 from flannel_pl.small_files import open_regular
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
+"""What names of `temporary_beside` look like."""
 
 
 def read_bytes(path: Path, *, role: str) -> bytes:
@@ -49,6 +54,16 @@ def decode(data: bytes, *, path: Path) -> str:
 def temporary_beside(path: Path) -> Path:
     """Returns a hidden name of its own beside `path`; nothing is made."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def clear_temporaries(folder: Path, *, before_s: float) -> None:
+    """Removes what `temporary_beside` has named in a folder and nothing was written to since `before_s`."""
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):  # another process may do the same
+                inner = path.iterdir() if path.is_dir() else ()
+                if max(one.lstat().st_mtime for one in (path, *inner)) < before_s:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

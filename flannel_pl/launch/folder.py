@@ -57,7 +57,26 @@ def read_record(
         return None
     record = record_of(paths)
     changes = config_changes(experiment, record)
-    if changes and not in_use and find_beginning(paths, own_lock=own_lock) is None:
+    if in_use:
+        refuse_changes(experiment, changes)
+    return as_begun(experiment, record, changes, own_lock=own_lock)
+
+
+def as_begun(
+    experiment: Experiment, record: ExperimentRecord, changes: list[str], *, own_lock: Path | None = None
+) -> ExperimentRecord | None:
+    """Returns the record of an experiment that may go on; None if it has changed and counts as new.
+
+    Args:
+        experiment: What is asked for.
+        record: What the folder's `experiment.json` says.
+        changes: In what they differ: config, data, or what `auto` came to.
+        own_lock: The lock of a run that this process holds.
+
+    Raises:
+        UserError: If something was recorded already; names the changes.
+    """
+    if changes and find_beginning(experiment.paths, own_lock=own_lock) is None:
         return None
     refuse_changes(experiment, changes)
     return record

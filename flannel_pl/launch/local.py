@@ -202,6 +202,10 @@ class _Launch:
         if paths.recording.exists():
             return None  # whole, whatever happened to the process after that
         assert code is not None
+        if not paths.folder.is_dir():
+            return (
+                f"{paths.folder} was removed or renamed while it was trained; the same command begins it anew"
+            )
         if code == UNKNOWN:
             return "the process that it was forked from was killed (by hand, or because memory ran out)"
         return describe_exit(paths, code, worker.process.pid)
@@ -212,7 +216,9 @@ class _Launch:
         if worker.process.exitcode in (-signal.SIGKILL, UNKNOWN) and self._train_fewer() and self.max_retries:
             num_spared += 1
         may_retry = task.attempt - num_spared <= self.max_retries
-        will_retry = may_retry and worker.process.exitcode not in IN_VAIN
+        paths = self.experiment.paths.run(task.run.index)
+        # A folder that somebody has removed stays removed until somebody asks for the run again.
+        will_retry = may_retry and worker.process.exitcode not in IN_VAIN and paths.folder.is_dir()
         self.events.write(
             "run_failed",
             run=task.run.index,
@@ -220,7 +226,7 @@ class _Launch:
             device=worker.slot.name,
             attempt=task.attempt,
             cause=failure,
-            log=self.experiment.paths.run(task.run.index).log,
+            log=paths.log,
             will_retry=will_retry,
         )
         if will_retry:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 
 from flannel_pl.corpus import datafiles, store
 from flannel_pl.corpus.cache import cache_folder
+from flannel_pl.corpus.files import temporary_beside
 from flannel_pl.corpus.masks import TokenMasks
 from flannel_pl.corpus.store import Corpus, load_corpus
 from flannel_pl.corpus.tokenizer import train_tokenizer
@@ -78,6 +79,29 @@ def test_nobody_tokenizes_twice(files: dict[str, Path], monkeypatch: pytest.Monk
     assert again.digests == first.digests
     moved = files["corpus_path"].rename(files["corpus_path"].with_name("moved.txt"))
     assert load({**files, "corpus_path": moved}).tokens_path == first.tokens_path
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_with_the_next(
+    files: dict[str, Path], fresh_cache: Path
+) -> None:
+    load(files)
+    (kept,) = fresh_cache.iterdir()
+    old, new = temporary_beside(kept), temporary_beside(kept)
+    folder = temporary_beside(fresh_cache / "builtin-0123")
+    folder.mkdir()
+    others = [fresh_cache / ".hidden", fresh_cache / ".x.0123", fresh_cache / "x.0123456789abcdef"]
+    for path in (old, new, folder / "corpus.txt", *others):
+        path.touch()
+    for path in (old, folder / "corpus.txt", folder, kept, *others):
+        os.utime(path, times=(0, 0))
+    load(files)
+    assert {*fresh_cache.iterdir()} == {kept, new, *others}
+    growing = temporary_beside(fresh_cache / "builtin-0123")
+    growing.mkdir()
+    (growing / "corpus.txt").touch()
+    os.utime(growing, times=(0, 0))  # a folder's own time says nothing of the files in it
+    load(files)
+    assert growing.exists()
 
 
 def test_another_text_or_tokenizer_has_other_tokens(files: dict[str, Path]) -> None:

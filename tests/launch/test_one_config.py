@@ -282,6 +282,38 @@ def test_what_was_only_described_may_begin_with_another_config(new: Folder) -> N
     assert verify(new.paths.folder).ok
 
 
+def test_what_was_only_described_may_begin_with_other_data_and_threads(new: Folder) -> None:
+    new.begin()  # with data that are not these
+    record = json.loads(new.paths.record.read_text())
+    record["settled"]["threads_per_run"] = 7
+    new.paths.record.write_text(json.dumps(record))
+    for verb in ("plan", "fit"):
+        assert new(verb, "--launch.threads_per_run", "1") == 0
+    record = json.loads(new.paths.record.read_text())
+    assert record["provenance"]["data"]["corpus"] != "ab"
+    assert record["settled"]["threads_per_run"] == 1
+    assert verify(new.paths.folder).ok
+
+
+@pytest.mark.parametrize("changed", ["data", "threads_per_run"])
+def test_what_was_begun_may_not(
+    finished: FolderMaker, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    folder = finished("none", "7")
+    folder.paths.run(0).recording.unlink()  # so that there is something to do
+    record = json.loads(folder.paths.record.read_text())
+    if changed == "data":
+        record["provenance"]["data"]["corpus"] = "ab"
+    else:
+        record["settled"]["threads_per_run"] = 7
+    folder.paths.record.write_text(json.dumps(record))
+    for verb in ("plan", "fit"):
+        message = refused(folder, capsys, "--launch.threads_per_run", "1", verb=verb)
+        assert {"data": "content of the corpus: ab there", "threads_per_run": "7 there, 1 now"}[
+            changed
+        ] in message
+
+
 def pause_once(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
     """Lets something happen when the next command has understood what is asked for and not begun."""
     understand = flannel_pl.fit._understand

@@ -22,6 +22,7 @@ from tests.launch.work_samples import (
     be_forked_too_late,
     be_killed,
     finish,
+    lose_the_folder,
     need_all_the_memory,
     wait_for_another_attempt,
     work_without_training,
@@ -74,6 +75,16 @@ def test_no_retries_means_none(tmp_path: Path) -> None:
     words = ["--experiment.seeds", "1..2", "--launch.max_retries", "0"]
     outcomes = launch(tmp_path, be_killed, [Slot("cpu", None, 1)] * 2, *words)
     assert [outcome.attempts for outcome in outcomes] == [1, 1]
+
+
+def test_a_run_whose_folder_is_removed_is_not_tried_in_vain(tmp_path: Path) -> None:
+    words = ["--experiment.seeds", "1..3", "--launch.max_retries", "5"]
+    outcomes = launch(tmp_path, lose_the_folder, [Slot("cpu", None, 1)] * 3, *words)
+    folder = tmp_path / "flannel" / "run_1"
+    said = f"{folder} was removed or renamed while it was trained; the same command begins it anew"
+    assert [outcome.failure for outcome in outcomes] == [None, said, None]
+    assert outcomes[1].attempts == 1
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])

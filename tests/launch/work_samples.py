@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -34,6 +36,15 @@ def need_all_the_memory(experiment: Experiment, run: Run, slot: Slot, attempt: i
 def be_killed(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
     """Is killed, whatever is beside it."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_the_folder(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+    """Fails, in run 1 because somebody removes its folder meanwhile."""
+    if run.index != 1:
+        finish(experiment, run, slot, attempt, note)
+        return
+    shutil.rmtree(experiment.paths.run(1).folder)
+    sys.exit(1)
 
 
 def wait_for_another_attempt(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
