@@ -24,6 +24,9 @@ from flannel_pl.texts import from_file
 MAX_RUNS = 100_000
 """More seeds than this are a slip of the finger."""
 
+MAX_PATH_BYTES = 4000
+"""Linux takes 4096, and the files of an experiment come behind its folder."""
+
 MAX_NAME_BYTES = 200
 """File systems allow 255, and the files of an experiment have an ending behind its name."""
 
@@ -331,9 +334,7 @@ class Experiment:
         only = settings["run"]
         if only is not None and not 0 <= only < len(runs):
             raise UserError(f"experiment.run is {only}, but the experiment has runs 0 to {len(runs) - 1}")
-        folder = (
-            local_path(settings["output_dir"], key="experiment.output_dir").expanduser().absolute() / name
-        )
+        folder = local_path(settings["output_dir"], key="experiment.output_dir").absolute() / name
         if "::" in str(folder):
             raise UserError(
                 f"{folder} has '::' in it, which Lightning takes for a chain of addresses, and would write "
@@ -375,13 +376,33 @@ class Experiment:
 
 
 def local_path(path: object, *, key: str) -> Path:
-    """Returns a path; refuses an address such as s3://bucket/folder, also with one of its slashes gone."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+    """Returns a path with `~` resolved.
+
+    Args:
+        path: What a config has.
+        key: Under which key.
+
+    Raises:
+        UserError: If it is an address such as s3://bucket/folder, also with one of its slashes gone, or
+            nothing can be called so.
+    """
+    text = str(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise UserError(
-            f"{key} is {str(path)!r}, but files are read and written where they are local or mounted; give a "
-            "path there"
+            f"{key} is {text!r}, but files are read and written where they are local or mounted; give a path "
+            "there"
         )
-    return Path(str(path))
+    shown = repr(text) if len(text) < 80 else f"{text[:80]!r}..."
+    try:
+        names = os.fsencode(text).split(b"/")
+    except UnicodeEncodeError:  # half of a character
+        names = [b"\0"]
+    if b"\0" in b"".join(names) or max(map(len, names)) > 255 or len(b"/".join(names)) > MAX_PATH_BYTES:
+        raise UserError(f"{key} is {shown}, which no file or folder can be called; give another path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key} is {shown}, but there is no such home folder; give another path") from None
 
 
 def is_plain_name(name: object) -> bool:
@@ -437,6 +458,8 @@ def _combinations(config: dict[str, Any], sweep: dict[str, list[Any]]) -> Iterat
             raise UserError(f"experiment.sweep has {key}, which cannot be swept{hint}")
         if not isinstance(values, list) or not values:
             raise UserError(f"experiment.sweep gives {key} {values!r}, expected a list of values")
+        for value in values if key.endswith("_path") else []:
+            local_path(value, key=f"experiment.sweep has {key}, of which one value")
     for combination in itertools.product(*sweep.values()):
         yield dict(zip(sweep, combination, strict=True))
 

@@ -186,6 +186,34 @@ def test_what_cannot_work_is_refused(refuse: Refuser, arguments: list[str], expe
     assert code == 2
 
 
+PATHS = ("experiment.output_dir", "data.corpus_path", "data.mask_path", "recorder.tokens")
+NO_PATHS = {
+    "a\0b": "is '{}a\\x00b', which no file or folder can be called; give another path",
+    "\ud800": "is '{}\\ud800', which no file",
+    "x" * 256: "which no file or folder can be called",
+    "x/" * 3000: "which no file or folder can be called",
+    "~nobody-of-that-name/x": "is '~nobody-of-that-name/x', but there is no such home folder",
+}
+
+
+@pytest.mark.parametrize("path", NO_PATHS, ids=lambda path: ascii(path)[:20])
+@pytest.mark.parametrize("key", [*PATHS, "experiment.sweep", "trainer.logger"])
+def test_what_is_no_path_is_refused(refuse: Refuser, tmp_path: Path, key: str, path: str) -> None:
+    value: Any = {"data.corpus_path": ["x", path]} if key == "experiment.sweep" else path
+    if key == "trainer.logger":
+        value = {"class_path": "CSVLogger", "init_args": {"save_dir": path}}
+    group, name = key.split(".")
+    (tmp_path / "config.yaml").write_text(json.dumps({group: {name: value}}))
+    command = ["plan", *refuse.data.arguments, "--trainer.max_steps", "3"]
+    if f"--{key}" in command:
+        place = command.index(f"--{key}")
+        del command[place : place + 2]
+    assert main([*command, "--config", str(tmp_path / "config.yaml")]) == 2
+    message = refuse.capsys.readouterr().err
+    assert NO_PATHS[path].format("") in message
+    assert len(message) < 300
+
+
 NAMES = ["run_0", "-x", "trail. ", "con", "a:b", "x" * 200, "experiment", "{x}%s*", "a\nb"]
 
 

@@ -266,10 +266,10 @@ def _make_absolute(config: dict[str, Any]) -> None:
     for key in ("corpus_path", "tokenizer_path", "mask_path"):
         if config["data"][key] is not None:
             path = local_path(config["data"][key], key=f"data.{key}")
-            config["data"][key] = str(path.expanduser().absolute())
+            config["data"][key] = str(path.absolute())
     if config["recorder"]["tokens"] not in ("all", "dead", "live"):
         path = local_path(config["recorder"]["tokens"], key="recorder.tokens")
-        config["recorder"]["tokens"] = str(path.expanduser().absolute())
+        config["recorder"]["tokens"] = str(path.absolute())
 
 
 def _config_first(arguments: Sequence[str]) -> list[str]:
