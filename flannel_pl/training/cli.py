@@ -63,6 +63,8 @@ class FlannelParser(LightningArgumentParser):
     def _hint(self, message: str) -> str:
         if "Logger" in message and "save_dir" in message:
             return "; give the logger a folder, e.g. init_args: {save_dir: .}, which is that of the run"
+        if match := re.search(r"argument (--[\w.]+): expected one argument", message):
+            return f"; give it one, e.g. {match[1]}=-x where it begins with a dash"
         for pattern in (
             r"unrecognized arguments: --?([\w.]+)",
             r"ambiguous option: --?([\w.]+)",

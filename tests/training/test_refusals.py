@@ -55,6 +55,10 @@ CASES = [
         "--experiment.sweep {model.n_layer:3}",
         "has {model.n_layer:3}, expected keys with a list",
     ),
+    (
+        "--experiment.name -x",
+        "--experiment.name: expected one argument; give it one, e.g. --experiment.name=-x",
+    ),
     ("--experiment.run x", "experiment.run is x, expected a whole number or null"),
     ("--launch.slurm.extra x", "launch.slurm.extra has x, expected a list of texts"),
     ("--launch.slurm.gpus_per_run 2", "launch.slurm.gpus_per_run is 2, expected 0 or 1"),
