@@ -158,7 +158,7 @@ class RunPaths:
             if match := re.fullmatch(r"checkpoint-(\d+)-([0-9a-f]{16})\.ckpt", path.name):
                 with contextlib.suppress(FileNotFoundError):
                     # A run that ends early makes another one of a step that may have one already.
-                    found.append((int(match[1]), path.stat().st_mtime_ns, match[2], path))
+                    found.append((int(match[1]), path.lstat().st_mtime_ns, match[2], path))
         return [(step, digest, path) for step, _, digest, path in sorted(found, reverse=True)]
 
     @property

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from flannel_pl.recording.gather import gather
 from flannel_pl.recording.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.report import describe
 from flannel_pl.recording.verify import num_good_rows, verify
-from flannel_pl.training.checkpoint import find_resume_point
+from flannel_pl.training.checkpoint import checkpoint_digest, find_resume_point
 from tests.recording.gathering_samples import experiment
 from tests.recording.recording_samples import make_writer, write_rows
 
@@ -126,14 +127,15 @@ def test_a_finished_experiment_whose_file_is_unreachable_is_not_trained_again(
         unfinished_runs(Asked())  # type: ignore[arg-type]
 
 
-def move_away(path: Path) -> Path:
+@contextmanager
+def path_away(path: Path) -> Iterator[None]:
     """Puts a link to a disk that is not mounted in the place of a file."""
-    away = path.parent / "not mounted" / path.name
-    away.parent.mkdir()
-    path.rename(away)
-    path.symlink_to(away)
-    away.parent.rename(path.parent.parent / "disk")
-    return path
+    elsewhere = path.with_name("disk")
+    path.rename(elsewhere)
+    path.symlink_to("/not mounted/disk")
+    yield
+    assert path.is_symlink()
+    elsewhere.replace(path)
 
 
 def named_in(folder: Path) -> set[Path]:
@@ -149,42 +151,45 @@ def test_a_link_that_leads_nowhere_is_not_taken_for_a_file_that_was_never_made(
         gather(paths.folder)
     else:
         Gatherer(paths.folder).add(1)
-    link = move_away(getattr(paths, what))
-    before = named_in(tmp_path)
-    for ask in (gathered_runs, gather, lambda folder: Gatherer(folder).add(0)):
-        with pytest.raises(Unreachable, match=rf"Cannot read .*{link.name}: .* mount the disk that it is on"):
-            ask(paths.folder)
-    assert not verify(paths.folder).ok
-    assert named_in(tmp_path) == before
-    assert link.is_symlink()
+    link: Path = getattr(paths, what)
+    with path_away(link):
+        before = named_in(tmp_path)
+        for ask in (gathered_runs, gather, lambda folder: Gatherer(folder).add(0)):
+            with pytest.raises(Unreachable, match=rf"{link.name}: .* mount the disk that it is on"):
+                ask(paths.folder)
+        assert not verify(paths.folder).ok
+        assert named_in(tmp_path) == before
 
 
 def test_a_run_whose_file_is_behind_such_a_link_does_not_begin_anew(tmp_path: Path) -> None:
     paths = experiment(tmp_path / "flannel3", keep_shards=True)
-    link = move_away(paths.run(1).recording)
+    link = paths.run(1).recording
 
     class Asked:
         def __init__(self) -> None:
             self.paths = paths
             self.selected = [Run(index, index, {}) for index in (0, 1)]
 
-    with pytest.raises(Unreachable, match=r"run_1/recording\.safetensors: No such file"):
-        unfinished_runs(Asked())  # type: ignore[arg-type]
-    report = verify(paths.folder)
-    assert {part.path: part.state for part in report.parts}[link] == "unreachable"
-    assert "again it" not in "\n".join(line for part in report.parts for line in describe(part))
-    with pytest.raises(Unreachable), flannel_pl.open_recording(paths.folder):
-        pass
+    with path_away(link):
+        with pytest.raises(Unreachable, match=r"run_1/recording\.safetensors: No such file"):
+            unfinished_runs(Asked())  # type: ignore[arg-type]
+        report = verify(paths.folder)
+        assert {part.path: part.state for part in report.parts}[link] == "unreachable"
+        assert "again it" not in "\n".join(line for part in report.parts for line in describe(part))
+        with pytest.raises(Unreachable), flannel_pl.open_recording(paths.folder):
+            pass
 
     run = RunPaths(tmp_path / "run")
     run.folder.mkdir()
     writer = make_writer(run.folder)
     write_rows(writer, range(4))
-    writer.checkpoint(run.checkpoint(3, "0" * 16), b"weights")
+    checkpoint = run.checkpoint(3, checkpoint_digest(b"weights"))
+    writer.checkpoint(checkpoint, b"weights")
     writer.abort("killed")
-    move_away(run.partial)
-    with pytest.raises(Unreachable, match=r"recording.partial: No such file"):
-        find_resume_point(run, every_n_steps=1, note=print)
+    for path in (run.partial, checkpoint):
+        with path_away(path), pytest.raises(Unreachable, match=rf"{path.name}: No such file"):
+            find_resume_point(run, every_n_steps=1, note=print)
+    assert find_resume_point(run, every_n_steps=1, note=print) is not None
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
