@@ -59,6 +59,8 @@ class Lock:
         self.folder = path.absolute().parent
         self.what = what
         self._beat_s, self._silent_s = beat_s, silent_s
+        self._put_back_s = silent_s - 2 * beat_s
+        """Up to this silence nobody has had the lock meanwhile, however coarse the times of files are."""
         self._fd = -1
         self._folder_inode = 0
         self._words = HolderWords("", 0, "")
@@ -191,20 +193,27 @@ class Lock:
     def _give_sign(self) -> None:
         """Touches the lock file if it is still ours; notes if it is another's."""
         with self._looking, contextlib.suppress(OSError):  # out of reach: seen to at the next sign, or write
-            seen = look(self.path)
+            looked_s = now_s()  # before: it may be frozen at any moment from here on
+            seen, silent_s = look(self.path), looked_s - self._beaten_s
             if seen is None and self._is_folder_gone():
                 self._lost = (
                     f"{self.folder} was removed or renamed while {self.what} was in use. So it ends here, "
                     "and nothing of it is made anew; bring the folder back to go on, or start again from "
                     "the beginning."
                 )
-            elif seen is None:
+            elif seen is None and silent_s < self._put_back_s:
                 self._put_back()
+            elif seen is None:
+                self._lost = (
+                    f"{self.path} is not there any more, after this process had given no sign of life for "
+                    f"{silent_s:.0f} s (stopped, suspended, or cut off from the disk), so another process "
+                    f"may have taken over {self.what} and be done with it. So it ends here and writes "
+                    "nothing more; start again, which goes on with what is left."
+                )
             elif is_of(seen, self._words):
                 os.utime(self._fd)
-                self._beaten_s = now_s()
+                self._beaten_s = looked_s
             elif self._lost is None:
-                silent_s = now_s() - self._beaten_s
                 self._lost = (
                     f"{self.what} was taken over by {seen.words or 'another process'}, after this process "
                     f"had given no sign of life for {silent_s:.0f} s (stopped, suspended, or cut off from "

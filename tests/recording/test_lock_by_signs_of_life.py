@@ -193,6 +193,28 @@ def test_a_holder_that_wakes_up_beside_its_successor_ends_and_writes_nothing(
     assert {path.name for path in tmp_path.iterdir()} <= {"data", "data.partial"}
 
 
+def test_a_holder_that_wakes_up_when_its_successor_is_done_ends_too(
+    tmp_path: Path, holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse_lock)
+    holder.send_signal(signal.SIGSTOP)
+    lock = a_lock(tmp_path)
+    lock.acquire(wait_s=10)
+    write_file(tmp_path / "data", b"the successor's")
+    lock.release()
+    holder.send_signal(signal.SIGCONT)
+    said, _ = holder.communicate("write\n", timeout=10)
+    assert re.fullmatch(
+        r".*lock is not there any more, after this process had given no sign of life for \d+ s \(stopped, "
+        r"suspended, or cut off from the disk\), so another process may have taken over the thing and be "
+        r"done with it\. So it ends here and writes nothing more; start again, which goes on with what is "
+        r"left\.\n",
+        said,
+    )
+    assert (tmp_path / "data").read_bytes() == b"the successor's"
+    assert {path.name for path in tmp_path.iterdir()} <= {"data", "data.partial"}
+
+
 @pytest.mark.parametrize("ahead_s", [-3600.0, 40.0, 3600.0])
 def test_no_hosts_clock_decides_whether_a_holder_lives(
     ahead_s: float, tmp_path: Path, holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
@@ -289,7 +311,7 @@ def test_a_holder_that_died_while_it_gave_its_lock_back_has_an_heir(
 
 
 def test_a_lock_file_that_was_removed_by_hand_comes_back(tmp_path: Path) -> None:
-    lock = a_lock(tmp_path)
+    lock = Lock(tmp_path / "lock", what="the thing")
     lock.acquire()
     before = (tmp_path / "lock").read_bytes()
     (tmp_path / "lock").unlink()
