@@ -6,6 +6,7 @@ that are not Lightning's, of which nobody knows what they write.
 
 import json
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -64,7 +66,7 @@ def rehearse(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
         config = experiment.run_config(run)
         settings = [config["trainer"], config["model"]["param_dtype"]]
         configs.setdefault(json.dumps(settings, sort_keys=True), _small(config))
-    with _silence(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
+    with _silence(), _settings_kept(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
         for config in configs.values():
             name_mistake(config, partial(_start, folder=Path(folder), slot=slot, elsewhere=elsewhere))
             _check_monitors(config, Path(folder), slot)
@@ -155,6 +157,23 @@ def _logged_in_a_step(config: dict[str, Any], folder: Path, slot: Slot) -> set[s
     config = {**config, "trainer": config["trainer"] | shortest, "data": config["data"] | {"batch_size": 1}}
     trainer = _fit(build(config, folder, Slot("cpu", None, slot.threads), progress_bar=False))
     return set(trainer.callback_metrics)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Takes back what a Trainer sets for its whole process, which runs of another config are started from."""
+    cudnn: Any = torch.backends.cudnn
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    variables = dict(os.environ)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.benchmark = benchmark
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
 
 
 @contextmanager

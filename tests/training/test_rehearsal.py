@@ -1,8 +1,10 @@
 """Settings of the Trainer that cannot work are refused before anything is made, by plan and fit alike."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
@@ -155,6 +157,24 @@ def test_a_plan_leaves_nothing(
     output = capsys.readouterr()
     assert output.err == ""
     assert output.out.startswith("experiment ")
+
+
+def test_a_plan_leaves_the_process_as_it_was(small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings() -> list[object]:
+        return [
+            *(
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            *(torch.backends.cudnn.benchmark, dict(os.environ)),
+        ]
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for value in ("true", "warn"):
+        before = settings()
+        words = [*small_data.arguments, "--trainer.max_steps", "3", "--trainer.deterministic", value]
+        assert main(["plan", *words, "--trainer.benchmark", "true"]) == 0
+        assert settings() == before
 
 
 def test_a_progress_bar_of_ones_own_in_a_single_run(small_data: SmallData, tmp_path: Path) -> None:
