@@ -39,9 +39,10 @@ from flannel_pl.training.cli import parse_config
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.device import check_device
 from flannel_pl.training.environment import environment, expected_environment
+from flannel_pl.training.label import RunLabel
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
 from flannel_pl.training.module import TiedGPT2
-from flannel_pl.training.recorder import Note, RunLabel, StepRecorder
+from flannel_pl.training.recorder import Note, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason

@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,15 +26,11 @@ from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
-from flannel_pl.training.checkpoint import (
-    NUM_KEPT,
-    checkpoint_bytes,
-    checkpoint_digest,
-    identity_in_checkpoint,
-    remove_checkpoints,
-)
+from flannel_pl.training.checkpoint import identity_in_checkpoint, remove_checkpoints
+from flannel_pl.training.checkpointing import Checkpoints
 from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
+from flannel_pl.training.label import RunLabel
 from flannel_pl.training.optimizing import OptimizerWatch, may_skip
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
@@ -44,31 +39,6 @@ Note = Callable[..., object]
 
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 """Recorded tensor -> its name in the state of torch's Adam optimizers."""
-
-
-@dataclass(frozen=True)
-class RunLabel:
-    """Which run a recording is of, and what its file says about that."""
-
-    run: int = 0
-    seed: int | None = None
-    """None if whoever trains does not say."""
-
-    swept: dict[str, Any] = field(default_factory=dict)
-    key_prefix: str = ""
-    """Goes before every key of the file."""
-
-    attempt: int = 1
-    """Counted from 1; each start of the run is one. The journal knows of earlier ones, too."""
-
-    device: str | None = None
-    """What to call the device; None = what torch calls it in this process."""
-
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """Further facts for the file, e.g. `config` and `provenance`; anything JSON can hold."""
-
-    mix_environments: bool = False
-    """Whether to go on with rows that were made where something that can change bits was different."""
 
 
 class StepRecorder(Callback):
@@ -122,15 +92,13 @@ class StepRecorder(Callback):
         label: RunLabel | None = None,
         note: Note | None = None,
     ) -> None:
-        if checkpoint_every is not None and checkpoint_every < 1:
-            raise UserError(f"launch.checkpoint_every is {checkpoint_every}, expected at least 1")
         self.paths = RunPaths(Path(folder))
+        self._checkpoints = Checkpoints(self.paths, every=checkpoint_every, asked=lambda: self.stop_signal)
         self.parameter = parameter
         self.tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
         self.dtypes = dict(dtypes or {})
         self.tokens = str(tokens)
         self.every_n_steps = every_n_steps
-        self.checkpoint_every = checkpoint_every
         self.label = label or RunLabel()
         self._note = note or (lambda event, **fields: None)
         self.stop_signal: int | None = None
@@ -147,7 +115,6 @@ class StepRecorder(Callback):
         self._weight_VD = torch.empty(0)
         self._token_ids: Tensor | None = None
         self._recorded_step = 0
-        self._is_due = False
         self._ended = ""
         self._is_resumed_at_end = False
         self._loss: Tensor | None = None
@@ -186,6 +153,8 @@ class StepRecorder(Callback):
                 f"this Trainer spreads one run over {trainer.world_size} devices, but a recorded run has "
                 "one; use devices=1, or `flannel-pl fit` to train several runs side by side"
             )
+        if self._checkpoints not in trainer.callbacks:  # type: ignore[attr-defined]
+            trainer.callbacks.append(self._checkpoints)  # type: ignore[attr-defined]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -197,6 +166,7 @@ class StepRecorder(Callback):
         self._writer = self._open(trainer, pl_module)
         if self._ended:
             trainer.should_stop = True
+        self._checkpoints.begin(self._writer, trainer.global_step)
         self._watch = OptimizerWatch(trainer, pl_module, self._weight_VD)
         self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
@@ -350,7 +320,6 @@ class StepRecorder(Callback):
         self._watch.end_step()
         self._row = self._loss = self._logits_V = None
         self._num_batches = 0
-        self._end_of_step(trainer, self._writer)
 
     @override
     def on_save_checkpoint(
@@ -359,29 +328,6 @@ class StepRecorder(Callback):
         """Writes down which run the checkpoint is of."""
         label = self.label
         checkpoint["flannel_pl"] = identity_in_checkpoint(label.run, label.seed, label.metadata)
-
-    def _end_of_step(self, trainer: Trainer, writer: RecordingWriter) -> None:
-        """Writes a checkpoint if one is due, and stops if that is asked for."""
-        step, stopping = trainer.global_step, self.stop_signal is not None
-        last = step == trainer.max_steps
-        self._is_due |= self.checkpoint_every is not None and step % self.checkpoint_every == 0
-        if trainer.is_last_batch and not last and self._steps_per_epoch(trainer) > 1:
-            # Who goes on from here would not come to the hooks of the epoch's end, where a callback may
-            # count, or decide that the run ends. After the next step there is no such doubt.
-            return
-        if self.checkpoint_every is not None and (last or stopping or self._is_due):
-            self._checkpoint(trainer, writer, keep=1 if last else NUM_KEPT)
-            self._is_due = False
-        if self.stop_signal is not None and not last:
-            raise Interrupted(self.stop_signal)
-
-    def _steps_per_epoch(self, trainer: Trainer) -> float:
-        return trainer.num_training_batches / trainer.accumulate_grad_batches
-
-    def _checkpoint(self, trainer: Trainer, writer: RecordingWriter, *, keep: int) -> None:
-        data = checkpoint_bytes(trainer)
-        path = self.paths.checkpoint(trainer.global_step, checkpoint_digest(data))
-        writer.checkpoint(path, data, then=lambda: remove_checkpoints(self.paths, keep=keep))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -497,9 +443,9 @@ class StepRecorder(Callback):
             was_known = bool(self._ended)
             self._ended = self._ended or why_ended(trainer)
             self.early_end = EarlyEnd(step, trainer.max_steps, self._ended)
-            if self.checkpoint_every is not None and not (was_known or self._is_resumed_at_end):
+            if not (was_known or self._is_resumed_at_end):
                 # Whoever goes on from it ends at once: if this process does not live to name the file.
-                self._checkpoint(trainer, writer, keep=1)
+                self._checkpoints.make(trainer, keep=1)
         writer.finish(self.early_end)
         self._writer = None
         if self.early_end is not None:

@@ -17,7 +17,7 @@ from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.local import train_all
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.lock_file import Candidate, HolderWords, look
-from flannel_pl.training.recorder import StepRecorder
+from flannel_pl.training.checkpointing import Checkpoints
 from tests.conftest import SmallData
 from tests.launch.sleeper import sleep
 from tests.processes import alive
@@ -84,17 +84,17 @@ def test_a_run_ends_and_writes_nothing_more(
 ) -> None:
     paths = RunPaths(tmp_path / "it" / "run_0")
     left: dict[str, bytes] = {}
-    end_of_step = StepRecorder._end_of_step
+    end_of_step = Checkpoints.on_train_batch_end
 
-    def steal_after_step_5(recorder: StepRecorder, trainer: Any, writer: Any) -> None:
-        end_of_step(recorder, trainer, writer)
+    def steal_after_step_5(checkpoints: Checkpoints, trainer: Any, module: Any, *others: Any) -> None:
+        end_of_step(checkpoints, trainer, module, *others)
         if trainer.global_step == 5:
             steal(paths.lock)
             # The journal is written twice a second, which is when it is noticed without waiting for a beat.
             left.update({path.name: path.read_bytes() for path in paths.folder.iterdir()})
             time.sleep(0.7)
 
-    monkeypatch.setattr(StepRecorder, "_end_of_step", steal_after_step_5)
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", steal_after_step_5)
     command = [
         "fit",
         *small_data.arguments,

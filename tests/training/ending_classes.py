@@ -1,6 +1,5 @@
 """Callbacks that end a training on purpose, named by class_path in tests of early ends."""
 
-import os
 from typing import Any
 
 import torch
@@ -17,16 +16,15 @@ class StopBySeed(Callback):
             trainer.should_stop = True
 
 
-class CountEpochs(Callback):
-    """Asks for the end when it has seen some epochs end; as EarlyStopping it counts, and keeps its count."""
+class Count(Callback):
+    """Keeps a count in the checkpoints, and asks for the end when that is reached."""
 
-    def __init__(self, num_epochs: int) -> None:
-        self.num_epochs, self.seen = num_epochs, 0
+    def __init__(self, end: int) -> None:
+        self.end, self.seen = end, 0
 
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def count(self, trainer: Trainer) -> None:
         self.seen += 1
-        if self.seen >= self.num_epochs:
+        if self.seen >= self.end:
             trainer.should_stop = True
 
     @override
@@ -38,9 +36,15 @@ class CountEpochs(Callback):
         self.seen = state_dict["seen"]
 
 
-class DieAtTheEnd(Callback):
-    """Kills the process where a training has ended, before its recording has its name."""
+class CountEpochs(Count):
+    """Counts as EarlyStopping does."""
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        os.abort()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.count(trainer)
+
+
+class CountSteps(Count):
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.count(trainer)

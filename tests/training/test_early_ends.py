@@ -171,19 +171,23 @@ def test_several_seeds_end_at_different_steps(
         format_reader.check_gathered(format_reader.read(gathered))
 
 
+@pytest.mark.parametrize(
+    ("counter", "end", "last_step"), [("CountEpochs", 3, 21), ("CountSteps", 17, 17)], ids=["epochs", "steps"]
+)
 def test_interrupted_runs_end_where_undisturbed_ones_do(
-    small_data: SmallData, tmp_path: Path, stop_after: StopAfter
+    small_data: SmallData, tmp_path: Path, stop_after: StopAfter, counter: str, end: int, last_step: int
 ) -> None:
     """Also if the interruption comes with the last step of an epoch, at whose end a callback counts."""
-    arguments = [f"{CALLBACK}{OURS}.CountEpochs", "--trainer.callbacks.num_epochs", "3"]
+    arguments = [f"{CALLBACK}{OURS}.{counter}", "--trainer.callbacks.end", str(end)]
     assert main(["fit", *words(small_data, tmp_path / "calm", *arguments)]) == 0
-    for step in (7, 14, 17):
+    for step in (3, 7, 14, 17):
         stop_after(step)
-        assert main(["fit", *words(small_data, tmp_path / "stopped", *arguments)]) == 143
+        ends = step == last_step  # then it is done, not interrupted
+        assert main(["fit", *words(small_data, tmp_path / "stopped", *arguments)]) == (0 if ends else 143)
         stop_after.undo()
     assert main(["fit", *words(small_data, tmp_path / "stopped", *arguments)]) == 0
     calm, stopped = (tmp_path / name / "early" / "run_0" for name in ("calm", "stopped"))
-    assert read_layout(RunPaths(calm).recording).flannel["ended"]["step"] == 21
+    assert read_layout(RunPaths(calm).recording).flannel["ended"]["step"] == last_step
     assert rows_of(stopped) == rows_of(calm)
 
 
