@@ -8,12 +8,13 @@ Shape suffixes: V vocabulary, D width.
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
 from torch.amp import GradScaler
 from typing_extensions import override
@@ -24,6 +25,7 @@ from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.info import describe
 from flannel_pl.recording.verify import verify
+from flannel_pl.training.optimizing import OptimizerWatch
 from tests.training.test_recorder import Bigram, batches, fit
 
 STEPS = 12
@@ -193,6 +195,16 @@ def test_an_optimizer_without_such_a_state_is_refused_when_it_steps_for_the_firs
         UserError, match=r"'momentum', but SGD keeps no 'exp_avg' for table\.weight; leave it out"
     ):
         scaled_fit(StepRecorder(tmp_path, "table.weight"), module=Bigram(optimizer="SGD"))
+
+
+def test_the_rate_of_a_batch_stays_what_it_was_when_a_schedule_changes_it_in_place() -> None:
+    module = Bigram()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=torch.tensor(0.5), foreach=False)
+    trainer: Any = SimpleNamespace(optimizers=[optimizer], precision_plugin=Precision())
+    watch = OptimizerWatch(trainer, module, module.table.weight)
+    watch.begin_batch()
+    optimizer.param_groups[0]["lr"].fill_(0.25)
+    assert (float(watch.rate_of_batch), float(watch.rate)) == (0.5, 0.25)
 
 
 def test_a_frozen_parameter_has_no_moments_yet(tmp_path: Path) -> None:
