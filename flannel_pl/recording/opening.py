@@ -13,11 +13,18 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flannel_pl.errors import RunError, Unreachable
 
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 MAX_OPEN = 64
-"""Files that stay open although nobody reads them at the moment. Some systems allow a process 256 in all."""
+"""Files that stay open although nobody reads them at the moment, unless fewer are allowed."""
 
 ANOTHER_KIND = (errno.EISDIR, errno.EINVAL, errno.EFBIG)
 """What is answered where something else has a file's name: a folder, a pipe, or far too much."""
@@ -74,7 +81,7 @@ class Descriptor:
                 entry.num_users -= 1
                 if self._closed:
                     self.close()
-                _close_idle(keep=MAX_OPEN)
+                _close_idle(keep=_max_idle())
 
     def read(self, num_bytes: int, *, offset: int) -> bytes:
         """Returns bytes of the file; fewer than asked for where it ends.
@@ -173,6 +180,14 @@ def unreachable(path: Path, error: OSError, *, what: str = "") -> Unreachable:
         advice = "Check the disk that it is on, then try again."
     said = error.strerror or str(error)
     return Unreachable(f"Cannot read {f'{what} of ' if what else ''}{path}: {said}. {advice}")
+
+
+def _max_idle() -> int:
+    """Returns how many files nobody reads may stay open: a part of what a process is allowed."""
+    if resource is None:
+        return MAX_OPEN
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MAX_OPEN, allowed // 4) if allowed > 0 else MAX_OPEN  # a negative number is no limit
 
 
 def _close_idle(*, keep: int) -> None:

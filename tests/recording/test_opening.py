@@ -166,3 +166,14 @@ def test_a_disk_that_fails_while_it_is_read_is_named(
             RunError, match=r"Cannot read run_0_embeddings of .*: Input/output error. Check the disk"
         ):
             recording.run(0).embeddings[0]
+
+
+@pytest.mark.usefixtures("few_allowed")
+def test_of_few_files_that_are_allowed_it_takes_only_a_part(many: ExperimentPaths) -> None:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open_recording(many.folder) as recording:
+        for run in recording:
+            run.recorded_steps[:]
+            assert len(opening._open) <= allowed // 4
+        with open(os.devnull, "rb"), open(os.devnull, "rb"):  # noqa: PTH123 - as an import would
+            pass
