@@ -46,6 +46,15 @@ AWKWARD = [
     *("\U0001f600", "\udcff", "\ud800", "", "." * 300, "Unable to serialize"),
 ]
 
+SOME = [
+    pytest.param(text, marks=() if number % 4 == 0 else pytest.mark.slow, id=ascii(text))
+    for number, text in enumerate(AWKWARD)
+]
+"""All of them; every fourth in the tests that take seconds."""
+
+UNNAMEABLE = ("\ud800", "." * 300)
+"""Texts that no file can be called, see `test_what_is_no_path_is_refused`."""
+
 CLASSES = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
     "init_args": dict.fromkeys(("dirpath", "filename", "monitor"), ""),
@@ -64,17 +73,23 @@ def text_keys() -> list[str]:
     return [key for key, kind in kinds.items() if takes_text(kind) and not key.endswith(".help")]
 
 
+def is_path(key: str) -> bool:
+    is_data = key.startswith("data.") and key.endswith("_path")
+    return is_data or key in ("experiment.output_dir", "recorder.tokens")
+
+
 def with_text(text: str) -> dict[str, Any]:
-    """A config with this text wherever a text may be."""
+    """A config with this text wherever a text may be; where it is a path, only if it can be one."""
+    path = "x" if text in UNNAMEABLE else text
     config = copy.deepcopy(resolve([]))
     around: dict[str, Any] = {
         "recorder.tensors": [text],
         "launch.slurm.extra": [text, f"{text}2"],
         "recorder.dtypes": {"grads": text, text: "x"},
-        "experiment.sweep": {"data.corpus_path": [text, f"{text}2"], text: [[text], {text: text}]},
+        "experiment.sweep": {"data.corpus_path": [path, f"{path}2"], text: [[text], {text: text}]},
     }
     for key in text_keys():
-        set_value(config, key, around.get(key, text))
+        set_value(config, key, around.get(key, path if is_path(key) else text))
     config["trainer"]["callbacks"] = [copy.deepcopy(CLASSES)]
     for name in CLASSES["init_args"]:
         set_value(config["trainer"]["callbacks"][0], f"init_args.{name}", text)
@@ -94,17 +109,17 @@ MEANT_AS_NUMBERS = ("experiment.seeds", "trainer.val_check_interval")
 """Keys of which a text and the number in it are the same."""
 
 
-@pytest.mark.parametrize("text", AWKWARD, ids=ascii)
+@pytest.mark.parametrize("text", SOME)
 def test_every_text_of_a_config_is_read_back(tmp_path: Path, text: str) -> None:
     config = with_text(text)
     (tmp_path / "config.yaml").write_bytes(to_yaml(config).encode("ascii"))
     back = dict(flatten(resolve(["--config", str(tmp_path / "config.yaml")])))
     for key, value in flatten(config):
         there = back[key]
-        if (key.startswith("data.") and key.endswith("_path")) or key == "recorder.tokens":
-            value = str(Path(value).expanduser().absolute())
         if key == "experiment.output_dir":
             value = str(Path(value))
+        elif is_path(key):
+            value = str(Path(value).expanduser().absolute())
         if key in MEANT_AS_NUMBERS and text in NUMBERS:
             assert there in (text, NUMBERS[text]), key
         elif key == "trainer.callbacks":
@@ -116,7 +131,7 @@ def test_every_text_of_a_config_is_read_back(tmp_path: Path, text: str) -> None:
 NULLS = ("null", "~", "Null")
 
 
-@pytest.mark.parametrize("text", AWKWARD, ids=ascii)
+@pytest.mark.parametrize("text", SOME)
 def test_an_argument_is_the_text_that_it_is(text: str) -> None:
     config = resolve([f"--experiment.name={text}", f"--launch.slurm.partition={text}"])
     assert config["experiment"]["name"] == text
