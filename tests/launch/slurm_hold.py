@@ -16,10 +16,10 @@ STEP = 60
 
 
 class Hold(Callback):
-    """Waits after step 60 as long as the file exists that the environment names and no signal has come."""
+    """Waits before step 61 as long as the file exists that the environment names and no signal has come."""
 
     @override
-    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *rest: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, *rest: Any) -> None:
         """Waits."""
         (recorder,) = [one for one in trainer.callbacks if isinstance(one, StepRecorder)]
         while trainer.global_step == STEP and Path(os.environ[VARIABLE]).exists():
