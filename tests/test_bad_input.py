@@ -53,6 +53,13 @@ SETTINGS = [
     (["--model.learning_rate", "-1"], "model.learning_rate is -1.0, expected 0 or more"),
     (["--model.adam_beta2", "1"], "model.adam_beta2 is 1.0, expected at least 0 and below 1"),
     (["--data.batch_size", "0"], "data.batch_size is 0, expected at least 1"),
+    (["--data.batch_size", "1000000"], "data.batch_size is 1000000, but the text has "),
+    (["--recorder.every_n_steps", "500"], "recorder.every_n_steps is 500, more than trainer.max_steps "),
+    (
+        ["--trainer.max_step", "3"],
+        "unrecognized arguments: --trainer.max_step 3; did you mean trainer.max_steps?",
+    ),
+    (["--experiment.na", "x"], "unrecognized arguments: --experiment.na x"),
     (["--experiment.seeds", "[]"], "experiment.seeds is empty; give at least one seed"),
     (["--experiment.seeds", "[42, 43, 42]"], "experiment.seeds repeats [42]"),
     (["--experiment.seeds", "51..42"], "experiment.seeds is '51..42', which counts down; write 42..51"),

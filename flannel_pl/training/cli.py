@@ -108,6 +108,7 @@ class FlannelCLI(LightningCLI):
             parser_kwargs={
                 "prog": "flannel-pl fit",
                 "description": "Trains every run of an experiment and gathers the recordings into one file.",
+                "allow_abbrev": False,  # the beginning of a key may be a misspelt one
             },
         )
 

@@ -17,7 +17,10 @@ def why_ended(trainer: Trainer) -> str:
     """
     loop: Any = trainer.fit_loop
     reasons = []
-    if loop.max_epochs not in (None, -1) and loop.epoch_progress.current.processed >= loop.max_epochs:
+    # The epoch in which a training is stopped counts as processed, too.
+    is_whole = loop.epoch_loop.batch_progress.is_last_batch
+    processed = loop.epoch_progress.current.processed
+    if loop.max_epochs not in (None, -1) and is_whole and processed >= loop.max_epochs:
         reasons.append(f"max_epochs {loop.max_epochs}")
     if trainer.should_stop:
         reasons += [why for callback in trainer.callbacks if (why := _why_stopped(callback))]  # type: ignore[attr-defined]

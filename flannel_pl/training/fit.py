@@ -83,7 +83,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         UserError: If anything in the config or the data would stop the run.
     """
     config = experiment.run_config(run)
-    _check_trainer(config["trainer"])
+    _check_trainer(config["trainer"], every_n_steps=config["recorder"]["every_n_steps"])
     parsed = parse_config(config)  # the types of swept values
     model = TiedGPT2(**parsed["model"])
     data = FlannelData(**parsed["data"])
@@ -92,6 +92,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     )
     _check_parameter(recorder, model.parameter_shapes(), num_tokens=config["model"]["vocab_size"])
     corpus = data.load()
+    _check_batches(config["data"]["batch_size"], corpus.num_tokens - config["model"]["max_seq_len"])
     vocab_size = config["model"]["vocab_size"]
     ids = recorded_token_ids(recorder.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
     schema = RecordingSchema.build(
@@ -157,12 +158,26 @@ def _check_parameter(recorder: StepRecorder, shapes: dict[str, tuple[int, ...]],
         )
 
 
-def _check_trainer(trainer: dict[str, Any]) -> None:
+def _check_batches(batch_size: int, num_windows: int) -> None:
+    """Refuses batches that the text never fills."""
+    if batch_size > num_windows:
+        raise UserError(
+            f"data.batch_size is {batch_size}, but the text has {num_windows} windows of model.max_seq_len "
+            "tokens, so that no batch would be that large; give a smaller one, or a longer text"
+        )
+
+
+def _check_trainer(trainer: dict[str, Any], *, every_n_steps: int) -> None:
     """Refuses Trainer settings that a recorded run cannot have."""
     if trainer["max_steps"] < 1:
         raise UserError(
             f"trainer.max_steps is {trainer['max_steps']}, expected at least 1; give the steps of a run, "
             "e.g. --trainer.max_steps 1000"
+        )
+    if every_n_steps > trainer["max_steps"]:
+        raise UserError(
+            f"recorder.every_n_steps is {every_n_steps}, more than trainer.max_steps {trainer['max_steps']}: "
+            "nothing but the initial state would be recorded"
         )
     if trainer["max_epochs"] == 0:
         raise UserError("trainer.max_epochs is 0, which trains nothing; leave it out, max_steps decides")

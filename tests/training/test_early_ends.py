@@ -122,18 +122,24 @@ def test_its_rows_are_those_of_a_longer_run(small_data: SmallData, tmp_path: Pat
         assert rows_of(tmp_path / kind / "early" / "run_0") == whole, kind
 
 
-def test_a_time_limit_of_its_own_ends_a_run(small_data: SmallData, tmp_path: Path) -> None:
-    arguments = ["--trainer.max_time", "00:00:00:01", "--trainer.max_steps", "4000"]
+# 1000 steps of one sequence each are in one epoch of the whole text, and Lightning is told to make but one.
+@pytest.mark.parametrize("batches", [["4000", "7", "4"], ["1000", "null", "1"]])
+def test_a_time_limit_of_its_own_ends_a_run(
+    small_data: SmallData, tmp_path: Path, batches: list[str]
+) -> None:
+    keys = ("--trainer.max_steps", "--trainer.limit_train_batches", "--data.batch_size")
+    arguments = ["--trainer.max_time", "00:00:00:01"]
+    arguments += [word for pair in zip(keys, batches, strict=True) for word in pair]
     assert main(["fit", *words(small_data, tmp_path, *arguments)]) == 0
     run = RunPaths(tmp_path / "early" / "run_0")
     layout = read_layout(run.recording)
     ended = layout.flannel["ended"]
-    assert 0 < ended["step"] < 4000
+    assert 0 < ended["step"] < int(batches[0])
     assert ended["reason"] == "max_time 0:00:01"
     assert layout.flannel["num_rows"] == ended["step"] + 1
     if hasattr(os.stat_result, "st_blocks"):
         assert run.recording.stat().st_blocks * 512 < layout.used_bytes + 2**20 < layout.total_bytes
-    other = ["--trainer.max_time", "00:00:00:09", "--trainer.max_steps", "4000"]
+    other = [*arguments, "--trainer.max_time", "00:00:00:09"]
     assert main(["fit", *words(small_data, tmp_path, *other)]) == 2  # another experiment, whatever is done
 
 
