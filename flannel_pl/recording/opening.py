@@ -1,7 +1,7 @@
 """Files that are open for reading: more of them than the system allows a process to have open at once.
 
 Each is opened when it is read. Those read last stay open; the others are closed, and opened again when they
-are needed, if they still are the same files.
+are needed, if they still are the same files. So it is in another process too, forked or sent a copy.
 """
 
 import contextlib
@@ -44,18 +44,34 @@ class _Open:
 _lock = threading.RLock()
 _open: OrderedDict[int, _Open] = OrderedDict()  # by id of the descriptor; those used last at the end
 
+Identity = tuple[int, int, int]
+"""What tells a file from all others that get its name, see `Descriptor.identity`."""
+
 
 class Descriptor:
     """A file to read from, by any number of threads. Close it.
 
     Args:
         path: The file. Once it was opened, no other that gets its name is taken for it.
+        identity: Of the file that is meant, if it was opened before.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, identity: Identity | None = None) -> None:
         self.path = path
         self._closed = False
-        self._identity: tuple[int, int] | None = None
+        self._identity = identity
+
+    def identity(self) -> Identity:
+        """Returns what tells this file, also on another host, from those that get its name later.
+
+        Raises:
+            OSError: If it cannot be opened.
+            RunError: If it is another file by now.
+            ValueError: If this was closed.
+        """
+        with self.opened():
+            assert self._identity is not None
+            return self._identity
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
@@ -122,11 +138,37 @@ class Descriptor:
         if not stat.S_ISREG(there.st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "it is no regular file", str(self.path))
-        if self._identity not in (None, (there.st_dev, there.st_ino)):
+        identity = _identity(self.path, there)
+        if self._identity not in (None, identity):
             os.close(fd)
-            raise RunError(f"{self.path} was replaced by another file while it was open. Open it again.")
-        self._identity = (there.st_dev, there.st_ino)
+            raise replaced(self.path)
+        self._identity = identity
         return fd
+
+
+def _identity(path: Path, there: os.stat_result) -> Identity:
+    if path.suffix == ".partial":  # still written to
+        return there.st_ino, 0, 0
+    # The number of an inode is given to another file once its own is deleted. What a device is called differs
+    # between the hosts of a cluster, so it does not count.
+    return there.st_ino, there.st_size, there.st_mtime_ns
+
+
+def replaced(path: Path) -> RunError:
+    """Returns what to tell of a file that is not the one any more that was opened."""
+    return RunError(f"{path} is another file than the one that was opened, or was written to. Open it again.")
+
+
+def _forked() -> None:
+    """Lets a forked child wait for no thread of its parent's: it has none of them."""
+    global _lock
+    _lock = threading.RLock()
+    for entry in _open.values():
+        entry.num_users = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def read_at(fd: int, view: memoryview, offset: int) -> int:

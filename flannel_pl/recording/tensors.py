@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 
 from flannel_pl.errors import RunError
 from flannel_pl.recording.layout import NUMPY_DTYPES, FileLayout, layout_of
-from flannel_pl.recording.opening import Descriptor, read_at, unreachable
+from flannel_pl.recording.opening import Descriptor, Identity, read_at, replaced, unreachable
 
 BLOCK_BYTES = 64 * 2**20
 """Most bytes that are read at once when only a part of them is wanted."""
@@ -25,18 +26,37 @@ Array = np.ndarray[Any, Any]
 class TensorFile:
     """One open safetensors file. Thousands may be open at once; the system sees only some of them open.
 
+    A copy, also one that is pickled for another process, opens the same file by itself: closing one leaves
+    the other open.
+
     Args:
         path: The file.
         layout: Its layout, if the header is not there yet; otherwise it is read.
+        identity: Of the file that is meant, if it was opened before.
 
     Raises:
-        RunError: If it cannot be read or is damaged.
+        RunError: If it cannot be read, is damaged, or is another file than the one that is meant.
     """
 
-    def __init__(self, path: Path, *, layout: FileLayout | None = None) -> None:
+    def __init__(
+        self, path: Path, *, layout: FileLayout | None = None, identity: Identity | None = None
+    ) -> None:
         self.path = path
-        self._descriptor = Descriptor(path)
+        self._descriptor = Descriptor(path, identity=identity)
         self.layout: FileLayout = layout_of(self._descriptor) if layout is None else layout
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies which file it is, and opens that; a closed one is refused.
+
+        Raises:
+            RunError: If it is another file by now, or the disk fails.
+            ValueError: If the file is closed.
+        """
+        try:
+            identity = self._descriptor.identity()
+        except OSError as error:
+            raise unreachable(self.path, error) from error
+        return _opened_again, (str(self.path.absolute()), identity, _digest(self.layout))
 
     def read_into(self, key: str, array: Array, *, start_row: int = 0) -> None:
         """Fills `array`, contiguous and of the tensor's dtype, with its rows from `start_row` on.
@@ -159,7 +179,15 @@ class LazyTensor:
         return self._deliver(result if rows.ndim else result[0])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """Reads everything, for `numpy.asarray`."""
+        """Reads everything, for `numpy.asarray`.
+
+        Raises:
+            ValueError: If it must not be a copy: what is in a file is in no memory yet.
+        """
+        if copy is False:
+            raise ValueError(
+                f"{self._key} is read from {self._file.path}, which makes a copy; copy=False forbids it"
+            )
         return self._read_rows(0, len(self)).astype(dtype or self._dtype, copy=False)
 
     def chunks(self, *, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Any]]:
@@ -194,6 +222,17 @@ class LazyTensor:
 
     def _deliver(self, array: Any) -> Any:
         return array if self._framework == "np" else _to_torch(np.asarray(array))
+
+
+def _opened_again(path: str, identity: Identity, digest: str) -> TensorFile:
+    file = TensorFile(Path(path), identity=identity)
+    if _digest(file.layout) != digest:
+        raise replaced(file.path)
+    return file
+
+
+def _digest(layout: FileLayout) -> str:
+    return xxhash.xxh3_128_hexdigest(layout.header)
 
 
 def _select(rows: Array, inner_keys: list[Any]) -> Array:

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flannel_pl.recording.gather import gather
@@ -31,14 +32,18 @@ def test_the_examples_do_what_they_say(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(folder)
     with open_recording(folder) as recording:
         dead = recording.masks["dead_indices"]
-        embeddings = recording.run(1).embeddings[:][:, dead]
+        whole = recording.run(1).embeddings[:]
+        embeddings = whole[:, dead]
         losses = recording.run(1).losses_f32[:]
     assert run_example(0)["embeddings"].tobytes() == embeddings[3].tobytes()
     assert [run["seed"] for run in run_example(1)["metadata"]["runs"]] == [42, 43, 44]
     assert run_example(2)["losses"].tolist() == losses.tolist()
     assert run_example(3)["row"].tolist() == [3]
     assert run_example(4)["embeddings"].tobytes() == embeddings[3:6].tobytes()
-    assert len(EXAMPLES) == 5
+    with np.errstate(all="ignore"):  # some of the random bits are infinite
+        means = run_example(5)["means"]
+        assert means.tobytes() == whole.astype(np.float64).mean(axis=1).tobytes()
+    assert len(EXAMPLES) == 6
 
 
 def test_every_tensor_is_on_the_page() -> None:

@@ -112,7 +112,9 @@ def test_another_file_under_the_same_name_is_not_taken_for_it(
     (tmp_path / "b").replace(tmp_path / "a")
     assert descriptor.read(100, offset=3) == b"tent"  # it is still open
     opening._close_idle(keep=0)
-    with pytest.raises(RunError, match=r"a was replaced by another file while it was open. Open it again"):
+    with pytest.raises(
+        RunError, match=r"a is another file than the one that was opened, or was written to. Open it"
+    ):
         descriptor.read(1, offset=0)
     descriptor.close()
 
