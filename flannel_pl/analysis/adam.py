@@ -15,15 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from flannel_pl.analysis.lattice import widen
-from flannel_pl.analysis.metrics import token_norms
+from flannel_pl.analysis.metrics import dot_products, token_norms
 from flannel_pl.analysis.ulps import ulp_distance
 from flannel_pl.recording.tensors import Array
 
 TILE_ELEMENTS = 2**16
 """Worked on at once: the intermediate results stay in a core's cache."""
-
-_SAFE_PRODUCTS = (2.0**-75, 2.0**75)
-"""Between these a product of two lengths, and what it is summed up from, keeps its bits in float32."""
 
 
 @dataclass(frozen=True)
@@ -139,28 +136,18 @@ def cos_grad_step(grad_SD: Array, dW_SD: Array) -> Array:
     Source: upstream 1.24c8, whose medians count tokens that stand still as 0; here they have no direction.
 
     Args:
-        grad_SD: Gradient at the weights before the step, float32; clipping does not matter.
-        dW_SD: The step, float32.
+        grad_SD: Gradient at the weights before the step; clipping does not matter.
+        dW_SD: The step.
 
     Returns:
-        (S,) float32; NaN where gradient or step is zero or not finite.
+        (S,) float64; NaN where gradient or step is zero or not finite.
 
     Example:
         >>> cos_grad_step(np.float32([[1, 0], [1, 1], [0, 0]]), np.float32([[-2, 0], [0, 3], [1, 1]]))
-        array([-1.       ,  0.7071068,        nan], dtype=float32)
+        array([-1.        ,  0.70710678,         nan])
     """
-    lengths_S, steps_S = token_norms(grad_SD), token_norms(dW_SD)
     with np.errstate(all="ignore"):
-        products_S = lengths_S * steps_S
-        cosines_S: Array = np.einsum("sd,sd->s", grad_SD, dW_SD) / products_S
-        smallest, largest = _SAFE_PRODUCTS
-        beyond = np.flatnonzero(~((products_S > smallest) & (products_S < largest)))
-        if len(beyond):
-            cosines_S[beyond] = np.einsum(
-                "sd,sd->s",
-                grad_SD[beyond] / lengths_S[beyond, None].astype(np.float64),
-                dW_SD[beyond] / steps_S[beyond, None].astype(np.float64),
-            )
+        cosines_S: Array = dot_products(grad_SD, dW_SD) / (token_norms(grad_SD) * token_norms(dW_SD))
     return cosines_S
 
 

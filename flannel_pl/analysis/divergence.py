@@ -87,15 +87,15 @@ def measure_divergence(
 
     def measure_finite_row(row: int) -> int:
         W_NVD = [widen(tensor[row]) for tensor in tensors]
-        space_VD = np.empty_like(W_NVD[0])  # one for all pairs: making memory anew takes longer than they do
+        space_VD = np.empty(W_NVD[0].shape)  # one for all pairs: making memory anew takes longer than they do
         for number, (first, second) in enumerate(pairs):
             squares_V = _squared_distances(W_NVD[first], W_NVD[second], space_VD)
             for name, tokens in sets.items():
-                distance[name][number, row] = np.sqrt(squares_V[tokens].sum(dtype=np.float64))
+                distance[name][number, row] = np.sqrt(squares_V[tokens].sum())
         for number, (W_VD, start_VD) in enumerate(zip(W_NVD, start_NVD, strict=True)):
             squares_V = _squared_distances(W_VD, start_VD, space_VD)
             for name, tokens in sets.items():
-                evolution[name][number, row] = np.sqrt(squares_V[tokens].sum(dtype=np.float64))
+                evolution[name][number, row] = np.sqrt(squares_V[tokens].sum())
         return sum(tensor.row_bytes for tensor in tensors)
 
     with ThreadPoolExecutor(_num_threads(sum(tensor.row_bytes for tensor in tensors))) as threads:
@@ -132,7 +132,7 @@ def _num_threads(row_bytes: int) -> int:
 
 
 def _squared_distances(A_VD: Array, B_VD: Array, space_VD: Array) -> Array:
-    np.subtract(A_VD, B_VD, out=space_VD)
+    np.subtract(A_VD, B_VD, out=space_VD, dtype=np.float64)
     squares_V: Array = np.einsum("vd,vd->v", space_VD, space_VD)
     return squares_V
 

@@ -243,7 +243,7 @@ def _first(
 
 
 def _re_expansion(change_R: Array, steps_R: Array, *, sneeze: Mark, freeze: Mark) -> Mark:
-    """Finds where, between sneeze and freeze, the smoothed velocity begins to grow again for good.
+    """Finds where, between sneeze and freeze, the velocity, smoothed twice, is least before it grows again.
 
     Upstream takes any change of sign of the second difference, and finds noise at the window's end.
     """

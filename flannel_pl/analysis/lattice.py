@@ -102,24 +102,23 @@ def ulp(weights: Array, dtype: str) -> Array:
 def displacement(dW_SD: Array, ulp_SD: Array) -> Array:
     """Returns steps in units of the lattice: dW' = dW / ULP(W before).
 
-    Exact while the result is representable. Not an integer where a weight fell below a power of two, since
-    the lattice is finer there. Huge where a weight left 0, 2^133 times its step for bfloat16 and 2^149 times
-    for float32; infinity where float32 holds no such number (from 0, steps of 2^-5 and 2^-21 or more).
+    Not an integer where a weight fell below a power of two, since the lattice is finer there. Huge where a
+    weight left 0: 2^133 times its step for bfloat16 and 2^149 times for float32.
 
     Args:
-        dW_SD: The step, float32.
+        dW_SD: The step, float64.
         ulp_SD: ULP of the weights before it.
 
     Returns:
-        float32, the same shape.
+        float64, the same shape.
 
     Example:
         >>> before = np.float32([[1.0, 0.5]])
-        >>> displacement(np.float32([[2**-6, 0.0]]), ulp(before, "bfloat16"))
-        array([[2., 0.]], dtype=float32)
+        >>> displacement(np.array([[2**-6, 0.0]]), ulp(before, "bfloat16"))
+        array([[2., 0.]])
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled: Array = dW_SD / ulp_SD
+    with np.errstate(invalid="ignore"):  # weights that are not finite
+        scaled: Array = dW_SD.astype(np.float64, copy=False) / ulp_SD
     return scaled
 
 
@@ -133,20 +132,11 @@ def lattice_norms(displacement_SD: Array) -> tuple[Array, Array, Array]:
         Three (S,) float64 arrays.
 
     Example:
-        >>> [norm.tolist() for norm in lattice_norms(np.float32([[3.0, -4.0]]))]
+        >>> [norm.tolist() for norm in lattice_norms(np.array([[3.0, -4.0]]))]
         [[7.0], [5.0], [4.0]]
     """
-    size_SD = np.abs(displacement_SD)
-    linf_S = size_SD.max(axis=1).astype(np.float64)
-    with np.errstate(over="ignore"):
-        l1_S = size_SD.sum(axis=1).astype(np.float64)
-    l2_S = np.sqrt(np.einsum("sd,sd->s", size_SD, size_SD)).astype(np.float64)
-    far = np.isinf(l2_S)
-    if far.any():  # squares beyond float32: steps away from 0
-        far_SD = size_SD[far].astype(np.float64)
-        l1_S[far] = far_SD.sum(axis=1)
-        l2_S[far] = np.sqrt(np.einsum("sd,sd->s", far_SD, far_SD))
-    return l1_S, l2_S, linf_S
+    size_SD = np.abs(displacement_SD.astype(np.float64, copy=False))
+    return size_SD.sum(axis=1), np.sqrt(np.einsum("sd,sd->s", size_SD, size_SD)), size_SD.max(axis=1)
 
 
 def hop_classes(lengths_S: Array, mean_ulp_S: Array) -> Array:

@@ -2,7 +2,7 @@
 
 Early until its last step longer than sqrt(D) ULP; midlife until the last that moved some dimension by more
 than one ULP; late until the last that moved it at all; then Fimbulwinter. Last times, not first: a token may
-pause and go on.
+pause and go on. All of it is about what was recorded: what came later nobody knows.
 
 Source: upstream 3.6 (lifecycle-phases.md, Nutcracker 03).
 
@@ -70,7 +70,8 @@ class Lifecycle:
         Returns:
             early_end, midlife_end, late_end: the last step of that phase, 0 if it was over from the start; a
             phase never ends before the one before it. freeze_step: the step of the last change of any bit,
-            after which the token never moves again; NEVER (-1) if that is the last row. All (S,) int64.
+            after which the token does not move again before the recording ends; NEVER (-1) if that is the
+            last row. All (S,) int64.
         """
         last = self.last_S
         early_S = last["early"]
@@ -118,7 +119,7 @@ def _fraction_not_over(end_S: Array, steps_R: Array) -> Array:
 
 
 def freeze_quantiles(freeze_step_S: Array) -> dict[str, float]:
-    """Returns when tokens froze for good: min, q25, median, q75, max, and the fraction that still moves.
+    """Returns when tokens moved last: min, q25, median, q75, max, and the fraction that moves to the end.
 
     Args:
         freeze_step_S: From `Lifecycle.result`.

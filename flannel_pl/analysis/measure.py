@@ -19,7 +19,7 @@ from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.meter import LATTICE, STANDSTILL, Meter, Stretch
 from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.sets import token_sets
-from flannel_pl.analysis.settings import trained_dtype
+from flannel_pl.analysis.settings import is_exact, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.tensors import Array
@@ -136,12 +136,12 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     left_out = {f"the {name} tokens": reason for name, reason in left_out.items()}
     W = run.tensor("embeddings")
     trained = trained_dtype(recording, run)
-    if W.dtype != trained:
+    if not is_exact(W.dtype, trained):
         reason = f"the weights were {trained} and are recorded as {W.dtype}, which rests at other times"
         left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, "lives of tokens"), reason)
     skipped_R = skipped_rows(run)
     optimizer = OptimizerMeter(recording, run)
-    meter = Meter(W, run.steps, sets, optimizer, skipped_R=skipped_R, has_lattice=W.dtype == trained)
+    meter = Meter(W, run.steps, sets, optimizer, skipped_R=skipped_R, trained=trained)
     left_out |= meter.optimizer.left_out
     advance = advance or (lambda num_bytes: None)
     stretches = list(_stretches(len(W), meter.row_bytes))

@@ -11,6 +11,7 @@ import numpy as np
 from flannel_pl.analysis import lattice, metrics
 from flannel_pl.analysis.lifecycle import Lifecycle
 from flannel_pl.analysis.replay import OptimizerMeter
+from flannel_pl.analysis.settings import is_exact
 from flannel_pl.recording.tensors import Array, LazyTensor
 
 MOTION = (
@@ -18,7 +19,7 @@ MOTION = (
     *("outward_fraction", "inward_fraction", "zero_fraction"),
 )
 STANDSTILL = ("frozen_fraction", "zero_component_fraction")
-"""These and the lattice say something of the weights only if they are recorded in their own type."""
+"""These and the lattice say something of the weights only if they are recorded to the bit."""
 
 LATTICE = ("lattice_l1", "lattice_l2", "lattice_linf", "lattice_hop_fraction", "thermal_hop_fraction")
 CLOUD = ("origin_radius", "centroid_radius", "bounding_radius", "std_per_dim")
@@ -42,6 +43,9 @@ class _Row:
 
     stored_VD: Array
     W_VD: Array
+    """Float64."""
+
+    squares_V: Array
     norms_V: Array
     centroids: dict[str, Array]
 
@@ -55,7 +59,7 @@ class Meter:
         sets: Token set -> positions, (S,) int64.
         optimizer: Measures what the optimizer did.
         skipped_R: Whether the optimizer skipped the step of each row: nothing moved, but nothing stood still.
-        has_lattice: Whether weights are recorded in the type that they were trained in.
+        trained: The type that the weights had when they were trained.
     """
 
     def __init__(
@@ -66,11 +70,11 @@ class Meter:
         optimizer: OptimizerMeter,
         *,
         skipped_R: Array,
-        has_lattice: bool,
+        trained: str,
     ) -> None:
         self.W, self.steps_R, self.sets, self.optimizer = W, steps_R, sets, optimizer
-        self.skipped_R = skipped_R
-        self.has_lattice = has_lattice
+        self.skipped_R, self.trained = skipped_R, trained
+        self.has_lattice = is_exact(W.dtype, trained)
 
     @property
     def row_bytes(self) -> int:
@@ -118,9 +122,10 @@ class Meter:
         )
 
     def _row(self, stored_VD: Array) -> _Row:
-        W_VD = lattice.widen(stored_VD)
+        W_VD = lattice.widen(stored_VD).astype(np.float64)
         centroids = {name: metrics.centroid(self._of(W_VD, name)) for name in self.sets}
-        return _Row(stored_VD, W_VD, metrics.token_norms(W_VD), centroids)
+        squares_V = metrics.dot_products(W_VD, W_VD)
+        return _Row(stored_VD, W_VD, squares_V, np.sqrt(squares_V), centroids)
 
     def _of(self, values: Array, name: str) -> Array:
         """Returns a set's part of an array of all tokens, itself if that is all of it."""
@@ -167,7 +172,7 @@ class Meter:
     ) -> None:
         lengths_V = metrics.token_norms(dW_VD)
         radial_V = metrics.radial_fractions(before.W_VD, dW_VD, before.norms_V, lengths_V)
-        change_V = row.norms_V - before.norms_V
+        change_V = metrics.radius_changes(before.W_VD, row.W_VD, before.squares_V, row.squares_V)
         for name in self.sets:
             series = result.series[name]
             dc_D = row.centroids[name] - before.centroids[name]
@@ -196,9 +201,9 @@ class Meter:
         *,
         step: int,
     ) -> None:
-        ulp_VD = lattice.ulp(before.W_VD, self.W.dtype)
+        ulp_VD = lattice.ulp(lattice.widen(before.stored_VD), self.trained)
         l1_V, l2_V, linf_V = lattice.lattice_norms(lattice.displacement(dW_VD, ulp_VD))
-        hops_V = lattice.hop_classes(lengths_V, ulp_VD.mean(axis=1))
+        hops_V = lattice.hop_classes(lengths_V, ulp_VD.mean(axis=1, dtype=np.float64))
         zeros_V = np.count_nonzero(dW_VD == 0, axis=1) / dW_VD.shape[1]
         for name in self.sets:
             series = result.series[name]

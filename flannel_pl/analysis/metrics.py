@@ -1,41 +1,47 @@
 """Where a cloud of tokens is, how it moves: one pure function per metric, each for one recorded row.
 
-Formulas follow upstream (`upstream 1.21d` names the notebook a formula comes from). Weights are float32,
-sums and means float64 where that costs nothing. An empty set gives NaN. Weights that are not finite make
-radii, speeds and centroids not finite, without a warning; from radial fractions and from the counts of
-outward and inward steps such tokens are left out.
+Formulas follow upstream (`upstream 1.21d` names the notebook a formula comes from). All is computed in
+float64, which holds every recorded weight and its square exactly. An empty set gives NaN. Weights that are
+not finite make radii, speeds and centroids not finite, without a warning; from radial fractions and from the
+counts of outward and inward steps such tokens are left out.
 
 Shape suffixes: R rows, S tokens, D dimensions. c is the centroid, w_i a token, d the change since the row
 before.
 """
 
+import math
+
 import numpy as np
 
 from flannel_pl.recording.tensors import Array
-
-_SQUARES_VANISH = 2.0**-50
-"""Below this length the squares of components lose bits in float32, and below 2^-75 they are 0."""
 
 
 def token_norms(W_SD: Array) -> Array:
     """Returns |w_i| of each token, in the weights' unit; of a step, the lengths |dw_i|.
 
-    Also where the squares do not fit into float32: whatever moved has a length.
-
     Returns:
-        (S,) float32.
+        (S,) float64.
 
     Example:
         >>> token_norms(np.float32([[3, 4], [0, 0]]))
-        array([5., 0.], dtype=float32)
+        array([5., 0.])
     """
-    norms_S: Array = np.sqrt(np.einsum("sd,sd->s", W_SD, W_SD))
-    for beyond_S, exponent in ((norms_S < _SQUARES_VANISH, 100), (np.isposinf(norms_S), -100)):
-        if beyond_S.any():
-            scaled_SD = np.ldexp(W_SD[beyond_S], exponent)
-            with np.errstate(over="ignore"):
-                norms_S[beyond_S] = np.ldexp(np.sqrt(np.einsum("sd,sd->s", scaled_SD, scaled_SD)), -exponent)
-    return norms_S
+    return np.sqrt(dot_products(W_SD, W_SD))
+
+
+def dot_products(A_SD: Array, B_SD: Array) -> Array:
+    """Returns the dot product of each token with its partner.
+
+    Returns:
+        (S,) float64.
+
+    Example:
+        >>> dot_products(np.float32([[3, 4]]), np.float32([[1, -1]]))
+        array([-1.])
+    """
+    A_SD, B_SD = A_SD.astype(np.float64, copy=False), B_SD.astype(np.float64, copy=False)
+    products_S: Array = np.einsum("sd,sd->s", A_SD, B_SD)
+    return products_S
 
 
 def mean_or_nan(x_S: Array) -> float:
@@ -96,14 +102,14 @@ def centred(W_SD: Array, centroid_D: Array) -> Array:
     the motion of the bulk is taken away (upstream 1.31i).
 
     Returns:
-        (S, D) float32.
+        (S, D) float64.
 
     Example:
         >>> centred(np.float32([[3, 4]]), np.array([1.0, 1.0]))
-        array([[2., 3.]], dtype=float32)
+        array([[2., 3.]])
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite
-        difference_SD: Array = W_SD - centroid_D.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # weights that are not finite
+        difference_SD: Array = W_SD - centroid_D
     return difference_SD
 
 
@@ -183,24 +189,57 @@ def radial_fractions(W_SD: Array, dW_SD: Array, norms_S: Array, lengths_S: Array
         lengths_S: `token_norms(dW_SD)`.
 
     Returns:
-        (S,) float32; NaN for a token that did not move, began at the origin or is not finite.
+        (S,) float64; NaN for a token that did not move, began at the origin or is not finite.
 
     Example:
         >>> W, dW = np.float32([[1, 0], [1, 0]]), np.float32([[2, 0], [0, 0]])
         >>> radial_fractions(W, dW, token_norms(W), token_norms(dW))
-        array([ 1., nan], dtype=float32)
+        array([ 1., nan])
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        fractions_S: Array = np.einsum("sd,sd->s", W_SD, dW_SD) / (norms_S * lengths_S)
+        fractions_S: Array = dot_products(W_SD, dW_SD) / (norms_S * lengths_S)
     fractions_S[(norms_S == 0) | (lengths_S == 0)] = np.nan
     return fractions_S
+
+
+def radius_changes(
+    before_SD: Array, after_SD: Array, squares_before_S: Array, squares_after_S: Array
+) -> Array:
+    """Returns |w_i after|^2 - |w_i before|^2, whose sign says if a token got farther from the origin.
+
+    The sign is that of exact arithmetic: a token that only swaps two components has not moved outward.
+
+    Args:
+        before_SD: Weights before the step; of float32's range and precision, whatever their type.
+        after_SD: Weights after it.
+        squares_before_S: `dot_products(before_SD, before_SD)`.
+        squares_after_S: `dot_products(after_SD, after_SD)`.
+
+    Returns:
+        (S,) float64; NaN for a token that is not finite.
+
+    Example:
+        >>> before, after = np.float32([[0.1, 0.2, 0.3], [1, 0, 0]]), np.float32([[0.3, 0.1, 0.2], [2, 0, 0]])
+        >>> squares = dot_products(before, before), dot_products(after, after)
+        >>> radius_changes(before, after, *squares).tolist()
+        [0.0, 3.0]
+    """
+    change_S: Array = squares_after_S - squares_before_S
+    # A sum of D squares is off by at most D roundings of the whole.
+    error_S = (squares_after_S + squares_before_S) * (before_SD.shape[1] * np.finfo(np.float64).eps)
+    unsure = np.flatnonzero(np.abs(change_S) <= error_S)
+    change_S[unsure] = 0.0  # right where no component changed
+    for token in unsure[(before_SD[unsure] != after_SD[unsure]).any(axis=1)]:
+        squares_D, squares_before_D = (w_SD[token].astype(np.float64) ** 2 for w_SD in (after_SD, before_SD))
+        change_S[token] = math.fsum([*squares_D, *-squares_before_D])
+    return change_S
 
 
 def sign_fractions(change_S: Array) -> tuple[float, float, float]:
     """Returns which fractions of the tokens got farther from the origin, nearer, neither (upstream 1.22b).
 
     Args:
-        change_S: |w_i| after minus |w_i| before. A token that is NaN is a token, but did none of the three.
+        change_S: From `radius_changes`. A token that is NaN is a token, but did none of the three.
 
     Example:
         >>> sign_fractions(np.array([1.0, 2.0, -1.0, 0.0]))

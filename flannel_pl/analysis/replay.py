@@ -13,7 +13,7 @@ import numpy as np
 from flannel_pl.analysis.adam import AdamSettings, cos_grad_step, predicted_weights, reproduced
 from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.metrics import mean
-from flannel_pl.analysis.settings import setting, trained_dtype
+from flannel_pl.analysis.settings import is_exact, setting, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.tensors import Array, LazyTensor
@@ -53,6 +53,7 @@ class OptimizerMeter:
             self._settings, moments = _settings(recording, run)
         if self._settings is not None:
             self._rates_R = _rates(recording, run, self._steps_R)
+            self._trained = np.dtype(trained_dtype(recording, run))
         reasons |= dict.fromkeys((EXACT, WITHIN_ONE), moments)
         self.names = tuple(name for name, reason in reasons.items() if not reason)
         self.left_out = {name: reason for name, reason in reasons.items() if reason}
@@ -92,7 +93,7 @@ class OptimizerMeter:
             row: Its number.
             before_VD: Embeddings of the row before, as stored.
             after_VD: Those of this row.
-            dW_VD: Their difference, float32.
+            dW_VD: Their difference, float64.
             sets: Token set -> positions, (S,) int64.
 
         Returns:
@@ -102,15 +103,17 @@ class OptimizerMeter:
         if "grads" in stored:
             per_token[COSINE] = cos_grad_step(widen(stored["grads"]), dW_VD)
         if self._settings is not None:
+            as_trained = [
+                one_VD.astype(self._trained, copy=False)
+                for one_VD in (before_VD, stored["momentum"], stored["variance"], after_VD)
+            ]
             predicted_VD = predicted_weights(
-                before_VD,
-                stored["momentum"],
-                stored["variance"],
+                *as_trained[:3],
                 step=int(self._num_taken_R[row]),
                 learning_rate=float(self._rates_R[row]),
                 settings=self._settings,
             )
-            per_token[EXACT], per_token[WITHIN_ONE] = reproduced(predicted_VD, after_VD)
+            per_token[EXACT], per_token[WITHIN_ONE] = reproduced(predicted_VD, as_trained[3])
         return {
             one: {
                 name: _median(x_V[tokens]) if name == COSINE else mean(x_V[tokens])
@@ -147,11 +150,11 @@ def _lacking_rates(run: RunRecording) -> str:
 
 
 def _other_dtype(recording: Recording, run: RunRecording) -> str:
-    """Returns which tensor is not recorded in the type that the optimizer had it in; empty if none."""
+    """Returns which tensor is not recorded to the bit, as the optimizer had it; empty if none."""
     stored = {name: run.tensor(name).dtype for name in ("embeddings", "momentum", "variance")}
     param_dtype = trained_dtype(recording, run)
     for name, dtype in stored.items():
-        if dtype != param_dtype:
+        if not is_exact(dtype, param_dtype):
             return f"the optimizer had {name} as {param_dtype}, and the file has {dtype}"
     return ""
 

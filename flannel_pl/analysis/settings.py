@@ -22,6 +22,16 @@ def trained_dtype(recording: Recording, run: RunRecording) -> str:
     return str(setting(recording, run, "model.param_dtype") or guess)
 
 
+def is_exact(recorded: str, trained: str) -> bool:
+    """Tells whether a recorded tensor has every bit of what it was: in the same type, or widened.
+
+    Example:
+        >>> is_exact("float32", "bfloat16"), is_exact("bfloat16", "float32")
+        (True, False)
+    """
+    return recorded == trained or (recorded, trained) == ("float32", "bfloat16")
+
+
 def setting(recording: Recording, run: RunRecording, key: str) -> Any:
     """Returns the value that a run had of a config key, e.g. model.adam_beta1; None if the file does not say.
 

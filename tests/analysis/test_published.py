@@ -190,7 +190,7 @@ def test_epochs_of_the_mean_of_each_run_and_over_runs(group: Group) -> None:
     assert rule_b.mean.freeze.step == np.flatnonzero(frozen_R > 0.9)[0]
     rows = list(csv.DictReader(epochs_csv([("flannel3", rule_a)]).splitlines()))
     assert len(rows) == 11 * 4
-    assert (rows[0]["run"], rows[0]["boundary"], rows[0]["step"]) == ("mean over runs", "inhale", "2")
+    assert (rows[0]["run"], rows[0]["boundary"], rows[0]["step"]) == ("mean curve", "inhale", "2")
     assert rows[2]["reason"] == "rule A knows none"
 
 
@@ -200,7 +200,7 @@ def test_a_freeze_with_the_learning_rate_is_doubted_by_name(group: Group) -> Non
     runs = [replace(run, scalars={**run.scalars, "learning_rate": rate_R}) for run in group.runs[:2]]
     rule_b = epochs_of(replace(group, runs=tuple(runs)), "dead")[1]
     assert [text.partition(": at the freeze, step ")[0] for text in rule_b.warnings] == [
-        "rule B, mean over runs",
+        "rule B, mean curve",
         "rule B, seed 42",
         "rule B, seed 43",
     ]

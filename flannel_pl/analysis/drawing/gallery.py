@@ -39,7 +39,7 @@ GALLERY = (
         "radius how far they are from their own centre. A cloud that drifts away as a whole grows in the "
         "first and not in the second. Thin lines are runs, thick ones their means, the coloured area is one "
         "standard deviation to either side.",
-        "Shaded or not, the epochs by rule A.",
+        "Shaded or not, the mean curve's epochs by rule A.",
         "origin radius = mean_i |w_i|, centroid radius = mean_i |w_i - c|, c = mean_i w_i",
         "the embeddings",
     ),
@@ -60,7 +60,7 @@ GALLERY = (
         "Above, the origin radius of the first 120 steps; below, how much it grows from a step to the next. "
         "There the thick line is the mean over runs, smoothed over 5 steps; thin lines and area are not "
         "smoothed.",
-        "Shaded or not, the epochs by rule A.",
+        "Shaded or not, the mean curve's epochs by rule A.",
         "v(t) = (mean_i |w_i(t+1)| - mean_i |w_i(t)|) per step",
         "three recorded rows in the first 120 steps",
     ),
@@ -71,7 +71,8 @@ GALLERY = (
         "How far a token goes in one step, and how far the centre of them all goes. Where these two lie on "
         "one another, tokens move as one body. Means over runs. The axis is logarithmic: a line that falls "
         "out of the figure is a standstill.",
-        "Dotted: what is left of a token's step without the centre's. Shaded or not, the epochs by rule A.",
+        "Dotted: what is left of a token's step without the centre's. Shaded or not, the mean curve's epochs "
+        "by rule A.",
         "token speed = mean_i |dw_i|, centroid speed = |dc|, thermal speed = mean_i |dw_i - dc|",
         "two recorded rows, and some motion",
     ),
@@ -82,7 +83,7 @@ GALLERY = (
         "The part of the tokens of which not one bit changed since the row before. A frozen token may thaw "
         "again. If there is a dotted line, it is the learning rate, which all runs share: a freeze while it "
         "goes to zero says little about the model. Thin lines are runs.",
-        "Shaded or not, the epochs by rule A.",
+        "Shaded or not, the mean curve's epochs by rule A.",
         "frozen fraction = |{i : bits of w_i(t) = bits of w_i(t-1)}| / number of tokens",
         "two recorded rows",
     ),
@@ -93,7 +94,7 @@ GALLERY = (
         "At each step, which part of the tokens is in which phase. A phase ends with the last time that a "
         "token does something, so that nobody goes back: early until its last step longer than the square "
         "root of D, midlife until the last that moves a component by more than one ULP, late until the last"
-        " that moves it at all, then Fimbulwinter. Mean over runs.",
+        " that moves it at all, then, to the end of the recording, Fimbulwinter. Mean over runs.",
         "",
         "last t with |dW'|_2 > sqrt(D); with |dW'|_inf > 1; with |dW'|_1 > 0, where dW' = dW / ULP(W)",
         "two recorded rows, in the format that the weights have (bfloat16 or float32)",
@@ -117,7 +118,7 @@ GALLERY = (
         "How far apart runs are that differ in their seed only, beside how far each has come from its own "
         "start. If steps have nothing to do with each other or with the starts, runs end up at least the "
         "square root of 2 times as far from each other as from their starts.",
-        "Thin lines are pairs of runs; shaded or not, the epochs by rule A.",
+        "Thin lines are pairs of runs; shaded or not, the mean curve's epochs by rule A.",
         "|| W_a(t) - W_b(t) ||_F for runs a and b; dashed || W_a(t) - W_a(0) ||_F",
         "two runs or more that differ in nothing but their seed, of the same tokens",
     ),
@@ -127,7 +128,7 @@ GALLERY = (
         figures.loss,
         "Line and area: each run's running mean, their mean and standard deviation. The loss in row t is "
         "that of the weights before step t.",
-        "Grey: the loss of each batch, all runs. Shaded or not, the epochs by rule A.",
+        "Grey: the loss of each batch, all runs. Shaded or not, the mean curve's epochs by rule A.",
         "mean cross-entropy over the predicted tokens of a batch, in nats",
         "the loss of a step",
     ),

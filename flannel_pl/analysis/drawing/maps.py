@@ -49,10 +49,10 @@ def lifecycle(
     fractions = [_mean_fractions(group, token_set) for group in shown]
     if len(shown) == 1:
         over = np.flatnonzero(fractions[0]["fimbulwinter"] > 0.5)
-        title = f"Fewer than half of {in_words(token_set)} come to rest for good"
+        title = f"Fewer than half of {in_words(token_set)} come to rest before the recording ends"
         if len(over):
             step = shown[0].runs[0].steps_R[over[0]]
-            title = f"Half of {in_words(token_set)} have come to rest for good by step {step}"
+            title = f"Half of {in_words(token_set)} have come to rest by step {step}, as far as is recorded"
     figure, panels = new_figure(title, len(shown), height=2.2 + 1.6 * len(shown))
     for axes, group, areas in zip(panels, shown, fractions, strict=True):
         steps_R = group.runs[0].steps_R[: len(areas["early"])]

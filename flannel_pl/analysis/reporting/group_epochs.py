@@ -24,6 +24,9 @@ MARKS = {
 }
 """Boundaries -> what a table calls them."""
 
+MEAN_CURVE = "mean curve"
+"""What the mean over runs is called where its boundaries are: they are no means of the runs' boundaries."""
+
 
 @dataclass(frozen=True)
 class GroupEpochs:
@@ -50,7 +53,7 @@ class GroupEpochs:
     @property
     def warnings(self) -> list[str]:
         """What casts doubt on a boundary."""
-        named = zip(("mean over runs", *self.labels), (self.mean, *self.runs), strict=True)
+        named = zip((MEAN_CURVE, *self.labels), (self.mean, *self.runs), strict=True)
         return [f"rule {self.rule}, {name}: {epochs.warning}" for name, epochs in named if epochs.warning]
 
 
@@ -120,7 +123,7 @@ def _skipped(group: Group, num_rows: int) -> list[Array | None]:
 
 
 def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:
-    """Returns every boundary: a line per group, rule and run, with step and value, or the reason for none.
+    """Returns every boundary: a line per group, rule and curve, with step and value, or the reason for none.
 
     Args:
         several: Name of a group, and what was found in it.
@@ -132,10 +135,10 @@ def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["group", "set", "rule", "run", "boundary", "step", "value", "reason"])
     for name, one in several:
-        for label, epochs in zip(("mean over runs", *one.labels), (one.mean, *one.runs), strict=True):
+        for label, epochs in zip((MEAN_CURVE, *one.labels), (one.mean, *one.runs), strict=True):
             for mark in MARKS:
                 found: Mark = getattr(epochs, mark)
-                value = "" if found.value is None else f"{found.value:.9g}"
+                value = "" if found.value is None else repr(float(found.value))
                 step = "" if found.step is None else found.step
                 writer.writerow([name, one.token_set, one.rule, label, mark, step, value, found.reason or ""])
     return text.getvalue()

@@ -101,7 +101,7 @@ def epoch_of_each(token_set: str, mark: str, what: str) -> Find:
 
 
 def epoch_of_mean(token_set: str, mark: str, what: str) -> Find:
-    """Finds a number of the epochs that rule A finds in the mean over runs, which has no spread.
+    """Finds a number of the epochs that rule A finds in the mean curve, which has no spread.
 
     Args and Returns as of `epoch_of_each`; the runs are those that are in the mean.
     """

@@ -212,7 +212,7 @@ _EACH, _MEAN = partial(epoch_of_each, TOKEN_SET), partial(epoch_of_mean, TOKEN_S
 
 
 def _of_mean(mark: str, what: str) -> tuple[Find, Find]:
-    """Returns what finds a number in the mean over runs, and what has its spread: that of each run's."""
+    """Returns what finds a number in the mean curve, and what has its spread: that of each run's."""
     return _MEAN(mark, what), _EACH(mark, what)
 
 

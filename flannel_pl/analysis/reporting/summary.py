@@ -6,7 +6,7 @@ from flannel_pl.analysis.drawing.curves import Group, in_words
 from flannel_pl.analysis.drawing.panels import Band
 from flannel_pl.analysis.reporting.background import Background
 from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
-from flannel_pl.analysis.reporting.group_epochs import MARKS, GroupEpochs, epochs_of
+from flannel_pl.analysis.reporting.group_epochs import MARKS, MEAN_CURVE, GroupEpochs, epochs_of
 from flannel_pl.analysis.reporting.group_numbers import NONE, Find, distance_at, mean_loss, series_at
 from flannel_pl.analysis.reporting.key_figures import KeyFigure, key_figures
 from flannel_pl.analysis.reporting.notices import left_out, warnings
@@ -27,14 +27,14 @@ RULES = {
     "growth of the radius per step, smoothed over 5 steps, is largest; Fimbulwinter begins at the first step "
     "after 100 and after the sneeze at which that growth is below 1 % of its peak.",
     "B": "Rule B: the inhale ends at the smallest origin radius of steps 0 to 19; the sneeze peaks where the "
-    "radius grows most from one row to the next; the re-expansion begins where, after that, the growth stops "
-    "falling and rises again; Fimbulwinter begins at the first step after the sneeze at which more than 90 % "
-    "of the tokens do not move (some may thaw again).",
+    "radius grows most from one row to the next; the re-expansion begins where the growth, smoothed, is "
+    "least between that and the freeze, if it rises again; Fimbulwinter begins at the first step after the "
+    "sneeze at which more than 90 % of the tokens do not move (some may thaw again).",
 }
 
 
 def bands_of(experiments: Sequence[Experiment], token_set: str) -> list[Band]:
-    """Returns the epochs to shade in figures: by rule A of the mean over runs, if there is one group."""
+    """Returns the epochs to shade in figures: by rule A of the mean curve, if there is one group."""
     groups = named_groups(experiments)
     if len(groups) > 1:
         return []
@@ -125,11 +125,7 @@ def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
             found.append((name, plus_minus(after.mean, after.std), remark))
     found_epochs = epochs_of(group, token_set)
     for mark, words in MARKS.items() if found_epochs else ():
-        step, over_runs = getattr(found_epochs[0].mean, mark).step, found_epochs[0].over_runs(mark)
-        if step is not None:
-            each = f"; each run's: {number(over_runs.least)} to {number(over_runs.most)}"
-            several = len(group.runs) > 1 and over_runs.num_reached
-            found.append((words, number(step), "step, by rule A" + (each if several else "")))
+        found += _epoch_card(found_epochs[0], mark, words)
     single: tuple[tuple[str, Find, str], ...] = (
         (
             "frozen at the end",
@@ -143,6 +139,20 @@ def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
         if over.mean is not None:
             found.append((name, plus_minus(over.mean, over.std), remark + _runs(over)))
     return found
+
+
+def _epoch_card(epochs: GroupEpochs, mark: str, words: str) -> list[tuple[str, str, str]]:
+    """Returns the card of one boundary; none if neither a run nor the mean curve has it."""
+    step, over_runs = getattr(epochs.mean, mark).step, epochs.over_runs(mark)
+    rule = f"by rule {epochs.rule}"
+    if len(epochs.runs) == 1:
+        return [] if step is None else [(words, number(step), f"step, {rule}")]
+    if over_runs.least is None or over_runs.most is None:
+        return [] if step is None else [(words, number(step), f"step of the {MEAN_CURVE}, {rule}; of no run")]
+    runs = f"{number(over_runs.least)} to {number(over_runs.most)}{_runs(over_runs)}"
+    if step is None:
+        return [(words, runs, f"steps of the runs, {rule}; the {MEAN_CURVE} has none")]
+    return [(words, number(step), f"step of the {MEAN_CURVE}, {rule}; of the runs: {runs}")]
 
 
 def _runs(over: Spread) -> str:
@@ -172,30 +182,38 @@ def _cell(over: Spread) -> str:
 
 
 def epoch_table(name: str, epochs: GroupEpochs) -> Table:
-    """Returns where one rule finds the epochs' boundaries: in the mean over runs, over runs, in each run."""
+    """Returns where one rule finds the epochs' boundaries: in the mean curve, over runs, in each run."""
     marks = {mark: words for mark, words in MARKS.items() if epochs.rule == "B" or mark != "re_expansion"}
-    rows = [["mean over runs", *(number(getattr(epochs.mean, mark).step) for mark in marks)]]
+    rows = [[MEAN_CURVE, *(number(getattr(epochs.mean, mark).step) for mark in marks)]]
     if len(epochs.runs) > 1:
         spreads = [epochs.over_runs(mark) for mark in marks]
-        rows.append(["of each run: mean ± std", *(_cell(one) for one in spreads)])
+        rows.append(["runs: mean ± std", *(_cell(one) for one in spreads)])
         ranges = [
             "-" if one.least is None or one.most is None else f"{number(one.least)} to {number(one.most)}"
             for one in spreads
         ]
-        rows.append(["of each run: range", *ranges])
+        rows.append(["runs: range", *ranges])
     for label, run in zip(epochs.labels, epochs.runs, strict=True):
         rows.append([label, *(number(getattr(run, mark).step) for mark in marks)])
     caption = f"Epochs of {in_words(epochs.token_set)} by rule {epochs.rule}, {name}"
-    note = " ".join([RULES[epochs.rule], "Numbers are steps; a dash: not reached.", *_reasons(epochs, marks)])
+    several = (
+        f"The {MEAN_CURVE} is the mean over runs, and may do what no run does."
+        if len(epochs.runs) > 1
+        else ""
+    )
+    words = [RULES[epochs.rule], "Numbers are steps; a dash: not reached.", several, *_reasons(epochs, marks)]
+    note = " ".join(filter(None, words))
     return Table(caption, ["", *marks.values()], rows, note)
 
 
 def _reasons(epochs: GroupEpochs, marks: Mapping[str, str]) -> Iterator[str]:
-    """Says why a boundary was not reached in the mean over runs."""
+    """Says why a boundary was not reached in the mean curve, though perhaps in runs."""
     for mark, words in marks.items():
         found = getattr(epochs.mean, mark)
         if found.step is None:
-            yield f"Where {words.split(' ', 1)[0]} is missing for the mean: {found.reason}."
+            over, name = epochs.over_runs(mark), words.split(" ", 1)[0]
+            runs = f" ({over.num_reached} of {over.num_runs} runs have it)" if over.num_reached else ""
+            yield f"Why the {MEAN_CURVE} has no {name}: {found.reason}{runs if over.num_runs > 1 else ''}."
 
 
 def published_table(group: Group, lines: Sequence[Comparison], background: Background) -> Table:

@@ -15,9 +15,6 @@ from flannel_pl.analysis.reporting.key_figures import KeyFigure
 from flannel_pl.analysis.series import mean_and_std
 from flannel_pl.recording.tensors import Array
 
-SIGNIFICANT_DIGITS = 9
-"""Of the numbers in a CSV file; a float32 has no more."""
-
 
 def metrics_csv(measures: Measures) -> str:
     """Returns all series: a line per run, token set and row; the scalars are on the lines of the set "all".
@@ -165,4 +162,5 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.{SIGNIFICANT_DIGITS}g}"
+    """Returns the shortest text that is read back as the same float64; empty for NaN."""
+    return "" if np.isnan(value) else repr(float(value)).removesuffix(".0")
