@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
@@ -188,6 +189,26 @@ class TiedGPT2(LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the total norm as transformers.Trainer does: summed up in the order of `parameters()`.
+
+        Lightning goes by the optimizer's groups; a norm in float32 then differs in its last bit.
+        """
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        is_fused = getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        )  # Lightning knows when to refuse that
+        if gradient_clip_val and by_norm and not is_fused:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Splits the parameters as transformers.Trainer does: biases and layer norms are never decayed."""

@@ -34,7 +34,7 @@ class OptimizerWatch:
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, parameter: Tensor) -> None:
-        self.parameter = parameter
+        self.parameter, self._module = parameter, module
         self._optimizer = trainer.optimizers[0]
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._skipped: bool | Tensor = False
@@ -74,10 +74,15 @@ class OptimizerWatch:
         return torch.zeros_like(self.parameter) if gradient is None else self._unscaled(gradient)
 
     def gradient_norm(self) -> Tensor:
-        """Returns the total norm of the gradients of all parameters that the optimizer holds."""
-        parameters = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
+        """Returns the total norm of the gradients of all parameters that the optimizer holds.
+
+        It is summed up in the order of the module's parameters, on which its last bit depends.
+        """
+        held = {id(one): one for group in self._optimizer.param_groups for one in group["params"]}
+        in_order = [held.pop(id(one)) for one in self._module.parameters() if id(one) in held]
+        parameters = (*in_order, *held.values())
         gradients = [self._unscaled(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        # The function that clip_grad_norm_ calls, so this is the very number a clipped step is scaled by.
+        # The function that clip_grad_norm_ calls, so by this very number `TiedGPT2` scales a step.
         return torch.nn.utils.get_total_norm(gradients)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
