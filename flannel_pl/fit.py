@@ -49,7 +49,14 @@ from flannel_pl.signals import interruptible
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.environment import check_environments
-from flannel_pl.training.fit import CheckedRun, check, check_gatherable, hold_run, train_held
+from flannel_pl.training.fit import (
+    CheckedRun,
+    check,
+    check_gatherable,
+    hold_run,
+    train_held,
+    types_in_words,
+)
 from flannel_pl.training.rehearsal import rehearse
 from flannel_pl.training.run_log import logged
 from flannel_pl.training.worker import work
@@ -76,6 +83,9 @@ class _Request:
     corpus: Corpus
     """What the first run is trained on."""
 
+    types: list[str]
+    """Lines that say in which types runs compute, and what is recorded in narrower ones."""
+
     words: list[str]
     """The command line behind the verb."""
 
@@ -95,6 +105,8 @@ def fit(words: list[str]) -> int:
         Interrupted: On a signal, once everything so far is on the disk.
     """
     request = _understand(words)
+    for line in request.types:
+        print(line)
     experiment = request.experiment
     on_slurm = experiment.config["launch"]["launcher"] == "slurm"
     if request.plan is not None and not on_slurm and len(experiment.selected) > 1:
@@ -121,7 +133,7 @@ def plan(words: list[str]) -> int:
     if request.plan is None:
         print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
     else:
-        print(describe(request.experiment, request.plan))
+        print("\n".join((describe(request.experiment, request.plan), *request.types)))
     return 0
 
 
@@ -137,7 +149,7 @@ def _understand(words: list[str]) -> _Request:
         record = as_begun(experiment, record, data_changes(experiment, record, corpus.digests))
     runs = unfinished_runs(experiment)
     if record is not None and not runs:
-        return _Request(experiment, record, None, corpus, words)
+        return _Request(experiment, record, None, corpus, [], words)
     if runs and experiment.config["launch"]["launcher"] == "local":
         refuse_beside_jobs(experiment.paths)
     check_writable(experiment.paths.folder.parent)
@@ -149,7 +161,8 @@ def _understand(words: list[str]) -> _Request:
         check_gatherable(experiment, checked, plan.slots[0])
     check_environments(experiment, plan.runs, plan.slots[0])
     rehearse(experiment, plan.runs, plan.slots[0])
-    return _Request(experiment, record, plan, corpus, words)
+    types = types_in_words({run.index: checked[run.index] for run in experiment.selected})
+    return _Request(experiment, record, plan, corpus, types, words)
 
 
 def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
@@ -167,6 +180,8 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
         if key not in checked:
             checked[key] = check(experiment, run)
         meant = {name: _one_type(name, value) for name, value in checked[key].swept.items()}
+        if "trainer.precision" in meant:  # which has several words for the same
+            meant["trainer.precision"] = str(checked[key].arithmetic)
         typed = json.dumps(meant, sort_keys=True, default=str)
         first = combinations.setdefault((typed, run.seed), run)
         if first is not run:

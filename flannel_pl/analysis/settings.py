@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.schema import CONFIG_SCALARS
+from flannel_pl.recording.schema import CONFIG_SCALARS, holds
 
 PARAM_DTYPES = ("bfloat16", "float32")
 """Types that `TiedGPT2` can have its weights in."""
@@ -15,8 +15,10 @@ PARAM_DTYPES = ("bfloat16", "float32")
 def trained_dtype(recording: Recording, run: RunRecording) -> str:
     """Returns the type that a run had its weights in: then a step is one on that type's lattice.
 
-    Without a config it is that of the recorded embeddings, if weights can have it.
+    Without a word of it in the file it is that of the recorded embeddings, if weights can have it.
     """
+    if (own := run.metadata.get("own_dtypes", {}).get("embeddings")) is not None:
+        return str(own)
     recorded: str = run.tensor("embeddings").dtype
     guess = recorded if recorded in PARAM_DTYPES else " or ".join(PARAM_DTYPES)
     return str(setting(recording, run, "model.param_dtype") or guess)
@@ -29,7 +31,7 @@ def is_exact(recorded: str, trained: str) -> bool:
         >>> is_exact("float32", "bfloat16"), is_exact("bfloat16", "float32")
         (True, False)
     """
-    return recorded == trained or (recorded, trained) == ("float32", "bfloat16")
+    return holds(recorded, trained)
 
 
 def setting(recording: Recording, run: RunRecording, key: str) -> Any:

@@ -134,6 +134,7 @@ def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
         hidden_dim=hidden_dim,
         max_steps=1,
         every_n_steps=int(part.metadata["every_n_steps"]),
+        own_dtypes=part.metadata.get("own_dtypes"),
         skippable=SKIPPED in part.metadata["checksum_columns"],
         key_prefix=part.prefix,
     )

@@ -11,7 +11,7 @@ from flannel_pl.recording.disk import readable_bytes
 from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
-from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED
+from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED, holds
 
 HIGHLIGHTS = {
     "trainer": ("precision", "max_steps", "accelerator", "gradient_clip_val"),
@@ -71,7 +71,23 @@ def _overview(recording: Recording) -> list[str]:
         lines.append(_line(f"run {run.index}", f"seed {run.seed}{swept}, {_rows(run)}"))
         if (ended := EarlyEnd.of(run.metadata)) is not None:
             lines.append(_line("", str(ended)))
+        lines += [_line("", f"rounded: {words}") for words in _rounded(recording, run)]
     return lines
+
+
+def _rounded(recording: Recording, run: RunRecording) -> Iterator[str]:
+    """Yields which tensors are recorded in a narrower type than they had in training."""
+    config = run.metadata.get("config") or recording.metadata.get("config") or {}
+    own = run.metadata.get("own_dtypes")
+    if own is None:  # of an earlier version, which recorded in bfloat16 whatever the weights were
+        weights = run.swept.get("model.param_dtype", config.get("model", {}).get("param_dtype"))
+        own = (
+            {} if weights is None else dict.fromkeys(("embeddings", "grads", "momentum", "variance"), weights)
+        )
+    stored = {name: run.tensor(name).dtype for name in own if name in run.names}
+    narrower = [f"{name} from {own[name]} to {to}" for name, to in stored.items() if not holds(to, own[name])]
+    if narrower:
+        yield ", ".join(narrower)
 
 
 def _rows(run: RunRecording) -> str:

@@ -80,7 +80,7 @@ _CONFIG_GROUPS = ("experiment", "trainer", "model", "data", "recorder")
 
 _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schema", "run", "index", "num_rows", "every_n_steps"), (int,)),
-    **dict.fromkeys(("swept", "config", "provenance", "static_checksums", "ended"), (dict,)),
+    **dict.fromkeys(("swept", "config", "provenance", "static_checksums", "own_dtypes", "ended"), (dict,)),
     **dict.fromkeys(("checksum_columns", "runs", "attempts"), (list,)),
     **dict.fromkeys(("name", CHECKSUM_KEY), (str,)),
     "seed": (int, type(None)),

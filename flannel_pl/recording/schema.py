@@ -13,21 +13,23 @@ hidden size.
 | `logits` | (V,) | first sequence, last position, at the weights of t-1 | `on_train_batch_end` | 0 |
 | `losses` | () | loss at the weights of t-1, rounded to its dtype | `on_train_batch_end` | NaN |
 
-Always there besides these: `recorded_steps` (int64: t), and three float32 columns, NaN in row 0:
-`losses_f32` (the exact loss, taken in `on_train_batch_end`), and from `on_before_optimizer_step`
-`learning_rates` (the rate step t uses for that parameter) and `grad_norms` (total norm over all parameters
-before clipping). Where a step can be left out (a loss scaler does so when a gradient is not finite, and a
-module that overrides `optimizer_step` may), there is `skipped` (bool, false in row 0): whether the optimizer
-did not step. Such a row has the gradient as it was, weights and moments that did not change, and zeros for
-moments that no step has made yet.
-Loss and logits are those the forward pass of step t gave, so they belong to the weights of t-1 although the
-hook comes after the step. `checksums` has one xxh3-64 per row and column, over that row's bytes.
+Each is recorded in the type that it has in training, `losses` in bfloat16, unless another is asked for.
+
+Always there besides these: `recorded_steps` (int64: t), and three float32 columns, NaN in row 0: `losses_f32`
+(the exact loss, taken in `on_train_batch_end`), and from `on_before_optimizer_step` `learning_rates` (the
+rate step t uses for that parameter) and `grad_norms` (total norm over all parameters that the optimizer
+holds, before clipping). Where a step can be left out (a loss scaler does so when a gradient is not finite,
+and a module that overrides `optimizer_step` may), there is `skipped` (bool, false in row 0): whether the
+optimizer did not step. Such a row has the gradient as it was, weights and moments that did not change, and
+zeros for moments that no step has made yet. Loss and logits are those the forward pass of step t gave, so
+they belong to the weights of t-1 although the hook comes after the step.
+`checksums` has one xxh3-64 per row and column, over that row's bytes.
 """
 
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ import xxhash
 
 from flannel_pl.errors import UserError
 from flannel_pl.recording.layout import NUMPY_DTYPES, SPARE_HEADER_BYTES, TensorSpec, plan_layout
-from flannel_pl.recording.metadata import dump_metadata
+from flannel_pl.recording.metadata import dump_metadata, short
 
 SCHEMA_VERSION = 1
 """Raised by every change to the file format, see docs/format.md."""
@@ -72,8 +74,11 @@ MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_o
 EXPERIMENT_TENSORS = ("n_runs", "base_seed", "n_live", "n_dead", *CONFIG_SCALARS, "seeds", *MASK_NAMES)
 """What a gathered recording has besides its runs."""
 
-DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
+DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}
 """Dtypes a recorded tensor may have, and their codes in the file."""
+
+_HELD = {"float32": ("bfloat16", "float16"), "float64": ("bfloat16", "float16", "float32")}
+"""Dtype -> those of which it has every number."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,9 @@ class RecordingSchema:
     key_prefix: str = ""
     """Goes before every key of the file: empty, or run_3_ for a shard that an index refers to."""
 
+    own_dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Recorded tensor -> the type that it has in training, as far as that is known."""
+
     @classmethod
     def build(
         cls,
@@ -129,6 +137,7 @@ class RecordingSchema:
         hidden_dim: int,
         max_steps: int,
         every_n_steps: int,
+        own_dtypes: Mapping[str, str] | None = None,
         skippable: bool = False,
         key_prefix: str = "",
     ) -> "RecordingSchema":
@@ -136,11 +145,12 @@ class RecordingSchema:
 
         Args:
             tensors: Names from `RECORDABLE`, in any order; or one name.
-            dtypes: Tensor -> bfloat16, float32 or float16; bfloat16 for those not named.
+            dtypes: Tensor -> the type to record it in; its own for those not named.
             num_tokens: V, recorded tokens.
             hidden_dim: D, width of an embedding.
             max_steps: Optimizer steps of the run.
             every_n_steps: Steps from one row to the next.
+            own_dtypes: Tensor -> the type that it has in training; bfloat16 for those not named.
             skippable: Whether a step may be left out.
             key_prefix: Goes before every key of the file.
 
@@ -148,7 +158,8 @@ class RecordingSchema:
             UserError: Names everything that is wrong with the arguments, not only the first mistake.
         """
         tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
-        mistakes = [*_mistakes(tensors, dtypes)]
+        own = {name: dtype for name, dtype in (own_dtypes or {}).items() if name in tensors}
+        mistakes = [*_mistakes(tensors, dtypes, own)]
         if max_steps < 1:
             mistakes.append(f"trainer.max_steps is {max_steps}, expected at least 1")
         if every_n_steps < 1:
@@ -166,14 +177,21 @@ class RecordingSchema:
         columns = (
             Column("recorded_steps", "I64", ()),
             *(
-                Column(name, DTYPE_CODES[dtypes.get(name, "bfloat16")], row_shapes[name])
+                Column(name, DTYPE_CODES[dtypes.get(name, own.get(name, "bfloat16"))], row_shapes[name])
                 for name in RECORDABLE
                 if name in tensors
             ),
             *(Column(name, dtype, ()) for name, dtype in SCALAR_COLUMNS.items()),
             *([Column(SKIPPED, "BOOL", ())] if skippable else []),
         )
-        return cls(1 + max_steps // every_n_steps, columns, every_n_steps, key_prefix)
+        return cls(1 + max_steps // every_n_steps, columns, every_n_steps, key_prefix, own)
+
+    @property
+    def narrowed(self) -> dict[str, tuple[str, str]]:
+        """Tensor -> its own type and the narrower one that it is recorded in."""
+        stored = {column.name: str(NUMPY_DTYPES[column.dtype]) for column in self.columns}
+        own = self.own_dtypes
+        return {name: (own[name], stored[name]) for name in own if not holds(stored[name], own[name])}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -231,9 +249,20 @@ class RecordingSchema:
                 "num_rows": self.num_rows,
                 "every_n_steps": self.every_n_steps,
                 "checksum_columns": list(self.names),
+                **({"own_dtypes": dict(self.own_dtypes)} if self.own_dtypes else {}),
                 "static_checksums": {name: static_checksum(array) for name, array in static.items()},
             }
         )
+
+
+def holds(stored: str, own: str) -> bool:
+    """Tells whether a type, a key of `DTYPE_CODES`, has every number of another.
+
+    Example:
+        >>> holds("float32", "float16"), holds("float16", "bfloat16")
+        (True, False)
+    """
+    return stored == own or own in _HELD.get(stored, ())
 
 
 def static_checksum(array: "np.ndarray[Any, Any]") -> str:
@@ -241,7 +270,7 @@ def static_checksum(array: "np.ndarray[Any, Any]") -> str:
     return xxhash.xxh3_64_hexdigest(array.tobytes())
 
 
-def _mistakes(tensors: Sequence[str], dtypes: Mapping[str, str]) -> Iterable[str]:
+def _mistakes(tensors: Sequence[str], dtypes: Mapping[str, str], own: Mapping[str, str]) -> Iterable[str]:
     for name in dict.fromkeys(tensors):
         if name not in RECORDABLE:
             nearest = difflib.get_close_matches(name, RECORDABLE, n=1)
@@ -254,3 +283,6 @@ def _mistakes(tensors: Sequence[str], dtypes: Mapping[str, str]) -> Iterable[str
             yield f"recorder.dtypes has {name!r}, which is not in recorder.tensors ({', '.join(tensors)})"
         if dtype not in DTYPE_CODES:
             yield f"recorder.dtypes has {dtype!r} for {name}, expected one of {', '.join(DTYPE_CODES)}"
+    for name, dtype in own.items():
+        if dtype not in DTYPE_CODES:
+            yield f"{name} is {short(dtype)} in training, expected one of {', '.join(DTYPE_CODES)}"

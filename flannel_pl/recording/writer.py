@@ -35,7 +35,7 @@ from flannel_pl.recording.schema import Column, RecordingSchema
 from flannel_pl.recording.shard import create_shard, end_early, reopen_shard, shard_layout
 
 TORCH_DTYPES = {
-    **{"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16},
+    **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64},
     **{"I64": torch.int64, "BOOL": torch.bool},
 }
 """Dtype code of a column -> torch's dtype."""

@@ -24,6 +24,7 @@ from typing_extensions import override
 from flannel_pl.arguments import Text, loads, plain, read_exactly, typed
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path
+from flannel_pl.recording.schema import RECORDABLE
 from flannel_pl.small_files import read_small
 from flannel_pl.training.data import FlannelData
 from flannel_pl.training.module import TiedGPT2
@@ -130,11 +131,11 @@ class FlannelCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        ours = {"folder", "label", "checkpoint_every", "note"}
+        ours = {"folder", "label", "checkpoint_every", "note", "in_experiment"}
         parser.add_class_arguments(StepRecorder, "recorder", skip=ours, instantiate=False)
         parser.add_class_arguments(ExperimentConfig, "experiment")
         parser.add_class_arguments(LaunchConfig, "launch")
-        parser.set_defaults({"recorder.parameter": TiedGPT2.EMBEDDING})
+        parser.set_defaults({"recorder.parameter": TiedGPT2.EMBEDDING, "recorder.tensors": [*RECORDABLE]})
         parser.link_arguments("model.vocab_size", "data.vocab_size")
         parser.link_arguments("model.max_seq_len", "data.max_seq_len")
 

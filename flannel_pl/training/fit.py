@@ -34,6 +34,7 @@ from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
+from flannel_pl.training.arithmetic import Arithmetic
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import parse_config
 from flannel_pl.training.data import FlannelData
@@ -67,6 +68,7 @@ class CheckedRun:
     """Its swept values, of the types that their keys have."""
 
     schema: RecordingSchema
+    arithmetic: Arithmetic
     token_ids: TokenIds | None
     """The recorded tokens; None = all."""
 
@@ -87,10 +89,12 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     parsed = parse_config(config)  # the types of swept values
     model = TiedGPT2(**parsed["model"])
     data = FlannelData(**parsed["data"])
+    checkpoint_every = config["launch"]["checkpoint_every"]
     recorder = StepRecorder(
-        Path(), **parsed["recorder"], checkpoint_every=config["launch"]["checkpoint_every"]
+        Path(), **parsed["recorder"], checkpoint_every=checkpoint_every, in_experiment=True
     )
     _check_parameter(recorder, model.parameter_shapes(), num_tokens=config["model"]["vocab_size"])
+    arithmetic = Arithmetic.of(config)
     corpus = data.load()
     _check_batches(config["data"]["batch_size"], corpus.num_tokens - config["model"]["max_seq_len"])
     vocab_size = config["model"]["vocab_size"]
@@ -102,10 +106,29 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         hidden_dim=config["model"]["hidden_dim"],
         max_steps=config["trainer"]["max_steps"],
         every_n_steps=recorder.every_n_steps,
+        own_dtypes=arithmetic.own_dtypes,
         skippable=_is_scaling(config["trainer"]),
     )
     num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
-    return CheckedRun(num_bytes, corpus, {key: parsed[key] for key in run.swept}, schema, ids)
+    return CheckedRun(num_bytes, corpus, {key: parsed[key] for key in run.swept}, schema, arithmetic, ids)
+
+
+def types_in_words(checked: Mapping[int, CheckedRun]) -> list[str]:
+    """Returns lines for a plan: in which types runs compute, and what is recorded in a narrower one.
+
+    Args:
+        checked: Number of each run -> what is known of it.
+    """
+    lines: dict[str, list[int]] = {}
+    for index, run in checked.items():
+        lines.setdefault(f"arithmetic  {run.arithmetic}", []).append(index)
+        if run.schema.narrowed:
+            pairs = [f"{name} from {own} to {to}" for name, (own, to) in run.schema.narrowed.items()]
+            lines.setdefault(f"rounded     {', '.join(pairs)}", []).append(index)
+    return [
+        line + (f" (runs {', '.join(map(str, runs))})" if len(runs) < len(checked) else "")
+        for line, runs in sorted(lines.items())
+    ]
 
 
 def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], slot: Slot) -> None:
@@ -302,7 +325,12 @@ def _train(
         label = dataclasses.replace(label, metadata=resume.metadata)
     checkpoint_every = config["launch"]["checkpoint_every"]
     recorder = StepRecorder(
-        paths.folder, **config["recorder"], checkpoint_every=checkpoint_every, label=label, note=note
+        paths.folder,
+        **config["recorder"],
+        checkpoint_every=checkpoint_every,
+        label=label,
+        note=note,
+        in_experiment=True,
     )
     if resume is not None and "ended" not in resume.metadata:
         device = torch.device(slot.accelerator, slot.number or 0)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from flannel_pl.errors import UserError
+from flannel_pl.training.keeping import kept_state
 
 
 def may_skip(trainer: Trainer, module: LightningModule) -> bool:
@@ -39,6 +40,7 @@ class OptimizerWatch:
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._skipped: bool | Tensor = False
         self._rate: float | Tensor = float("nan")
+        self._kept = kept_state(self._optimizer, parameter)
         self._hook = None
         if may_skip(trainer, module):
             self._skipped = True
@@ -61,17 +63,24 @@ class OptimizerWatch:
 
     @property
     def rate(self) -> float | Tensor:
-        """The learning rate of the parameter now; NaN if the optimizer does not hold it."""
+        """The learning rate of the parameter now; NaN if the optimizer has none for it."""
+        rate: float | Tensor | None = (self._group or {}).get("lr")
+        return float("nan") if rate is None else rate
+
+    @property
+    def _group(self) -> dict[str, Any] | None:
+        """The group of the optimizer that holds the parameter now; None if none does."""
         for group in self._optimizer.param_groups:
             if any(parameter is self.parameter for parameter in group["params"]):
-                rate: float | Tensor = group["lr"]
-                return rate
-        return float("nan")
+                return group
+        return None
 
     def gradient(self) -> Tensor:
         """Returns the parameter's gradient, not scaled; zeros if the loss does not depend on it."""
         gradient = self.parameter.grad
-        return torch.zeros_like(self.parameter) if gradient is None else self._unscaled(gradient)
+        if gradient is None:
+            return torch.zeros_like(self.parameter)
+        return self._unscaled(gradient.to_dense() if gradient.is_sparse else gradient)
 
     def gradient_norm(self) -> Tensor:
         """Returns the total norm of the gradients of all parameters that the optimizer holds.
@@ -81,7 +90,7 @@ class OptimizerWatch:
         held = {id(one): one for group in self._optimizer.param_groups for one in group["params"]}
         in_order = [held.pop(id(one)) for one in self._module.parameters() if id(one) in held]
         parameters = (*in_order, *held.values())
-        gradients = [self._unscaled(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        gradients = [self._unscaled(_stored(one.grad)) for one in parameters if one.grad is not None]
         # The function that clip_grad_norm_ calls, so by this very number `TiedGPT2` scales a step.
         return torch.nn.utils.get_total_norm(gradients)
 
@@ -92,8 +101,14 @@ class OptimizerWatch:
         scale = self._scaler._get_scale_async()  # get_scale would wait for the device
         return gradient if scale is None else (gradient.float() / scale).to(gradient.dtype)
 
-    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
-        """Returns what the optimizer keeps of the parameter after a step; zeros as long as that is not there.
+    def never_keeps(self, key: str | None) -> bool:
+        """Tells whether it is known that the optimizer, which holds the parameter, keeps no such thing."""
+        return (
+            key is not None and self._group is not None and self._kept is not None and key not in self._kept
+        )
+
+    def kept_dtype(self, key: str, *, of: str, wanted: str) -> str:
+        """Returns of which type the optimizer is going to keep something of the parameter.
 
         Args:
             key: Its name in the optimizer's state.
@@ -101,18 +116,30 @@ class OptimizerWatch:
             wanted: The name of the recorded tensor, for the message.
 
         Raises:
-            UserError: If it has stepped with a gradient of the parameter and keeps no such thing.
+            UserError: If it never keeps that.
+        """
+        if self.never_keeps(key):
+            raise UserError(self._keeps_none(key, of, wanted))
+        return str((self._kept or {}).get(key, self.parameter.dtype)).removeprefix("torch.")
+
+    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
+        """Returns what the optimizer keeps of the parameter after a step; zeros as long as that is not there.
+
+        Args and errors as of `kept_dtype`; an error only where the optimizer could not be asked before.
         """
         kept = self._optimizer.state.get(self.parameter, {})  # reading must not make an entry
         if key in kept:
             found: Tensor = kept[key]
             return found
-        if self.parameter.grad is not None and not self._skipped:
-            raise UserError(
-                f"recorder.tensors has {wanted!r}, but {type(self._optimizer).__name__} keeps no {key!r} for "
-                f"{of}; leave it out of recorder.tensors"
-            )
+        if self._kept is None and self.parameter.grad is not None and not self._skipped:
+            raise UserError(self._keeps_none(key, of, wanted))
         return torch.zeros_like(self.parameter)
+
+    def _keeps_none(self, key: str, of: str, wanted: str) -> str:
+        return (
+            f"recorder.tensors has {wanted!r}, but {type(self._optimizer).__name__} keeps no {key!r} for "
+            f"{of}; leave it out of recorder.tensors"
+        )
 
     @property
     def skipped(self) -> bool | Tensor:
@@ -127,3 +154,8 @@ class OptimizerWatch:
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
+
+
+def _stored(gradient: Tensor) -> Tensor:
+    """Returns the numbers of a gradient, of a sparse one those that are there."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -7,9 +7,11 @@ Shape suffixes: V vocabulary (or the recorded part of it), D width of the embedd
 """
 
 import os
+import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +23,22 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.disk import make_folder
 from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema
+from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema, holds
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
+from flannel_pl.training.arithmetic import AUTOCAST
 from flannel_pl.training.checkpoint import identity_in_checkpoint, remove_checkpoints
 from flannel_pl.training.checkpointing import Checkpoints
 from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
 from flannel_pl.training.label import RunLabel
 from flannel_pl.training.optimizing import OptimizerWatch, may_skip
+from flannel_pl.training.recorded import RecordedParameter
+from flannel_pl.training.returned import Returned
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
 Note = Callable[..., object]
@@ -39,6 +46,11 @@ Note = Callable[..., object]
 
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 """Recorded tensor -> its name in the state of torch's Adam optimizers."""
+
+_OPTION = re.compile(
+    r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
+)
+"""What a config's key has before the name of an argument of `StepRecorder`."""
 
 
 class StepRecorder(Callback):
@@ -54,14 +66,19 @@ class StepRecorder(Callback):
     them. A step that the optimizer did not take, because a loss scaler left it out, is marked in `skipped`.
 
     The `training_step` has to return a dict with `loss` and, if logits are recorded, `logits` (V): those of
-    the first sequence's last position.
+    the first sequence's last position. A batch for which it returns None does not count.
+
+    Whatever its place in the Trainer's list, the recorder puts itself last: what other callbacks change in
+    `on_before_optimizer_step` and `on_train_batch_end` is recorded. A parameter that is changed after that,
+    before the next gradient is taken, ends the training with an error: no row would have its weights.
 
     Args:
         folder: Where `recording.safetensors` and the run's journal are written.
         parameter: Name of the recorded parameter, as in `named_parameters()`; shape (V, D).
-        tensors: Which of embeddings, grads, momentum, variance, logits and losses to record.
-        dtypes: Type to record a tensor in: bfloat16 (default), float16 or float32. With bfloat16 weights the
-            default loses nothing.
+        tensors: Which of embeddings, grads, momentum, variance, logits and losses to record; None = all of
+            them, without the moments if the optimizer never keeps them.
+        dtypes: Type to record a tensor in: bfloat16, float16, float32 or float64; its own (default; of the
+            loss, which `losses_f32` has as it is, bfloat16) loses nothing.
         tokens: Rows of the parameter to record: `all`, `dead`, `live` (as the data module's `token_sets`
             names them), or the path of a text file with one token id per line.
         every_n_steps: Steps from one recorded row to the next.
@@ -69,6 +86,8 @@ class StepRecorder(Callback):
             (`Trainer.fit(ckpt_path=...)`) goes on with the unfinished recording.
         label: Which run this is; for the file's metadata and the journal.
         note: Told when training starts: of the first row that is made, and in which environment.
+        in_experiment: Whether the folder is part of an experiment, whose keys messages name, and which locks
+            the folder and knows what is unfinished there. Else the recorder does, and replaces nothing.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -84,18 +103,20 @@ class StepRecorder(Callback):
         folder: Path,
         parameter: str,
         *,
-        tensors: Sequence[str] = RECORDABLE,
+        tensors: Sequence[str] | None = None,
         dtypes: Mapping[str, str] | None = None,
         tokens: str = "all",
         every_n_steps: int = 1,
         checkpoint_every: int | None = None,
         label: RunLabel | None = None,
         note: Note | None = None,
+        in_experiment: bool = False,
     ) -> None:
+        self.in_experiment = in_experiment
         self.paths = RunPaths(Path(folder))
-        self._checkpoints = Checkpoints(self.paths, every=checkpoint_every, asked=lambda: self.stop_signal)
         self.parameter = parameter
-        self.tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
+        self.tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors or RECORDABLE)
+        self._takes_what_there_is = tensors is None
         self.dtypes = dict(dtypes or {})
         self.tokens = str(tokens)
         self.every_n_steps = every_n_steps
@@ -108,36 +129,49 @@ class StepRecorder(Callback):
         """How training has ended, if that was before its last step and on purpose."""
 
         # Sizes are known only once there is a module; everything else a user can get wrong is refused here.
-        self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
+        with self._options_named():
+            self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
+            self._checkpoints = Checkpoints(
+                self.paths, every=checkpoint_every, asked=lambda: self.stop_signal
+            )
         self._writer: RecordingWriter | None = None
         self._row: RowBuffer | None = None
         self._watch: OptimizerWatch | None = None
+        self._recorded: RecordedParameter | None = None
+        self._lock: Lock | None = None
         self._weight_VD = torch.empty(0)
         self._token_ids: Tensor | None = None
         self._recorded_step = 0
         self._ended = ""
         self._is_resumed_at_end = False
-        self._loss: Tensor | None = None
-        self._num_batches = 0
-        self._logits_V: Tensor | None = None
+        self._returned = Returned(parameter, None)
 
-    def _schema(
-        self, *, num_tokens: int, hidden_dim: int, max_steps: int, skippable: bool = False
-    ) -> RecordingSchema:
+    def _schema(self, **sizes: Any) -> RecordingSchema:
         return RecordingSchema.build(
             tensors=self.tensors,
             dtypes=self.dtypes,
-            num_tokens=num_tokens,
-            hidden_dim=hidden_dim,
-            max_steps=max_steps,
             every_n_steps=self.every_n_steps,
-            skippable=skippable,
             key_prefix=self.label.key_prefix,
+            **sizes,
         )
+
+    @contextmanager
+    def _options_named(self) -> Iterator[None]:
+        """Lets messages name what a script gives, not the keys of an experiment's config."""
+        try:
+            yield
+        except UserError as error:
+            if self.in_experiment:
+                raise
+            raise UserError(_OPTION.sub("", str(error))) from None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses, before anything is built, a Trainer whose run cannot be recorded."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Not in place: the hooks of those in the list are being called.
+        others = [one for one in callbacks if one not in (self, self._checkpoints)]
+        trainer.callbacks = [*others, self, self._checkpoints]  # type: ignore[attr-defined]
         if not pl_module.automatic_optimization:
             raise UserError(
                 f"{type(pl_module).__name__} optimizes by hand, so that Lightning cannot tell one step from "
@@ -153,8 +187,6 @@ class StepRecorder(Callback):
                 f"this Trainer spreads one run over {trainer.world_size} devices, but a recorded run has "
                 "one; use devices=1, or `flannel-pl fit` to train several runs side by side"
             )
-        if self._checkpoints not in trainer.callbacks:  # type: ignore[attr-defined]
-            trainer.callbacks.append(self._checkpoints)  # type: ignore[attr-defined]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,31 +195,39 @@ class StepRecorder(Callback):
             raise UserError(
                 f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
             )
-        self._writer = self._open(trainer, pl_module)
+        with self._options_named():
+            self._writer = self._open(trainer, pl_module)
         if self._ended:
             trainer.should_stop = True
         self._checkpoints.begin(self._writer, trainer.global_step)
-        self._watch = OptimizerWatch(trainer, pl_module, self._weight_VD)
         self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
             row = self._writer.acquire()
             for tensor in row.tensors.values():
                 tensor.fill_(float("nan") if tensor.ndim == 0 and tensor.is_floating_point() else 0)
-            if "embeddings" in row.tensors:
-                self._copy(row, "embeddings", self._weight_VD)
+            self._take_weights(row)
             self._writer.submit(row, 0, self._copied())
 
     def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
-        self._weight_VD = _parameter(module, self.parameter)
+        self._recorded = RecordedParameter(module, self.parameter)
+        self._weight_VD = self._recorded.tensor
+        self._watch = OptimizerWatch(trainer, module, self._weight_VD)
         num_tokens, hidden_dim = self._weight_VD.shape
+        self._returned = Returned(self.parameter, num_tokens if "logits" in self.tensors else None)
         ids = self._chosen_ids(trainer, num_tokens)
         self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
+        self._hold_folder(first_row)
+        if first_row == 0:
+            skippable, own_dtypes = may_skip(trainer, module), self._own_dtypes(trainer, self._watch)
+        else:
+            skippable, own_dtypes = self._as_begun()
         schema = self._schema(
             num_tokens=num_tokens if ids is None else len(ids),
             hidden_dim=hidden_dim,
             max_steps=trainer.max_steps,
-            skippable=may_skip(trainer, module) if first_row == 0 else self._is_marking_skipped(),
+            skippable=skippable,
+            own_dtypes=own_dtypes,
         )
         now = environment(self._weight_VD.device, name=self.label.device)
         if first_row > 0 and not self._ended:
@@ -228,9 +268,45 @@ class StepRecorder(Callback):
         if not self.label.mix_environments:
             refuse_other_environment(self.paths, now, first_row)
 
-    def _is_marking_skipped(self) -> bool:
-        """Tells whether the unfinished recording has the column; one of an earlier version has not."""
-        return SKIPPED in read_layout(self.paths.partial).flannel.get("checksum_columns", ())
+    def _hold_folder(self, first_row: int) -> None:
+        """Keeps others out of the folder, and what is unfinished there from being replaced."""
+        if self.in_experiment or self._lock is not None:
+            return
+        make_folder(self.paths.folder)
+        lock = Lock(self.paths.lock, what=f"the recording in {self.paths.folder}")
+        lock.acquire()
+        self._lock = lock
+        there = self.paths.partial.exists()
+        if first_row == 0 and there:
+            raise UserError(
+                f"{self.paths.partial} is there, unfinished, and training begins with step 0; go on with it "
+                "(Trainer.fit(..., ckpt_path=...)), record into another folder, or remove it"
+            )
+        if first_row > 0 and not there and not self.paths.recording.exists():
+            raise UserError(
+                f"training goes on after step {(first_row - 1) * self.every_n_steps}, but there is no "
+                f"{self.paths.partial} with the rows before that; bring it back, or train from the start"
+            )
+
+    def _own_dtypes(self, trainer: Trainer, watch: OptimizerWatch) -> dict[str, str]:
+        """Returns in which type each recorded tensor is; refuses those that the optimizer never keeps."""
+        if self._takes_what_there_is:
+            self.tensors = tuple(
+                name for name in self.tensors if not watch.never_keeps(OPTIMIZER_STATE.get(name))
+            )
+        own = dict.fromkeys(("embeddings", "grads"), str(self._weight_VD.dtype).removeprefix("torch."))
+        own["logits"] = AUTOCAST.get(str(trainer.precision), own["embeddings"])
+        for name in OPTIMIZER_STATE.keys() & set(self.tensors):
+            own[name] = watch.kept_dtype(OPTIMIZER_STATE[name], of=self.parameter, wanted=name)
+        return own
+
+    def _as_begun(self) -> tuple[bool, dict[str, str]]:
+        """Returns whether the unfinished recording marks skipped steps, and of which types its tensors are.
+
+        One of an earlier version does not know either.
+        """
+        said = read_layout(self.paths.partial).flannel
+        return SKIPPED in said.get("checksum_columns", ()), said.get("own_dtypes", {})
 
     def _chosen_ids(self, trainer: Trainer, num_tokens: int) -> TokenIds | None:
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -279,7 +355,11 @@ class StepRecorder(Callback):
     ) -> None:
         """Copies what the step uses up: the gradient before clipping, its norm, the learning rate."""
         step = trainer.global_step + 1
-        if self._writer is None or self._watch is None or step % self.every_n_steps:
+        if self._writer is None or self._watch is None or self._recorded is None:
+            return
+        self._recorded.refuse_replaced()
+        self._recorded.refuse_changed(trainer, step=step, on_device=self._on_cuda)
+        if step % self.every_n_steps:
             return
         if self._row is not None:
             raise UserError(
@@ -308,7 +388,8 @@ class StepRecorder(Callback):
         if self._writer is None or self._watch is None:
             return
         self._writer.raise_if_failed()
-        self._gather_outputs(outputs)
+        with self._options_named():
+            self._returned.add(outputs)
         if trainer.global_step == self._recorded_step:
             return
         step = self._recorded_step = trainer.global_step
@@ -316,10 +397,11 @@ class StepRecorder(Callback):
             # A module may leave the step out before it comes to `on_before_optimizer_step`.
             rate = self._watch.rate_of_batch
             row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
-            self._write_row(trainer, self._writer, self._watch, row)
+            with self._options_named():
+                self._write_row(trainer, self._writer, self._watch, row)
         self._watch.end_step()
-        self._row = self._loss = self._logits_V = None
-        self._num_batches = 0
+        self._returned.clear()
+        self._row = None
 
     @override
     def on_save_checkpoint(
@@ -339,51 +421,18 @@ class StepRecorder(Callback):
         """Takes note that a training that goes on had ended early; only the file's name was lacking."""
         self._ended = str(state_dict.get("ended", ""))
 
-    def _gather_outputs(self, outputs: Any) -> None:
-        if not isinstance(outputs, dict) or "loss" not in outputs:
-            raise UserError(
-                'training_step returned no loss to record; return {"loss": loss, ...} from every batch'
-            )
-        if "logits" in self.tensors and "logits" not in outputs:
-            raise UserError(
-                "recorder.tensors has 'logits', but training_step does not return them; return "
-                '{"loss": loss, "logits": logits[0, -1].detach()} or leave them out of recorder.tensors'
-            )
-        loss = outputs["loss"].detach()
-        self._loss = loss if self._loss is None else self._loss + loss
-        self._num_batches += 1
-        if "logits" in self.tensors and self._logits_V is None:
-            self._check_logits(outputs["logits"])
-            # A copy: what is given may be a view of the logits of all positions, and the step's next batch
-            # needs the memory.
-            self._logits_V = outputs["logits"].detach().clone()
-
-    def _check_logits(self, logits_V: Tensor | None) -> None:
-        expected = self._weight_VD.shape[:1]
-        if logits_V is None or logits_V.shape != expected:
-            got = None if logits_V is None else tuple(logits_V.shape)
-            raise UserError(
-                f"training_step returned logits of shape {got}, expected {tuple(expected)}: one for every "
-                f"row of {self.parameter}; return those of one position, or leave them out of "
-                "recorder.tensors"
-            )
-
     def _write_row(
         self, trainer: Trainer, writer: RecordingWriter, watch: OptimizerWatch, row: RowBuffer
     ) -> None:
-        assert self._loss is not None
-        # Lightning has divided each loss by the number of batches of a step, so their sum is the mean; but
-        # the last step of an epoch may have had fewer.
-        if self._num_batches != trainer.accumulate_grad_batches:
-            self._loss = self._loss * (trainer.accumulate_grad_batches / self._num_batches)
-        self._fill(row, "losses_f32", self._loss)
+        loss = self._returned.loss(trainer.accumulate_grad_batches)
+        self._fill(row, "losses_f32", loss)
         if "losses" in row.tensors:
-            self._fill(row, "losses", self._loss)
-        if "logits" in row.tensors:
-            assert self._logits_V is not None
-            self._copy(row, "logits", self._logits_V)
-        if "embeddings" in row.tensors:
-            self._copy(row, "embeddings", self._weight_VD)
+            self._fill(row, "losses", loss)
+        if self._returned.logits_V is not None:
+            self._copy(row, "logits", self._returned.logits_V)
+        elif "logits" in row.tensors:
+            row.tensors["logits"].fill_(float("nan"))
+        self._take_weights(row)
         for name, key in OPTIMIZER_STATE.items():
             if name in row.tensors:
                 self._copy(row, name, watch.state(key, of=self.parameter, wanted=name))
@@ -395,8 +444,24 @@ class StepRecorder(Callback):
     def _on_cuda(self) -> bool:
         return self._weight_VD.device.type == "cuda"
 
+    def _take_weights(self, row: RowBuffer) -> None:
+        if "embeddings" in row.tensors:
+            assert self._recorded is not None
+            self._recorded.take()
+            self._copy(row, "embeddings", self._weight_VD)
+
     def _copy(self, row: RowBuffer, name: str, source: Tensor) -> None:
-        """Copies `source`, (V, D) or (V), or the recorded tokens' part of it, into the row."""
+        """Copies `source`, (V, D) or (V), or the recorded tokens' part of it, into the row.
+
+        Raises:
+            UserError: If it is of a type that nobody has asked to be rounded.
+        """
+        stored, own = (str(one.dtype).removeprefix("torch.") for one in (row.tensors[name], source))
+        if name not in self.dtypes and not holds(stored, own):
+            raise UserError(
+                f"{name} is of type {own}, and the recording has {stored} for it; say in recorder.dtypes in "
+                f"which type to record it, e.g. {{{name!r}: {own!r}}}"
+            )
         self._fill(row, name, source if self._token_ids is None else source[self._token_ids])
 
     def _fill(self, row: RowBuffer, name: str, value: Tensor | float) -> None:
@@ -472,16 +537,6 @@ class StepRecorder(Callback):
         if self._writer is not None:
             self._writer.abort(message, state=state)
             self._writer = None
-
-
-def _parameter(module: LightningModule, name: str) -> Tensor:
-    parameters = dict(module.named_parameters(remove_duplicate=False))  # a tied one has several names
-    if name not in parameters:
-        raise UserError(
-            f"the module has no parameter {name!r} to record; it has {', '.join(sorted(parameters))}"
-        )
-    if parameters[name].ndim != 2:
-        raise UserError(
-            f"{name} has shape {tuple(parameters[name].shape)}, expected two dimensions (tokens, width)"
-        )
-    return parameters[name]
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -127,7 +127,8 @@ def check_run(
         tensor = file.tensors[prefix + name]
         code = "I64" if name == "recorded_steps" else "F32"
         if name in CHOSEN:
-            code = CODES[(wanted["dtypes"] or {}).get(name, "bfloat16")]
+            own = said.get("own_dtypes", {}).get(name, "bfloat16")
+            code = CODES[(wanted["dtypes"] or {}).get(name, own)]
         assert tensor.dtype == DTYPES[code], name
         row_shape = {"logits": (v,)}.get(name, (v, d) if name in CHOSEN[:4] else ())
         assert tensor.shape == (rows, *row_shape), name

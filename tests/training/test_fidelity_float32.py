@@ -37,7 +37,7 @@ class NormTrainer(RecordingTrainer):
         self.norms = [torch.tensor(float("nan"))]
 
     def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._clip_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        norm: Any = super()._clip_grad_norm(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.norms.append(torch.as_tensor(norm).detach().clone())
         return norm
 

@@ -135,12 +135,13 @@ def test_every_row_equals_a_plain_loops(tmp_path: Path, accumulate: int) -> None
         assert run.grad_norms[1] > 0.1
 
 
-def test_rows_are_rounded_to_bfloat16_and_thinned_and_restricted(tmp_path: Path) -> None:
+def test_rows_are_rounded_if_that_is_asked_for_and_thinned_and_restricted(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("7\n2\n2\n")
     recorder = StepRecorder(
         tmp_path / "run",
         "table.weight",
         tensors=["embeddings", "logits"],
+        dtypes={"embeddings": "bfloat16", "logits": "bfloat16"},
         tokens=str(tmp_path / "ids.txt"),
         every_n_steps=2,
     )
@@ -235,8 +236,13 @@ REFUSED = [
         "no parameter 'tabel.weight' to record; it has head.bias, head.weight",
     ),
     ({"parameter": "head.bias"}, {}, r"head.bias has shape \(12,\), expected two dimensions"),
-    ({"tokens": "dead"}, {}, "recorder.tokens is 'dead', expected all or a text file"),
-    ({}, {"optimizer": "SGD"}, "'momentum', but SGD keeps no 'exp_avg'"),
+    ({"tokens": "dead"}, {}, "^tokens is 'dead', expected all or a text file"),
+    (
+        {"tensors": ["embeddings", "momentum"]},
+        {"optimizer": "SGD"},
+        "^tensors has 'momentum', but SGD keeps no 'exp_avg' for table.weight; leave it out of tensors",
+    ),
+    ({"tensors": ["variance"]}, {"optimizer": "Adamax"}, "but Adamax keeps no 'exp_avg_sq'"),
     ({}, {"returns_logits": False}, "'logits', but training_step does not return them"),
 ]
 
@@ -248,6 +254,8 @@ def test_what_cannot_be_recorded_is_refused(
     recorder = StepRecorder(tmp_path / "run", **{"parameter": "table.weight", **settings})
     with pytest.raises(UserError, match=message):
         fit(recorder, steps=3, module=Bigram(**module))
+    if "return them" not in message:  # all else is seen before there is a file
+        assert not (tmp_path / "run" / "recording.partial").exists()
     assert not (tmp_path / "run" / "recording.safetensors").exists()
 
 

@@ -1,0 +1,67 @@
+"""In which types a run computes: its weights', the optimizer's, and that of products under autocast.
+
+`trainer.precision` says nothing of the weights unless it ends in true, and `model.param_dtype` nothing of
+what is computed with them; what comes of both is said in one line, and decides in which types a run is
+recorded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_pl.errors import UserError
+
+PRECISIONS = {
+    **{None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+}
+"""Lightning's other words for a precision."""
+
+AUTOCAST = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
+"""Precision -> the type of products under its autocast."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """In which types a run computes.
+
+    Args:
+        weights: Type of the weights, and so of their gradients and of what the optimizer keeps of them.
+        autocast: Type that products are computed in; None = that of the weights.
+
+    Example:
+        >>> print(Arithmetic("bfloat16", "bfloat16"))
+        weights and optimizer state bfloat16, autocast bfloat16
+        >>> Arithmetic("float32", None).own_dtypes["logits"]
+        'float32'
+    """
+
+    weights: str
+    autocast: str | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Arithmetic":
+        """Returns the arithmetic of a run's complete config.
+
+        Raises:
+            UserError: If it asks for float32 and for weights that are not.
+        """
+        weights, asked = config["model"]["param_dtype"], config["trainer"]["precision"]
+        precision = PRECISIONS.get(asked if asked is None else str(asked), str(asked))
+        if asked is not None and precision == "32-true" and weights != "float32":
+            raise UserError(
+                f"trainer.precision {asked} computes in the type that the weights have, and "
+                f"model.param_dtype is {weights}, so this would be bf16-true; for float32 throughout add "
+                "--model.param_dtype float32, else choose bf16-mixed or bf16-true"
+            )
+        return cls(weights, AUTOCAST.get(precision))
+
+    @property
+    def own_dtypes(self) -> dict[str, str]:
+        """Recorded tensor -> the type that it has in training; the loss is always float32."""
+        of_weights = dict.fromkeys(("embeddings", "grads", "momentum", "variance"), self.weights)
+        return {**of_weights, "logits": self.autocast or self.weights}
+
+    def __str__(self) -> str:
+        """Says it in one line."""
+        autocast = f"autocast {self.autocast}" if self.autocast else "no autocast"
+        return f"weights and optimizer state {self.weights}, {autocast}"

@@ -1,0 +1,76 @@
+"""What an optimizer keeps of a parameter, known before its first step: a copy of it takes some steps.
+
+So a tensor that it will never keep is refused at the start, and one that comes later is told from that. The
+copy steps on a small stand-in; the optimizer itself, its state and torch's random numbers stay as they are.
+"""
+
+import copy
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+NUM_STEPS = 3
+"""Some optimizers begin with the second step to keep something."""
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
+    """Returns what an optimizer keeps of a parameter that is as large as the parameter itself.
+
+    Args:
+        optimizer: It need not have stepped.
+        parameter: Two-dimensional.
+
+    Returns:
+        Key in the optimizer's state -> type. Empty if the optimizer does not hold the parameter; None if it
+        cannot be told.
+    """
+    if all(one is not parameter for group in optimizer.param_groups for one in group["params"]):
+        return {}
+    devices = [parameter.device] if parameter.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            return _steps_of_a_copy(optimizer, parameter)
+    except Exception:  # whatever somebody's own optimizer cannot do with a copy of itself
+        return None
+
+
+def _no_loss() -> Any:
+    return torch.zeros(())
+
+
+def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor) -> dict[str, torch.dtype]:
+    # Sizes that differ, so that what is kept per row or per column does not pass for the whole.
+    stand_ins = {
+        id(one): torch.zeros(
+            [min(size, 3 - axis % 2) for axis, size in enumerate(one.shape)],
+            dtype=one.dtype,
+            device=one.device,
+            requires_grad=one.requires_grad,
+        )
+        for group in optimizer.param_groups
+        for one in group["params"]
+    }
+    memo: dict[int, Any] = {**stand_ins, id(optimizer.state): defaultdict(dict)}
+    # A schedule replaces `step` on the object, and hooks may hold all of a training.
+    attributes = {name: value for name, value in vars(optimizer).items() if not callable(value)}
+    twin = object.__new__(type(optimizer))
+    twin.__dict__.update(
+        copy.deepcopy({name: attributes[name] for name in attributes if name not in _HOOKS}, memo)
+    )
+    twin.__dict__.update({name: OrderedDict() for name in _HOOKS})
+    stand_in = stand_ins[id(parameter)]
+    for _ in range(NUM_STEPS):
+        stand_in.grad = torch.full_like(stand_in, 1e-3)
+        twin.step(_no_loss)
+    kept = twin.state.get(stand_in, {})
+    return {
+        key: value.dtype
+        for key, value in kept.items()
+        if isinstance(value, Tensor) and value.shape == stand_in.shape
+    }

@@ -1,0 +1,121 @@
+"""The parameter that is recorded: found by its name, and watched, so that no row tells of another one.
+
+A callback may put another object in its place, or change it after its row was taken: then the next gradient
+belongs to weights that no row has.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from flannel_pl.errors import UserError
+
+_LATER_HOOKS = (
+    *("on_train_epoch_end", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad"),
+    *("on_validation_start", "on_validation_epoch_start", "on_validation_batch_start"),
+    *("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end", "on_before_backward"),
+    *("on_after_backward", "on_save_checkpoint"),
+)
+"""Where a callback may change weights after their row was taken and before their gradient is."""
+
+
+class RecordedParameter:
+    """One parameter of a module.
+
+    Args:
+        module: What is trained.
+        name: As in `named_parameters()`; of a tied one, any of its names.
+
+    Raises:
+        UserError: If there is none, or it cannot be recorded.
+    """
+
+    def __init__(self, module: LightningModule, name: str) -> None:
+        self.name = name
+        self.tensor = _find(module, name)
+        owner, _, self._leaf = name.rpartition(".")
+        self._owner = module.get_submodule(owner)
+        self._seen: Tensor | None = None
+        self._seen_at = (0, 0)
+
+    @property
+    def dtype(self) -> str:
+        """Name of its type, e.g. bfloat16."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    def refuse_replaced(self) -> None:
+        """Refuses to go on with an object that the module does not train any more.
+
+        Raises:
+            UserError: If the module has another parameter by that name now.
+        """
+        if self._owner._parameters.get(self._leaf) is not self.tensor:
+            raise UserError(
+                f"{self.name} is another object than when training started: something has replaced the "
+                "parameter. Change its values in place (parameter.copy_ within torch.no_grad()) to record it"
+            )
+
+    def take(self) -> None:
+        """Has to be called when its values are put into a row."""
+        self._seen = self.tensor.detach().clone()
+        self._seen_at = self._where()
+
+    def refuse_changed(self, trainer: Trainer, *, step: int, on_device: bool) -> None:
+        """Refuses a gradient at weights that are not those of the last row.
+
+        On the CPU their bits are compared. Elsewhere that would make the host wait, so they are only where
+        torch has counted a change.
+
+        Args:
+            trainer: Whose callbacks are named.
+            step: The step that the gradient is of.
+            on_device: Whether the host does not compute the weights.
+
+        Raises:
+            UserError: If something has changed them since `take`.
+        """
+        seen, self._seen = self._seen, None
+        is_untouched = on_device and self._where() == self._seen_at
+        if seen is None or is_untouched or _has_same_bits(seen, self.tensor):
+            return
+        who = ", ".join(_later_callbacks(trainer)) or "the module itself (an Embedding with max_norm is one)"
+        raise UserError(
+            f"{self.name} was changed after its row of step {step - 1} was taken, so the gradient of step "
+            f"{step} belongs to weights that no row has; it may be the doing of {who}. What changes weights "
+            "in on_train_batch_end comes before the recorder; do it there, or leave it out"
+        )
+
+    def _where(self) -> tuple[int, int]:
+        return self.tensor._version, self.tensor.data_ptr()
+
+
+def _find(module: LightningModule, name: str) -> Tensor:
+    parameters = dict(module.named_parameters(remove_duplicate=False))  # a tied one has several names
+    if name not in parameters:
+        raise UserError(
+            f"the module has no parameter {name!r} to record; it has {', '.join(sorted(parameters))}"
+        )
+    parameter = parameters[name]
+    if parameter.ndim != 2:
+        raise UserError(f"{name} has shape {tuple(parameter.shape)}, expected two dimensions (tokens, width)")
+    if not parameter.is_floating_point():
+        raise UserError(
+            f"{name} is of type {str(parameter.dtype).removeprefix('torch.')}, expected a real floating "
+            "point type: a recording has no other"
+        )
+    return parameter
+
+
+def _has_same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.uint8), other.detach().contiguous().view(torch.uint8))
+
+
+def _later_callbacks(trainer: Trainer) -> Iterator[str]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        is_ours = type(callback).__module__.startswith(("lightning.", "flannel_pl."))
+        if not is_ours and any(is_overridden(hook, callback, parent=Callback) for hook in _LATER_HOOKS):
+            yield type(callback).__name__

@@ -1,0 +1,82 @@
+"""What `training_step` returned for the batches of one step: their loss, and a row of logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flannel_pl.errors import UserError
+
+
+class Returned:
+    """Gathers what the batches of a step return.
+
+    Args:
+        parameter: Name of the recorded parameter, for messages.
+        num_logits: V, one logit for each of its rows; None if logits are not recorded.
+    """
+
+    def __init__(self, parameter: str, num_logits: int | None) -> None:
+        self._parameter, self._num_logits = parameter, num_logits
+        self.clear()
+
+    def clear(self) -> None:
+        """Begins the next step."""
+        self._loss: Tensor | None = None
+        self._num_batches = 0
+        self.logits_V: Tensor | None = None
+        """Logits of the first batch that counts, (V,); None if there are none."""
+
+    def add(self, outputs: Any) -> None:
+        """Takes what one batch returned. None is a batch that does not count.
+
+        Raises:
+            UserError: If it is not what can be recorded.
+        """
+        if outputs is None or outputs == {}:
+            return
+        if not isinstance(outputs, dict) or "loss" not in outputs:
+            raise UserError(
+                'training_step returned no loss to record; return {"loss": loss, ...} from every batch'
+            )
+        loss = outputs["loss"].detach()
+        if loss.numel() != 1:
+            raise UserError(
+                f"training_step returned a loss of shape {tuple(loss.shape)}, expected one number; return "
+                "its mean"
+            )
+        self._loss = loss.reshape(()) if self._loss is None else self._loss + loss.reshape(())
+        self._num_batches += 1
+        if self._num_logits is not None and self.logits_V is None:
+            # A copy: what is given may be a view of the logits of all positions, and the step's next batch
+            # needs the memory.
+            self.logits_V = self._checked(outputs).detach().clone()
+
+    def loss(self, num_batches: int) -> Tensor:
+        """Returns the mean loss of the batches that count; NaN if there are none.
+
+        Args:
+            num_batches: By how many Lightning has divided each loss.
+        """
+        if self._loss is None:
+            return torch.full((), float("nan"))
+        # So their sum is the mean; but the last step of an epoch may have had fewer, and not all may count.
+        return (
+            self._loss if self._num_batches == num_batches else self._loss * (num_batches / self._num_batches)
+        )
+
+    def _checked(self, outputs: dict[str, Any]) -> Tensor:
+        if "logits" not in outputs:
+            raise UserError(
+                "recorder.tensors has 'logits', but training_step does not return them; return "
+                '{"loss": loss, "logits": logits[0, -1].detach()} or leave them out of recorder.tensors'
+            )
+        logits_V: Tensor | None = outputs["logits"]
+        if logits_V is None or logits_V.shape != (self._num_logits,):
+            got = None if logits_V is None else tuple(logits_V.shape)
+            raise UserError(
+                f"training_step returned logits of shape {got}, expected {(self._num_logits,)}: one for "
+                f"every row of {self._parameter}; return those of one position, or leave them out of "
+                "recorder.tensors"
+            )
+        return logits_V

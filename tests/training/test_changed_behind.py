@@ -1,0 +1,297 @@
+"""What others do to the recorded parameter, the folder and the step: recorded as it is, or refused."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from typing_extensions import override
+
+import flannel_pl
+from flannel_pl import StepRecorder
+from flannel_pl.errors import UserError
+from tests.training.foreign_models import SAM, Case, Module, Net
+from tests.training.test_recorder import Bigram, fit
+
+
+def clamp(module: Any) -> None:
+    with torch.no_grad():
+        module.table.weight.clamp_(-0.5, 0.5)
+
+
+def clamp_data(module: Any) -> None:
+    module.table.weight.data.clamp_(-0.5, 0.5)
+
+
+def clamp_by_assignment(module: Any) -> None:
+    module.table.weight.data = module.table.weight.data.clamp(-0.5, 0.5)
+
+
+CHANGES = [clamp, clamp_data, clamp_by_assignment]
+
+
+def in_hook(name: str, change: Callable[[Any], None]) -> Callback:
+    """A callback of the user's that changes weights in one hook."""
+
+    def hook(self: Callback, trainer: Any, module: Any, *_: Any) -> None:
+        change(module)
+
+    made: Callback = type("Clamps", (Callback,), {name: hook})()
+    return made
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_a_callback_does_after_the_step_is_recorded(
+    tmp_path: Path, change: Callable[[Any], None], is_first: bool
+) -> None:
+    clamps, recorder = in_hook("on_train_batch_end", change), StepRecorder(tmp_path, "table.weight")
+    first, second = (clamps, recorder) if is_first else (recorder, clamps)
+    module = Bigram()
+    clamp(module)
+    fit(first, steps=5, module=module, callbacks=(second,))  # type: ignore[arg-type]
+    with flannel_pl.open_recording(tmp_path) as recording:
+        weights = recording.run(0).embeddings[:]
+    assert np.abs(weights).max() == 0.5
+    assert weights[-1].tobytes() == module.table.weight.detach().numpy().tobytes()
+
+
+LATER = [
+    *("on_train_batch_start", "on_before_zero_grad", "on_train_epoch_start"),
+    *("on_before_backward", "on_after_backward"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("hook", LATER)
+def test_what_changes_after_its_row_is_refused_by_name(
+    tmp_path: Path, hook: str, change: Callable[[Any], None]
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"table\.weight was changed after its row of step \d was taken, so the gradient of step \d "
+        r"belongs to weights that no row has; it may be the doing of Clamps\. .* do it there, or",
+    ):
+        fit(StepRecorder(tmp_path, "table.weight"), steps=5, callbacks=(in_hook(hook, change),))
+    assert not (tmp_path / "recording.safetensors").exists()
+
+
+def test_what_a_callback_does_before_the_first_step_is_in_row_0(tmp_path: Path) -> None:
+    clamps = in_hook("on_train_start", clamp)
+    fit(StepRecorder(tmp_path, "table.weight"), steps=2, callbacks=(clamps,))
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert np.abs(recording.run(0).embeddings[0]).max() == 0.5
+
+
+def test_rows_that_are_apart_are_not_held_against_what_lies_between(tmp_path: Path) -> None:
+    class ClampsLater(Callback):
+        @override
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 1:  # of no row
+                clamp(pl_module)
+
+    recorder = StepRecorder(tmp_path, "table.weight", every_n_steps=2)
+    fit(recorder, steps=4, callbacks=(ClampsLater(),))
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.run(0).steps.tolist() == [0, 2, 4]
+
+
+def test_weights_that_are_swapped_and_swapped_back_are_the_same(tmp_path: Path) -> None:
+    class Swaps(Callback):
+        @override
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            kept = pl_module.table.weight.data.clone()
+            pl_module.table.weight.data.zero_()
+            pl_module.table.weight.data.copy_(kept)
+
+    fit(StepRecorder(tmp_path / "a", "table.weight"), steps=4, callbacks=(Swaps(),))
+    fit(StepRecorder(tmp_path / "b", "table.weight"), steps=4)
+    with flannel_pl.open_recording(tmp_path / "a") as a, flannel_pl.open_recording(tmp_path / "b") as b:
+        assert a.run(0).embeddings[:].tobytes() == b.run(0).embeddings[:].tobytes()
+
+
+def test_lightnings_weight_averaging_leaves_rows_as_they_are(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path / "a", "table.weight"), steps=4, callbacks=(WeightAveraging(),))
+    fit(StepRecorder(tmp_path / "b", "table.weight"), steps=4)
+    with flannel_pl.open_recording(tmp_path / "a") as a, flannel_pl.open_recording(tmp_path / "b") as b:
+        assert a.run(0).embeddings[:].tobytes() == b.run(0).embeddings[:].tobytes()
+
+
+def test_an_embedding_that_renormalises_itself_is_refused(tmp_path: Path) -> None:
+    module = Module(Case(model=lambda: Net(max_norm=0.5)))
+    with pytest.raises(
+        UserError, match=r"the doing of the module itself \(an Embedding with max_norm is one"
+    ):
+        fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
+
+
+def test_a_parameter_that_is_replaced_is_refused(tmp_path: Path) -> None:
+    class Replaces(Callback):
+        @override
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                pl_module.table.weight = nn.Parameter(pl_module.table.weight.detach().clone())
+
+    with pytest.raises(UserError, match=r"table\.weight is another object than when training started"):
+        fit(StepRecorder(tmp_path, "table.weight"), steps=5, callbacks=(Replaces(),))
+
+
+class Odd(Bigram):
+    """Its steps return what the test says."""
+
+    def __init__(self, returned: Callable[[int, dict[str, Tensor]], Any]) -> None:
+        super().__init__()
+        self.returned = returned
+
+    @override
+    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+        return self.returned(batch_idx, super().training_step(batch, batch_idx))
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_batch_that_does_not_count_leaves_the_loss_open(tmp_path: Path) -> None:
+    module = Odd(lambda batch_idx, output: None if batch_idx in (1, 2) else output)
+    fit(StepRecorder(tmp_path, "table.weight"), steps=5, module=module)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        run = recording.run(0)
+        assert np.isnan(run.losses_f32[:]).tolist() == [True, False, True, True, False, False]
+        assert np.isnan(run.logits[:]).all(axis=1).tolist() == [False, False, True, True, False, False]
+        assert not run.grads[2].any()
+        assert run.embeddings[2].tobytes() == run.embeddings[1].tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_the_loss_of_a_step_is_the_mean_of_the_batches_that_count(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def returned(batch_idx: int, output: dict[str, Tensor]) -> Any:
+        if batch_idx == 1:
+            return None
+        losses.append(output["loss"].item())
+        return output
+
+    fit(StepRecorder(tmp_path, "table.weight"), steps=1, module=Odd(returned), accumulate_grad_batches=3)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.run(0).losses_f32[1] == pytest.approx(sum(losses) / 2, rel=1e-6)
+
+
+def test_a_loss_of_one_element_is_a_loss(tmp_path: Path) -> None:
+    module = Odd(lambda batch_idx, output: {**output, "loss": output["loss"].reshape(1)})
+    fit(StepRecorder(tmp_path / "a", "table.weight"), steps=3, module=module)
+    fit(StepRecorder(tmp_path / "b", "table.weight"), steps=3)
+    with flannel_pl.open_recording(tmp_path / "a") as a, flannel_pl.open_recording(tmp_path / "b") as b:
+        assert a.run(0).losses_f32[1:].tolist() == b.run(0).losses_f32[1:].tolist()
+
+
+def test_an_optimizer_that_takes_the_gradient_twice_is_refused(tmp_path: Path) -> None:
+    module = Module(Case(optimizer=SAM, options={}))
+    with pytest.raises(UserError, match="SAM evaluates the gradient several times per step"):
+        fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [(torch.complex64, "table.weight is of type complex64"), (torch.int8, "table.weight is of type int8")],
+)
+def test_what_no_recording_holds_is_refused(tmp_path: Path, dtype: torch.dtype, words: str) -> None:
+    module = Bigram()
+    module.table.weight = nn.Parameter(torch.zeros(12, 3, dtype=dtype), requires_grad=False)
+    with pytest.raises(UserError, match=f"{words}, expected a real floating point type"):
+        fit(StepRecorder(tmp_path, "table.weight"), steps=3, module=module)
+
+
+def test_logits_of_another_type_are_rounded_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    module = Odd(lambda batch_idx, output: {**output, "logits": output["logits"].double()})
+    with pytest.raises(
+        UserError,
+        match=r"logits is of type float64, and the recording has float32 for it; say in dtypes in which "
+        r"type to record it, e\.g\. \{'logits': 'float64'\}",
+    ):
+        fit(StepRecorder(tmp_path / "a", "table.weight"), steps=3, module=module)
+    for dtype in ("float64", "bfloat16"):
+        fit(StepRecorder(tmp_path / dtype, "table.weight", dtypes={"logits": dtype}), steps=3, module=module)
+        with flannel_pl.open_recording(tmp_path / dtype) as recording:
+            assert recording.run(0).logits.dtype == dtype
+            assert recording.run(0).metadata["own_dtypes"]["logits"] == "float32"
+
+
+def test_nothing_unfinished_is_replaced(tmp_path: Path) -> None:
+    class Trips(Callback):
+        @override
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 4:
+                raise ArithmeticError("trip")
+
+    recorder = StepRecorder(tmp_path, "table.weight", checkpoint_every=2)
+    with pytest.raises(ArithmeticError):
+        fit(recorder, steps=6, callbacks=(Trips(),))
+    before = (tmp_path / "recording.partial").read_bytes()
+    with pytest.raises(
+        UserError, match=r"recording\.partial is there, unfinished, and training begins with step 0"
+    ):
+        fit(StepRecorder(tmp_path, "table.weight", checkpoint_every=2), steps=6)
+    assert (tmp_path / "recording.partial").read_bytes() == before
+    (checkpoint,) = tmp_path.glob("checkpoint-2-*.ckpt")
+    fit(StepRecorder(tmp_path, "table.weight", checkpoint_every=2), steps=6, ckpt_path=checkpoint)
+    fit(StepRecorder(tmp_path / "calm", "table.weight"), steps=6)
+    with flannel_pl.open_recording(tmp_path) as a, flannel_pl.open_recording(tmp_path / "calm") as b:
+        assert a.run(0).steps.tolist() == [0, 1, 2, 3, 4, 5, 6]
+        assert a.run(0).embeddings[:3].tobytes() == b.run(0).embeddings[:3].tobytes()
+
+
+def test_rows_that_a_checkpoint_goes_on_from_are_missed_by_name(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path / "a", "table.weight", checkpoint_every=2), steps=2)
+    (checkpoint,) = (tmp_path / "a").glob("checkpoint-2-*.ckpt")
+    with pytest.raises(
+        UserError, match=r"goes on after step 2, but there is no \S*recording\.partial with the"
+    ):
+        fit(StepRecorder(tmp_path / "b", "table.weight"), steps=4, ckpt_path=checkpoint)
+
+
+def test_two_recorders_of_one_folder_are_refused_at_the_start(tmp_path: Path) -> None:
+    inside, over = threading.Event(), threading.Event()
+
+    class Waits(Callback):
+        @override
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            inside.set()
+            assert over.wait(60)
+
+    first = threading.Thread(
+        target=fit,
+        args=(StepRecorder(tmp_path, "table.weight"),),
+        kwargs={"steps": 2, "callbacks": (Waits(),)},
+    )
+    first.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(UserError, match=r"the recording in \S+ is"):
+            fit(StepRecorder(tmp_path, "table.weight"), steps=2)
+    finally:
+        over.set()
+        first.join()
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.run(0).steps.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"tensors": ["embedings"]},
+            r"^tensors has 'embedings', expected some of .* did you mean embeddings\?",
+        ),
+        ({"dtypes": {"grads": "int8"}}, r"^dtypes has 'int8' for grads"),
+        ({"every_n_steps": 0}, r"^every_n_steps is 0, expected at least 1"),
+        ({"checkpoint_every": 0}, r"^checkpoint_every is 0, expected at least 1"),
+    ],
+)
+def test_messages_name_what_a_script_gives(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        StepRecorder(tmp_path, "table.weight", **wrong)
