@@ -33,6 +33,9 @@ from flannel_pl.recording.held import check_held
 from flannel_pl.signals import REPEAT_S, handled, stop_signal
 
 POLL_S = 0.2
+SERVER_ENDS_S = 0.2
+"""How long a fork server that was killed may seem to be there."""
+
 STOP_S = 9.0
 """How long runs have to bring everything to the disk when asked to stop."""
 
@@ -147,13 +150,12 @@ class _Launch:
         if slot.accelerator == "cuda":
             assert slot.device is not None
             slot = dataclasses.replace(slot, environment=seen_alone(slot.device))
-        if isinstance(self.context, ForkServerContext):
-            start_fork_server(self.work.__module__)  # unless it is there
-        arguments = (self.experiment, task.run, slot, task.attempt, self.events.write)
-        process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
-        # Until it has a session of its own, Ctrl-C reaches a new process as well; `_stop` tells it to stop.
         try:
-            start_deaf(process.start, [signal.SIGINT])
+            try:
+                process = self._start_process(task, slot)
+            except ConnectionRefusedError:  # killed a moment ago, so that it still seemed to be there
+                time.sleep(SERVER_ENDS_S)
+                process = self._start_process(task, slot)
         except (EOFError, ConnectionError) as error:
             raise RunError(
                 f"The process that runs are forked from ended while it started run {task.run.index}: memory "
@@ -169,6 +171,16 @@ class _Launch:
             pid=process.pid,
         )
         return _Worker(task, slot, process, time.monotonic())
+
+    def _start_process(self, task: _Task, slot: Slot) -> BaseProcess:
+        if isinstance(self.context, ForkServerContext):
+            start_fork_server(self.work.__module__)  # unless it is there
+        arguments = (self.experiment, task.run, slot, task.attempt, self.events.write)
+        process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
+        # Until it has a session of its own, Ctrl-C reaches a new process as well; `_stop` tells it to stop.
+        start_deaf(process.start, [signal.SIGINT])
+        started: BaseProcess = process
+        return started
 
     def _collect(self) -> None:
         for worker in [worker for worker in self.workers if not worker.process.is_alive()]:
