@@ -63,6 +63,7 @@ def test_a_process_that_is_not_the_first_of_its_team_logs_all_the_same(
     assert logged_steps(tmp_path, 1) == 4
 
 
+@pytest.mark.slow
 def test_one_process_for_each_run_as_srun_starts_them(small_data: SmallData, tmp_path: Path) -> None:
     processes = []
     for run in range(2):

@@ -280,7 +280,7 @@ class StepRecorder(Callback):
         if first_row == 0 and there:
             raise UserError(
                 f"{self.paths.partial} is there, unfinished, and training begins with step 0; go on with it "
-                "(Trainer.fit(..., ckpt_path=...)), record into another folder, or remove it"
+                "(Trainer.fit(..., ckpt_path=...)), or record into another folder"
             )
         if first_row > 0 and not there and not self.paths.recording.exists():
             raise UserError(

@@ -151,9 +151,14 @@ def test_a_run_that_keeps_failing_stops_no_other_and_the_same_command_finishes_i
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+    ("num_runs", "number", "code"),
+    [
+        *[(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (1, signal.SIGUSR1, 138)],
+        pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("num_runs", [1, 2])
 def test_signals_end_the_launcher_and_its_runs_within_ten_seconds(
     small_data: SmallData, config: Path, tmp_path: Path, number: signal.Signals, code: int, num_runs: int
 ) -> None:

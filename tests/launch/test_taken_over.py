@@ -79,6 +79,7 @@ def test_a_launcher_ends_and_takes_its_runs_with_it(experiment: Experiment) -> N
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_run_ends_and_writes_nothing_more(
     small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,7 +144,11 @@ def test_a_time_limit_of_its_own_ends_a_run(
 
 
 @pytest.mark.parametrize(
-    "more", [["--experiment.keep_shards", "false"], [], ["--experiment.gather", "index"]]
+    "more",
+    [
+        pytest.param(["--experiment.keep_shards", "false"], marks=pytest.mark.slow),
+        *([], ["--experiment.gather", "index"]),
+    ],
 )
 def test_several_seeds_end_at_different_steps(
     small_data: SmallData, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]

@@ -30,6 +30,7 @@ def peak_bytes(folder: Path, *, steps: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     peak_bytes(tmp_path / "first", steps=1)  # prepares the corpus, which takes more memory than training
     short, long = peak_bytes(tmp_path / "short", steps=30), peak_bytes(tmp_path / "long", steps=300)
