@@ -26,6 +26,14 @@ class Net(nn.Module):
         return logits_BV
 
 
+class Matrices(Net):
+    """Has nothing but matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(D, V, bias=False)
+
+
 class Tied(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -209,6 +217,7 @@ CASES: dict[str, Case] = {
     "Rprop": Case(optimizer=torch.optim.Rprop),
     "ASGD": Case(optimizer=torch.optim.ASGD),
     "Adafactor": Case(optimizer=torch.optim.Adafactor, options={}),
+    "Muon": Case(model=Matrices, optimizer=torch.optim.Muon),
     "Lion": Case(optimizer=Lion, options={}),
     "Late": Case(optimizer=Late, options={}),
     "wrapped": Case(optimizer=Wrapped, options={}),

@@ -189,9 +189,14 @@ def test_a_loss_of_one_element_is_a_loss(tmp_path: Path) -> None:
         assert a.run(0).losses_f32[1:].tolist() == b.run(0).losses_f32[1:].tolist()
 
 
-def test_an_optimizer_that_takes_the_gradient_twice_is_refused(tmp_path: Path) -> None:
-    module = Module(Case(optimizer=SAM, options={}))
-    with pytest.raises(UserError, match="SAM evaluates the gradient several times per step"):
+@pytest.mark.parametrize("optimizer", [SAM, torch.optim.LBFGS])
+def test_an_optimizer_that_takes_the_gradient_more_than_once_is_refused(
+    tmp_path: Path, optimizer: Any
+) -> None:
+    module = Module(Case(optimizer=optimizer, options={}))
+    with pytest.raises(
+        UserError, match=f"{optimizer.__name__} evaluates the gradient several times per step"
+    ):
         fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
 
 

@@ -69,7 +69,7 @@ def plain_loop(case: Case) -> Iterator[dict[str, Tensor]]:
 ONE_MOMENT = ("Adamax", "Lion", "Late")
 NO_MOMENTS = (
     *("SGD", "SGD momentum", "sparse SGD", "branch SGD momentum", "RMSprop", "Adagrad", "Adadelta", "Rprop"),
-    *("ASGD", "Adafactor", "sparse Adagrad"),
+    *("ASGD", "Adafactor", "sparse Adagrad", "Muon"),
 )
 """Cases whose optimizers keep the first of Adam's moments only, or none of them."""
 
