@@ -176,11 +176,11 @@ class _Launch:
         if isinstance(self.context, ForkServerContext):
             start_fork_server(self.work.__module__)  # unless it is there
         arguments = (self.experiment, task.run, slot, task.attempt, self.events.write)
-        process = self.context.Process(target=self.work, args=arguments, name=f"run {task.run.index}")
+        name = f"run {task.run.index}"
+        process: BaseProcess = self.context.Process(target=self.work, args=arguments, name=name)
         # Until it has a session of its own, Ctrl-C reaches a new process as well; `_stop` tells it to stop.
         start_deaf(process.start, [signal.SIGINT])
-        started: BaseProcess = process
-        return started
+        return process
 
     def _collect(self) -> None:
         for worker in [worker for worker in self.workers if not worker.process.is_alive()]:

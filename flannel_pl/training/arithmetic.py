@@ -11,13 +11,20 @@ from typing import Any
 
 from flannel_pl.errors import UserError
 
-PRECISIONS = {
-    **{None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"},
-}
-"""Lightning's other words for a precision."""
+_OTHER_WORDS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 AUTOCAST = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 """Precision -> the type of products under its autocast."""
+
+
+def unified(precision: str | int | None) -> str:
+    """Returns Lightning's own word for a precision, of which it knows several.
+
+    Example:
+        >>> unified(32), unified("bf16"), unified("bf16-true")
+        ('32-true', 'bf16-mixed', 'bf16-true')
+    """
+    return _OTHER_WORDS.get(str(precision), str(precision))
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Arithmetic:
             UserError: If it asks for float32 and for weights that are not.
         """
         weights, asked = config["model"]["param_dtype"], config["trainer"]["precision"]
-        precision = PRECISIONS.get(asked if asked is None else str(asked), str(asked))
+        precision = unified(asked)
         if asked is not None and precision == "32-true" and weights != "float32":
             raise UserError(
                 f"trainer.precision {asked} computes in the type that the weights have, and "

@@ -34,7 +34,7 @@ from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
-from flannel_pl.training.arithmetic import Arithmetic
+from flannel_pl.training.arithmetic import Arithmetic, unified
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import parse_config
 from flannel_pl.training.data import FlannelData
@@ -168,7 +168,7 @@ def _planned_metadata(run: Run, checked: CheckedRun, label: RunLabel) -> dict[st
 
 def _is_scaling(trainer: dict[str, Any]) -> bool:
     """Tells whether a loss scaler is asked for, which may leave steps out."""
-    return str(trainer["precision"]) in ("16-mixed", "16") or "scaler" in str(trainer["plugins"])
+    return unified(trainer["precision"]) == "16-mixed" or "scaler" in str(trainer["plugins"])
 
 
 def _check_parameter(recorder: StepRecorder, shapes: dict[str, tuple[int, ...]], *, num_tokens: int) -> None:

@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import torch
-from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
 from flannel_pl.recording.sameness import INCIDENTAL, comparable
+from flannel_pl.training.arithmetic import unified
 from flannel_pl.training.module import PARAM_DTYPES
 from flannel_pl.training.trainer import shown
 
@@ -65,7 +65,7 @@ def refuse_replaced(trainer: Any, config: dict[str, Any], slot: Slot, *, elsewhe
 def _is_same(key: str, asked: Any, used: Any) -> bool:
     """Tells whether a value is what was asked for, or Lightning's word for it; 1 batch is not all batches."""
     if key == "precision":
-        asked = _convert_precision_to_unified_args(asked)
+        asked = unified(asked)
     elif key == "num_sanity_val_steps" and asked == -1:
         asked = math.inf
     key = f"trainer.{key}"
