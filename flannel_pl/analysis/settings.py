@@ -25,13 +25,13 @@ def trained_dtype(recording: Recording, run: RunRecording) -> str:
 
 
 def is_exact(recorded: str, trained: str) -> bool:
-    """Tells whether a recorded tensor has every bit of what it was: in the same type, or widened.
+    """Tells whether a recorded tensor has every bit of what it was, in a type whose lattice we know.
 
     Example:
-        >>> is_exact("float32", "bfloat16"), is_exact("bfloat16", "float32")
-        (True, False)
+        >>> is_exact("float32", "bfloat16"), is_exact("bfloat16", "float32"), is_exact("float16", "float16")
+        (True, False, False)
     """
-    return holds(recorded, trained)
+    return trained in PARAM_DTYPES and holds(recorded, trained)
 
 
 def setting(recording: Recording, run: RunRecording, key: str) -> Any:

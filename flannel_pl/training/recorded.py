@@ -22,6 +22,16 @@ _LATER_HOOKS = (
 """Where a callback may change weights after their row was taken and before their gradient is."""
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """Returns the name of a tensor's type.
+
+    Example:
+        >>> dtype_name(torch.zeros(1, dtype=torch.bfloat16))
+        'bfloat16'
+    """
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 class RecordedParameter:
     """One parameter of a module.
 
@@ -41,11 +51,6 @@ class RecordedParameter:
         self._seen: Tensor | None = None
         self._seen_at = (0, 0)
 
-    @property
-    def dtype(self) -> str:
-        """Name of its type, e.g. bfloat16."""
-        return str(self.tensor.dtype).removeprefix("torch.")
-
     def refuse_replaced(self) -> None:
         """Refuses to go on with an object that the module does not train any more.
 
@@ -60,7 +65,7 @@ class RecordedParameter:
 
     def take(self) -> None:
         """Has to be called when its values are put into a row."""
-        self._seen = self.tensor.detach().clone()
+        self._seen = self.tensor.detach().clone(memory_format=torch.contiguous_format)
         self._seen_at = self._where()
 
     def refuse_changed(self, trainer: Trainer, *, step: int, on_device: bool) -> None:
@@ -103,7 +108,7 @@ def _find(module: LightningModule, name: str) -> Tensor:
         raise UserError(f"{name} has shape {tuple(parameter.shape)}, expected two dimensions (tokens, width)")
     if not parameter.is_floating_point():
         raise UserError(
-            f"{name} is of type {str(parameter.dtype).removeprefix('torch.')}, expected a real floating "
+            f"{name} is of type {dtype_name(parameter)}, expected a real floating "
             "point type: a recording has no other"
         )
     return parameter

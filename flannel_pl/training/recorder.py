@@ -28,6 +28,7 @@ from flannel_pl.recording.early_end import EarlyEnd
 from flannel_pl.recording.journal import Journal, JournalEntry
 from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema, holds
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
 from flannel_pl.training.arithmetic import AUTOCAST
@@ -37,7 +38,7 @@ from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
 from flannel_pl.training.label import RunLabel
 from flannel_pl.training.optimizing import OptimizerWatch, may_skip
-from flannel_pl.training.recorded import RecordedParameter
+from flannel_pl.training.recorded import RecordedParameter, dtype_name
 from flannel_pl.training.returned import Returned
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
@@ -211,7 +212,10 @@ class StepRecorder(Callback):
     def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
         self._recorded = RecordedParameter(module, self.parameter)
         self._weight_VD = self._recorded.tensor
-        self._watch = OptimizerWatch(trainer, module, self._weight_VD)
+        watch = self._watch = OptimizerWatch(trainer, module, self._weight_VD)
+        if self._takes_what_there_is:
+            there = (name for name in self.tensors if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
+            self.tensors = tuple(there)
         num_tokens, hidden_dim = self._weight_VD.shape
         self._returned = Returned(self.parameter, num_tokens if "logits" in self.tensors else None)
         ids = self._chosen_ids(trainer, num_tokens)
@@ -219,7 +223,7 @@ class StepRecorder(Callback):
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         self._hold_folder(first_row)
         if first_row == 0:
-            skippable, own_dtypes = may_skip(trainer, module), self._own_dtypes(trainer, self._watch)
+            skippable, own_dtypes = may_skip(trainer, module), self._own_dtypes(trainer, watch)
         else:
             skippable, own_dtypes = self._as_begun()
         schema = self._schema(
@@ -276,7 +280,7 @@ class StepRecorder(Callback):
         lock = Lock(self.paths.lock, what=f"the recording in {self.paths.folder}")
         lock.acquire()
         self._lock = lock
-        there = self.paths.partial.exists()
+        there = is_there(self.paths.partial)
         if first_row == 0 and there:
             raise UserError(
                 f"{self.paths.partial} is there, unfinished, and training begins with step 0; go on with it "
@@ -290,11 +294,7 @@ class StepRecorder(Callback):
 
     def _own_dtypes(self, trainer: Trainer, watch: OptimizerWatch) -> dict[str, str]:
         """Returns in which type each recorded tensor is; refuses those that the optimizer never keeps."""
-        if self._takes_what_there_is:
-            self.tensors = tuple(
-                name for name in self.tensors if not watch.never_keeps(OPTIMIZER_STATE.get(name))
-            )
-        own = dict.fromkeys(("embeddings", "grads"), str(self._weight_VD.dtype).removeprefix("torch."))
+        own = dict.fromkeys(("embeddings", "grads"), dtype_name(self._weight_VD))
         own["logits"] = AUTOCAST.get(str(trainer.precision), own["embeddings"])
         for name in OPTIMIZER_STATE.keys() & set(self.tensors):
             own[name] = watch.kept_dtype(OPTIMIZER_STATE[name], of=self.parameter, wanted=name)
@@ -456,7 +456,7 @@ class StepRecorder(Callback):
         Raises:
             UserError: If it is of a type that nobody has asked to be rounded.
         """
-        stored, own = (str(one.dtype).removeprefix("torch.") for one in (row.tensors[name], source))
+        stored, own = dtype_name(row.tensors[name]), dtype_name(source)
         if name not in self.dtypes and not holds(stored, own):
             raise UserError(
                 f"{name} is of type {own}, and the recording has {stored} for it; say in recorder.dtypes in "

@@ -300,3 +300,40 @@ def test_two_recorders_of_one_folder_are_refused_at_the_start(tmp_path: Path) ->
 def test_messages_name_what_a_script_gives(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         StepRecorder(tmp_path, "table.weight", **wrong)
+
+
+def test_a_recording_without_moments_goes_on_without_them(tmp_path: Path) -> None:
+    def trip(module: Any) -> None:
+        if module.trainer.global_step == 3:
+            raise ArithmeticError("trip")
+
+    trips = (in_hook("on_train_batch_start", trip),)
+    recorder = StepRecorder(tmp_path, "table.weight", checkpoint_every=2)
+    with pytest.raises(ArithmeticError):
+        fit(recorder, steps=4, module=Bigram(optimizer="SGD"), callbacks=trips)
+    (checkpoint,) = tmp_path.glob("checkpoint-2-*.ckpt")
+    recorder = StepRecorder(tmp_path, "table.weight", checkpoint_every=2)
+    fit(recorder, steps=4, module=Bigram(optimizer="SGD"), ckpt_path=checkpoint)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.run(0).steps.tolist() == [0, 1, 2, 3, 4]
+        assert "momentum" not in recording.run(0).names
+
+
+def test_a_parameter_that_lies_in_memory_by_columns(tmp_path: Path) -> None:
+    module = Bigram()
+    module.table.weight = nn.Parameter(module.table.weight.detach().T.contiguous().T)
+    assert not module.table.weight.is_contiguous()
+    fit(StepRecorder(tmp_path / "a", "table.weight"), steps=3, module=module)
+    fit(StepRecorder(tmp_path / "b", "table.weight"), steps=3)
+    with flannel_pl.open_recording(tmp_path / "a") as a, flannel_pl.open_recording(tmp_path / "b") as b:
+        assert a.run(0).embeddings[:].tobytes() == b.run(0).embeddings[:].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_report_of_weights_whose_lattice_is_not_known(tmp_path: Path, dtype: torch.dtype) -> None:
+    module = Module(Case(dtype=dtype, options={"lr": 1e-3, "eps": 1e-3}))
+    fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
+    metrics = flannel_pl.report(tmp_path, out=tmp_path / "report").page.parent / "metrics.csv"
+    header, *_ = metrics.read_text().splitlines()
+    assert "token_speed" in header
+    assert "lattice_l1" not in header
