@@ -79,7 +79,7 @@ class Descriptor:
 
         Raises:
             OSError: If it cannot be opened.
-            RunError: If it is another file by now.
+            RunError: If it is another file by now, or was written to; also while the block read it.
             ValueError: If this was closed.
         """
         with _lock:
@@ -92,6 +92,10 @@ class Descriptor:
             _open.move_to_end(id(self))
         try:
             yield entry.fd
+            # After reading: a file is dated before its bytes change, and the descriptor may have been closed
+            # by others and be another file's by now.
+            if self._identity != _identity(self.path, os.fstat(entry.fd)):
+                raise replaced(self.path)
         finally:
             with _lock:
                 entry.num_users -= 1

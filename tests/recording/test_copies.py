@@ -185,6 +185,49 @@ def test_another_file_of_the_same_header_is_refused(
             (pickle.loads(text) if is_pickled else tensor)[0]
 
 
+def cut_and_lengthen(file: Path, _: Path) -> None:
+    """Leaves zeros."""
+    num_bytes = file.stat().st_size
+    os.truncate(file, 0)
+    os.truncate(file, num_bytes)
+
+
+@pytest.mark.parametrize("change", [overwrite, cut_and_lengthen])
+@pytest.mark.parametrize("read", [lambda x: x[:], lambda x: next(x.chunks()), np.asarray, copy.deepcopy])
+def test_a_file_that_is_written_to_while_it_is_open_is_refused(
+    files: list[Path], tmp_path: Path, change: Callable[[Path, Path], None], read: Callable[[Any], Any]
+) -> None:
+    file = Path(shutil.copyfile(files[0], tmp_path / "first.safetensors"))
+    with open_recording(file) as recording:
+        tensor = recording.run(0).embeddings
+        tensor[0]  # so that it stays open
+        change(file, files[1])
+        with pytest.raises(
+            RunError, match=r"is another file than the one that was opened, or was written to"
+        ):
+            read(tensor)
+
+
+@pytest.mark.parametrize("change", [replace, give_its_inode, lambda file, _: file.unlink()])
+def test_a_file_whose_name_goes_to_another_while_it_is_open_is_read_on(
+    files: list[Path], tmp_path: Path, change: Callable[[Path, Path], None]
+) -> None:
+    file, other = (Path(shutil.copyfile(name, tmp_path / name.parent.name)) for name in files)
+    with open_recording(file) as recording:
+        recording.run(0).embeddings[0]
+        change(file, other)
+        assert digest(recording.run(0).embeddings[:]) == truth(files[0], "embeddings")
+
+
+def test_a_descriptor_that_others_closed_gives_no_other_files_bytes(files: list[Path]) -> None:
+    with open_recording(files[0]) as recording, files[1].open("rb") as other:
+        tensor = recording.run(0).embeddings
+        tensor[0]
+        os.dup2(other.fileno(), opening._open[id(tensor._file._descriptor)].fd)  # as after os.closerange
+        with pytest.raises(RunError, match="is another file than the one that was opened"):
+            tensor[0]
+
+
 def test_a_file_that_is_gone_is_named(files: list[Path], tmp_path: Path) -> None:
     file = Path(shutil.copyfile(files[0], tmp_path / "gone.safetensors"))
     with open_recording(file) as recording:
