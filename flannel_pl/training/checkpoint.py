@@ -174,13 +174,15 @@ def _refuse_other_checkpoint(path: Path, data: bytes, step: int, partial: Path, 
     if "config" in told:
         metadata = {"config": json.loads(told["config"])}
         wrong += other_config(metadata, whose.config, swept=whose.run.swept)
-    weight = content.get("state_dict", {}).get(whose.config["recorder"]["parameter"])
-    if not wrong and weight is not None and not _is_row(weight, step, partial):
+    # Where Lightning averages weights, it puts the average in the place of those that are trained.
+    weights = content.get("current_model_state") or content.get("state_dict", {})
+    weight = weights.get(whose.config["recorder"]["parameter"])
+    if not wrong and weight is not None and not is_row(weight, step, partial):
         wrong = [f"its weights are not those that {partial.name} has of step {step}"]
     _refuse(path, whose, wrong)
 
 
-def _is_row(weight_VD: torch.Tensor, step: int, partial: Path) -> bool:
+def is_row(weight_VD: torch.Tensor, step: int, partial: Path) -> bool:
     """Tells whether a parameter, (V, D), is what a recording has of a step; True if it has no row of that."""
     with TensorFile(partial) as file:
         prefix = parts_of(file.layout)[0].prefix

@@ -1,14 +1,18 @@
 """What an optimizer keeps of a parameter, known before its first step: a copy of it takes some steps.
 
 So a tensor that it will never keep is refused at the start, and one that comes later is told from that. The
-copy steps on a small stand-in; the optimizer itself, its state and torch's random numbers stay as they are.
+copy steps on a small stand-in; the optimizer itself, its state and everybody's random numbers stay as they
+are.
 """
 
 import copy
+import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -34,10 +38,21 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
         return {}
     devices = [parameter.device] if parameter.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with torch.random.fork_rng(devices), _others_random_numbers_kept(), torch.enable_grad():
             return _steps_of_a_copy(optimizer, parameter)
     except Exception:  # whatever somebody's own optimizer cannot do with a copy of itself
         return None
+
+
+@contextmanager
+def _others_random_numbers_kept() -> Iterator[None]:
+    """Takes back what an optimizer draws from Python's and numpy's generators, e.g. for noise."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def _no_loss() -> Any:

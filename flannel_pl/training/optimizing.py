@@ -41,9 +41,11 @@ class OptimizerWatch:
         self._skipped: bool | Tensor = False
         self._rate: float | Tensor = float("nan")
         self._kept = kept_state(self._optimizer, parameter)
+        self._rate_of_step: float | Tensor | None = None
         self._hook = None
-        if may_skip(trainer, module):
-            self._skipped = True
+        self._may_skip = self._skipped = may_skip(trainer, module)
+        # The module's own hook comes after those of callbacks, and may set the rate.
+        if self._may_skip or is_overridden("on_before_optimizer_step", module):
             self._hook = self._optimizer.register_step_post_hook(self._has_stepped)
 
     def close(self) -> None:
@@ -51,10 +53,22 @@ class OptimizerWatch:
         if self._hook is not None:
             self._hook.remove()
 
+    def refuse_replaced(self, trainer: Trainer) -> None:
+        """Refuses to go on with an optimizer that does not step any more.
+
+        Raises:
+            UserError: If the Trainer has another one now.
+        """
+        if [id(one) for one in trainer.optimizers] != [id(self._optimizer)]:
+            raise UserError(
+                "the Trainer has another optimizer than when training started, so learning rate and moments "
+                "would be those of one that does not step any more; change the optimizer in place "
+                "(add_param_group, param_groups) to record it"
+            )
+
     def begin_batch(self) -> None:
         """Has to be called before each batch, for `rate_of_batch`."""
-        rate = self.rate
-        self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+        self._rate = _kept_as_it_is(self.rate)
 
     @property
     def rate_of_batch(self) -> float | Tensor:
@@ -62,9 +76,16 @@ class OptimizerWatch:
         return self._rate
 
     @property
+    def rate_of_step(self) -> float | Tensor | None:
+        """The rate that the optimizer has stepped with since `end_step`, where it may differ from `rate`."""
+        return self._rate_of_step
+
+    @property
     def rate(self) -> float | Tensor:
         """The learning rate of the parameter now; NaN if the optimizer has none for it."""
         rate: float | Tensor | None = (self._group or {}).get("lr")
+        if isinstance(rate, Tensor):
+            return rate.reshape(())  # torch takes one of shape (1), too
         return float("nan") if rate is None else rate
 
     @property
@@ -128,8 +149,15 @@ class OptimizerWatch:
         Args and errors as of `kept_dtype`; an error only where the optimizer could not be asked before.
         """
         kept = self._optimizer.state.get(self.parameter, {})  # reading must not make an entry
-        if key in kept:
-            found: Tensor = kept[key]
+        found = kept.get(key)
+        if isinstance(found, Tensor):
+            found_shape, expected_shape = tuple(found.shape), tuple(self.parameter.shape)
+            if found_shape != expected_shape:
+                raise UserError(
+                    f"recorder.tensors has {wanted!r}, but what {type(self._optimizer).__name__} keeps as "
+                    f"{key!r} for {of} has shape {found_shape}, expected {expected_shape}; "
+                    "leave it out of recorder.tensors"
+                )
             return found
         if self._kept is None and self.parameter.grad is not None and not self._skipped:
             raise UserError(self._keeps_none(key, of, wanted))
@@ -148,12 +176,19 @@ class OptimizerWatch:
 
     def end_step(self) -> None:
         """Has to be called after each step."""
-        self._skipped = self._hook is not None
+        self._skipped = self._may_skip
+        self._rate_of_step = None
 
     def _has_stepped(self, optimizer: Any, *_: Any) -> None:
+        self._rate_of_step = _kept_as_it_is(self.rate)
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
+
+
+def _kept_as_it_is(rate: float | Tensor) -> float | Tensor:
+    """Returns a rate that no schedule changes any more."""
+    return rate.clone() if isinstance(rate, Tensor) else rate
 
 
 def _stored(gradient: Tensor) -> Tensor:

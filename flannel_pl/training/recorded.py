@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from flannel_pl.errors import UserError
 
@@ -86,11 +87,13 @@ class RecordedParameter:
         is_untouched = on_device and self._where() == self._seen_at
         if seen is None or is_untouched or _has_same_bits(seen, self.tensor):
             return
-        who = ", ".join(_later_callbacks(trainer)) or "the module itself (an Embedding with max_norm is one)"
+        who = ", ".join(_later_callbacks(trainer)) or (
+            "the module itself (an Embedding with max_norm is one, its own on_train_batch_end another)"
+        )
         raise UserError(
             f"{self.name} was changed after its row of step {step - 1} was taken, so the gradient of step "
-            f"{step} belongs to weights that no row has; it may be the doing of {who}. What changes weights "
-            "in on_train_batch_end comes before the recorder; do it there, or leave it out"
+            f"{step} belongs to weights that no row has; it may be the doing of {who}. A callback's "
+            "on_train_batch_end comes before the recorder; do it there, or leave it out"
         )
 
     def _where(self) -> tuple[int, int]:
@@ -104,6 +107,11 @@ def _find(module: LightningModule, name: str) -> Tensor:
             f"the module has no parameter {name!r} to record; it has {', '.join(sorted(parameters))}"
         )
     parameter = parameters[name]
+    if is_lazy(parameter):
+        raise UserError(
+            f"{name} has no shape yet, because it comes with the first batch; pass one through the module "
+            "before training"
+        )
     if parameter.ndim != 2:
         raise UserError(f"{name} has shape {tuple(parameter.shape)}, expected two dimensions (tokens, width)")
     if not parameter.is_floating_point():

@@ -30,9 +30,10 @@ from flannel_pl.recording.layout import read_layout
 from flannel_pl.recording.lock import Lock
 from flannel_pl.recording.opening import is_there
 from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema, holds
+from flannel_pl.recording.verify import num_good_rows
 from flannel_pl.recording.writer import RecordingWriter, RowBuffer
 from flannel_pl.training.arithmetic import AUTOCAST
-from flannel_pl.training.checkpoint import identity_in_checkpoint, remove_checkpoints
+from flannel_pl.training.checkpoint import identity_in_checkpoint, is_row, remove_checkpoints
 from flannel_pl.training.checkpointing import Checkpoints
 from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
@@ -48,6 +49,7 @@ Note = Callable[..., object]
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 """Recorded tensor -> its name in the state of torch's Adam optimizers."""
 
+_MIXING = "with --launch.mix_environments true"
 _OPTION = re.compile(
     r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
 )
@@ -70,8 +72,10 @@ class StepRecorder(Callback):
     the first sequence's last position. A batch for which it returns None does not count.
 
     Whatever its place in the Trainer's list, the recorder puts itself last: what other callbacks change in
-    `on_before_optimizer_step` and `on_train_batch_end` is recorded. A parameter that is changed after that,
-    before the next gradient is taken, ends the training with an error: no row would have its weights.
+    `on_before_optimizer_step` and `on_train_batch_end` is recorded. What the module itself changes of the
+    gradient in its `on_before_optimizer_step` comes later, as clipping does. A parameter that is changed
+    after its row, before the next gradient is taken, ends the training with an error: no row would have its
+    weights.
 
     Args:
         folder: Where `recording.safetensors` and the run's journal are written.
@@ -164,11 +168,15 @@ class StepRecorder(Callback):
         except UserError as error:
             if self.in_experiment:
                 raise
-            raise UserError(_OPTION.sub("", str(error))) from None
+            said = str(error).replace(_MIXING, "with label=RunLabel(mix_environments=True)")
+            raise UserError(_OPTION.sub("", said)) from None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses, before anything is built, a Trainer whose run cannot be recorded."""
+        if stage != "fit":
+            return
+        self._begin_anew()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Not in place: the hooks of those in the list are being called.
         others = [one for one in callbacks if one not in (self, self._checkpoints)]
@@ -188,6 +196,13 @@ class StepRecorder(Callback):
                 f"this Trainer spreads one run over {trainer.world_size} devices, but a recorded run has "
                 "one; use devices=1, or `flannel-pl fit` to train several runs side by side"
             )
+
+    def _begin_anew(self) -> None:
+        """Forgets an earlier training of the same recorder, which an exception may have ended anywhere."""
+        if self._takes_what_there_is:
+            self.tensors = RECORDABLE
+        self._row = None
+        self._ended, self.early_end, self._is_resumed_at_end = "", None, False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -221,7 +236,7 @@ class StepRecorder(Callback):
         ids = self._chosen_ids(trainer, num_tokens)
         self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
-        self._hold_folder(first_row)
+        self._hold_folder(first_row, step=trainer.global_step)
         if first_row == 0:
             skippable, own_dtypes = may_skip(trainer, module), self._own_dtypes(trainer, watch)
         else:
@@ -272,7 +287,7 @@ class StepRecorder(Callback):
         if not self.label.mix_environments:
             refuse_other_environment(self.paths, now, first_row)
 
-    def _hold_folder(self, first_row: int) -> None:
+    def _hold_folder(self, first_row: int, *, step: int) -> None:
         """Keeps others out of the folder, and what is unfinished there from being replaced."""
         if self.in_experiment or self._lock is not None:
             return
@@ -280,16 +295,38 @@ class StepRecorder(Callback):
         lock = Lock(self.paths.lock, what=f"the recording in {self.paths.folder}")
         lock.acquire()
         self._lock = lock
+        if self.paths.recording.exists():
+            raise UserError(
+                f"{self.paths.recording} exists, and a recording is never overwritten; record into another "
+                "folder"
+            )
         there = is_there(self.paths.partial)
         if first_row == 0 and there:
             raise UserError(
                 f"{self.paths.partial} is there, unfinished, and training begins with step 0; go on with it "
                 "(Trainer.fit(..., ckpt_path=...)), or record into another folder"
             )
-        if first_row > 0 and not there and not self.paths.recording.exists():
+        if first_row > 0 and not there:
             raise UserError(
-                f"training goes on after step {(first_row - 1) * self.every_n_steps}, but there is no "
-                f"{self.paths.partial} with the rows before that; bring it back, or train from the start"
+                f"training goes on after step {step}, but there is no {self.paths.partial} with the rows "
+                "before that; bring it back, or train from the start"
+            )
+        if first_row > 0:
+            self._refuse_other_rows(first_row, step=step)
+
+    def _refuse_other_rows(self, first_row: int, *, step: int) -> None:
+        """Refuses a checkpoint, which may be anybody's, that does not go on where the rows end."""
+        partial = self.paths.partial
+        num_good = num_good_rows(partial)
+        if num_good < first_row:
+            raise UserError(
+                f"training goes on after step {step}, but {partial} has whole rows only up to step "
+                f"{(num_good - 1) * self.every_n_steps}; go on from an earlier checkpoint"
+            )
+        if not is_row(self._weight_VD.detach().cpu(), step, partial):
+            raise UserError(
+                f"training goes on after step {step} with another {self.parameter} than {partial} has of "
+                "that step; go on from a checkpoint of the same training"
             )
 
     def _own_dtypes(self, trainer: Trainer, watch: OptimizerWatch) -> dict[str, str]:
@@ -357,6 +394,7 @@ class StepRecorder(Callback):
         step = trainer.global_step + 1
         if self._writer is None or self._watch is None or self._recorded is None:
             return
+        self._watch.refuse_replaced(trainer)
         self._recorded.refuse_replaced()
         self._recorded.refuse_changed(trainer, step=step, on_device=self._on_cuda)
         if step % self.every_n_steps:
@@ -397,6 +435,8 @@ class StepRecorder(Callback):
             # A module may leave the step out before it comes to `on_before_optimizer_step`.
             rate = self._watch.rate_of_batch
             row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
+            if self._watch.rate_of_step is not None:
+                self._fill(row, "learning_rates", self._watch.rate_of_step)
             with self._options_named():
                 self._write_row(trainer, self._writer, self._watch, row)
         self._watch.end_step()
@@ -407,19 +447,19 @@ class StepRecorder(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Writes down which run the checkpoint is of."""
+        """Writes down which run the checkpoint is of, and why training has ended early, once it has."""
+        # No state of the callback's own: Lightning takes only one of a kind that has any.
         label = self.label
-        checkpoint["flannel_pl"] = identity_in_checkpoint(label.run, label.seed, label.metadata)
+        identity = identity_in_checkpoint(label.run, label.seed, label.metadata)
+        checkpoint["flannel_pl"] = identity | ({"ended": self._ended} if self._ended else {})
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        """Returns why training has ended early, once it has."""
-        return {"ended": self._ended} if self._ended else {}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Takes note that a training that goes on had ended early; only the file's name was lacking."""
-        self._ended = str(state_dict.get("ended", ""))
+        of_earlier_version = checkpoint["callbacks"].get(type(self).__qualname__, {})
+        self._ended = str((of_earlier_version | checkpoint.get("flannel_pl", {})).get("ended", ""))
 
     def _write_row(
         self, trainer: Trainer, writer: RecordingWriter, watch: OptimizerWatch, row: RowBuffer
@@ -495,7 +535,8 @@ class StepRecorder(Callback):
             if trainer.global_step == 0:
                 raise UserError(self._nothing_trained(trainer))
             self._is_resumed_at_end = True
-            self._writer = self._open(trainer, pl_module)
+            with self._options_named():
+                self._writer = self._open(trainer, pl_module)
             self._finish(trainer, self._writer)
             remove_checkpoints(self.paths, keep=1)
 

@@ -85,9 +85,11 @@ OPTIONS = [
         ["--trainer.precision", "null", "--trainer.plugins", SCALED, "--model.param_dtype", "float32"],
         id="skipped-steps",
     ),
+    pytest.param(["--trainer.callbacks+=EMAWeightAveraging"], id="averaged"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*WeightAveraging callback with a model that overrides")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_stopped_twice_and_gone_on(
     small_data: SmallData, tmp_path: Path, stop_after: StopAfter, options: list[str]

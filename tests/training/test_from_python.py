@@ -1,0 +1,164 @@
+"""A recorder in somebody's own script: used again, beside another one, and resumed from any checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from typing_extensions import override
+
+import flannel_pl
+from flannel_pl import StepRecorder
+from flannel_pl.errors import UserError
+from flannel_pl.recording.verify import verify
+from tests.training.test_recorder import Bigram, batches, bits_of, fit
+
+STEPS = 6
+
+
+class Trips(Callback):
+    """Ends training with an error after a step, before the recorder comes to its row."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise ArithmeticError("trip")
+
+
+def half(recorder: StepRecorder, module: Bigram | None = None) -> Path:
+    """Trains up to step 3, and returns the checkpoint of step 2."""
+    with pytest.raises(ArithmeticError):
+        fit(recorder, steps=STEPS, module=module, callbacks=(Trips(4),))
+    (checkpoint,) = recorder.paths.folder.glob("checkpoint-2-*.ckpt")
+    return checkpoint
+
+
+def recorder_in(folder: Path, **options: Any) -> StepRecorder:
+    return StepRecorder(folder, "table.weight", **{"checkpoint_every": 2, **options})
+
+
+def test_a_recorder_that_an_error_has_interrupted_goes_on(tmp_path: Path) -> None:
+    recorder = recorder_in(tmp_path / "a")
+    fit(recorder, steps=STEPS, ckpt_path=half(recorder))
+    assert verify(tmp_path / "a").ok
+    with flannel_pl.open_recording(tmp_path / "a") as recording:
+        assert recording.run(0).steps.tolist() == list(range(STEPS + 1))
+
+
+def test_a_recorder_that_has_ended_early_forgets_it(tmp_path: Path) -> None:
+    recorder = recorder_in(tmp_path / "a")
+    fit(recorder, steps=STEPS, max_epochs=1, limit_train_batches=3)
+    assert recorder.early_end is not None
+    recorder.paths.recording.rename(tmp_path / "first")
+    fit(recorder, steps=STEPS)
+    assert recorder.early_end is None
+    fit(recorder_in(tmp_path / "b"), steps=STEPS)
+    assert bits_of(tmp_path / "a") == bits_of(tmp_path / "b")
+
+
+def test_a_finished_recording_is_not_replaced(tmp_path: Path) -> None:
+    recorder = recorder_in(tmp_path)
+    fit(recorder, steps=2)
+    with pytest.raises(
+        UserError, match=r"recording\.safetensors exists, .* overwritten; record into another folder$"
+    ):
+        fit(recorder, steps=2)
+
+
+def test_two_parameters_of_one_training(tmp_path: Path) -> None:
+    other = StepRecorder(tmp_path / "head", "head.weight", checkpoint_every=2)
+    fit(recorder_in(tmp_path / "table"), steps=STEPS, callbacks=(other,))
+    fit(recorder_in(tmp_path / "alone"), steps=STEPS)
+    assert bits_of(tmp_path / "table") == bits_of(tmp_path / "alone")
+    with flannel_pl.open_recording(tmp_path / "head") as recording:
+        assert recording.run(0).num_rows == STEPS + 1
+
+
+def test_two_recorders_of_one_training_in_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the recording in \S+ is in use"):
+        fit(recorder_in(tmp_path), steps=2, callbacks=(StepRecorder(tmp_path, "head.weight"),))
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    half(recorder_in(tmp_path / "a"))
+    module = Bigram()
+    nn.init.ones_(module.table.weight)
+    others = half(recorder_in(tmp_path / "b"), module)
+    before = (tmp_path / "a" / "recording.partial").read_bytes()
+    with pytest.raises(
+        UserError, match=r"goes on after step 2 with another table\.weight than \S+ has of that step"
+    ):
+        fit(recorder_in(tmp_path / "a"), steps=STEPS, ckpt_path=others)
+    assert (tmp_path / "a" / "recording.partial").read_bytes() == before
+
+
+def test_a_checkpoint_for_which_rows_are_missing_is_refused(tmp_path: Path) -> None:
+    class Saves(Callback):
+        @override
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 5:
+                trainer.save_checkpoint(tmp_path / "own.ckpt", weights_only=False)
+
+    half(recorder_in(tmp_path / "a"))
+    fit(recorder_in(tmp_path / "b"), steps=STEPS, callbacks=(Saves(),))
+    with pytest.raises(
+        UserError, match=r"goes on after step 5, but \S+recording\.partial has whole rows only up to step 3"
+    ):
+        fit(recorder_in(tmp_path / "a"), steps=STEPS, ckpt_path=tmp_path / "own.ckpt")
+    assert not (tmp_path / "a" / "recording.safetensors").exists()
+
+
+def test_another_environment_is_told_in_a_scripts_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = half(recorder_in(tmp_path))
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    with pytest.raises(UserError, match=r"or with label=RunLabel\(mix_environments=True\), and its file"):
+        fit(recorder_in(tmp_path), steps=STEPS, ckpt_path=checkpoint)
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec", "ignore:.*does not have many workers")
+def test_a_trainer_that_only_evaluates_is_left_alone(tmp_path: Path) -> None:
+    class Tested(Bigram):
+        def test_step(self, *_: Any) -> None:
+            pass
+
+    settings = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    loader: Any = torch.utils.data.DataLoader(batches(2), batch_size=None)  # type: ignore[arg-type]
+    trainer = Trainer(accelerator="cpu", callbacks=[recorder_in(tmp_path / "a")], **settings)  # type: ignore[arg-type]
+    trainer.test(Tested(), loader, verbose=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_parameter_that_has_no_shape_yet(tmp_path: Path) -> None:
+    module = Bigram()
+    module.head = nn.LazyLinear(12)
+    with pytest.raises(UserError, match=r"head\.weight has no shape yet, because it comes with the first"):
+        fit(StepRecorder(tmp_path, "head.weight"), steps=2, module=module)
+
+
+def test_lightnings_own_averages_are_no_other_runs_weights(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    recorder = recorder_in(tmp_path / "a")
+    with pytest.raises(ArithmeticError):
+        fit(recorder, steps=STEPS, callbacks=(EMAWeightAveraging(), Trips(5)))
+    (checkpoint,) = recorder.paths.folder.glob("checkpoint-4-*.ckpt")
+    fit(recorder, steps=STEPS, callbacks=(EMAWeightAveraging(),), ckpt_path=checkpoint)
+    with flannel_pl.open_recording(tmp_path / "a") as recording:
+        assert np.isfinite(recording.run(0).embeddings[:]).all()
+
+
+def test_a_checkpoint_of_an_earlier_version_says_that_training_has_ended(tmp_path: Path) -> None:
+    recorder: Any = recorder_in(tmp_path)
+    state = {"callbacks": {"StepRecorder": {"ended": "max_epochs 2"}}, "flannel_pl": {"run": 0, "seed": None}}
+    recorder.on_load_checkpoint(None, None, state)
+    assert recorder._ended == "max_epochs 2"

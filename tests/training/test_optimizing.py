@@ -1,0 +1,95 @@
+"""What an optimizer does in somebody's training is recorded as it is, or refused, and left as it is."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+import flannel_pl
+from flannel_pl import StepRecorder
+from flannel_pl.errors import UserError
+from tests.training.foreign_models import Case, Module
+from tests.training.test_recorder import Bigram, fit
+
+
+class Noisy(torch.optim.SGD):
+    """Adds noise of its own to every step."""
+
+    @override
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.add_(1e-2 * np.random.randn() + 1e-2 * random.random())  # noqa: NPY002
+        return loss
+
+
+def test_an_optimizers_own_random_numbers_stay_what_they_were(tmp_path: Path) -> None:
+    trained: list[Tensor] = []
+    for first in (StepRecorder(tmp_path, "net.table.weight"), Callback()):
+        np.random.seed(1)  # noqa: NPY002
+        random.seed(1)
+        module: Any = Module(Case(optimizer=Noisy))
+        fit(first, steps=3, module=module)  # type: ignore[arg-type]
+        trained.append(module.net.table.weight.detach())
+    assert torch.equal(*trained)
+
+
+def test_a_rate_that_is_a_tensor_of_one_element(tmp_path: Path) -> None:
+    module = Module(Case(options={"lr": torch.tensor([0.25])}))
+    fit(StepRecorder(tmp_path, "net.table.weight"), steps=2, module=module)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.run(0).learning_rates[1:].tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_rate_that_the_module_sets_just_before_the_step(tmp_path: Path, as_tensor: bool) -> None:
+    class Warm(Bigram):
+        @override
+        def configure_optimizers(self) -> Any:
+            rate: Any = torch.tensor(1.0) if as_tensor else 1.0
+            return torch.optim.AdamW(self.parameters(), lr=rate, foreach=False)
+
+        @override
+        def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * 0 + 0.25 / (1 + self.trainer.global_step)
+
+    fit(StepRecorder(tmp_path, "table.weight"), steps=2, module=Warm())
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.run(0).learning_rates[1:].tolist() == [0.25, 0.125]
+
+
+def test_an_optimizer_that_is_replaced_is_refused(tmp_path: Path) -> None:
+    class Replaces(Callback):
+        @override
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                trainer.strategy.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=0.5)]
+
+    with pytest.raises(UserError, match="the Trainer has another optimizer than when training started"):
+        fit(StepRecorder(tmp_path, "table.weight"), steps=5, callbacks=(Replaces(),))
+    assert not (tmp_path / "recording.safetensors").exists()
+
+
+def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
+    class LowRank(torch.optim.AdamW):
+        @override
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            for state in self.state.values():
+                state["exp_avg_sq"] = state["exp_avg_sq"][:4]
+            return loss
+
+    module = Module(Case(optimizer=LowRank))
+    with pytest.raises(
+        UserError, match=r"as 'exp_avg_sq' for net\.table\.weight has shape \(4, 4\), expected \(12, 4\)"
+    ):
+        fit(StepRecorder(tmp_path, "net.table.weight"), steps=1, module=module)
