@@ -45,8 +45,8 @@ class Mark:
     """The step; None if it was not reached."""
 
     value: float | None = None
-    """What belongs to it: the inhale's depth as a fraction of the first radius, a velocity per step, a frozen
-    fraction."""
+    """What belongs to it: the inhale's depth as a fraction of the first radius, a velocity per step (of the
+    re-expansion the largest that follows, smoothed twice), a frozen fraction. None without a step."""
 
     reason: str | None = None
     """Why it was not reached."""
@@ -235,10 +235,9 @@ def _first(
         return Mark(None, reason=never)
     row = int(rows[0])
     if row == earliest:
-        return Mark(None, float(values_R[row]), edge)
+        return Mark(None, reason=edge)
     if row == len(values_R) - 1:
-        reason = f"it may begin at step {steps_R[row]}, but there the recording ends"
-        return Mark(None, float(values_R[row]), reason)
+        return Mark(None, reason=f"it may begin at step {steps_R[row]}, but there the recording ends")
     return Mark(int(steps_R[row]), float(values_R[row]))
 
 

@@ -27,20 +27,20 @@ _MANTISSA_BITS = {"bfloat16": 7, "float32": 23}
 
 
 def widen(weights: Array) -> Array:
-    """Returns weights as float32, exactly.
+    """Returns weights as float32, exactly; float64, which float32 does not hold, as they are.
 
     Args:
-        weights: bfloat16 (as `ml_dtypes.bfloat16`), float16 or float32, of any shape.
+        weights: bfloat16 (as `ml_dtypes.bfloat16`), float16, float32 or float64, of any shape.
 
     Returns:
-        float32, the same shape; float32 input is returned as it is.
+        float32 or float64, the same shape.
 
     Example:
         >>> import ml_dtypes
         >>> widen(np.array([1.0, -0.02002], ml_dtypes.bfloat16))
         array([ 1.        , -0.02001953], dtype=float32)
     """
-    if weights.dtype == np.float32:
+    if weights.dtype in (np.float32, np.float64):
         return weights
     if weights.dtype.name != "bfloat16":
         return weights.astype(np.float32)

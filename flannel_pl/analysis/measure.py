@@ -19,7 +19,7 @@ from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.meter import LATTICE, STANDSTILL, Meter, Stretch
 from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.sets import token_sets
-from flannel_pl.analysis.settings import is_exact, trained_dtype
+from flannel_pl.analysis.settings import PARAM_DTYPES, is_exact, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.tensors import Array
@@ -138,6 +138,8 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     trained = trained_dtype(recording, run)
     if not is_exact(W.dtype, trained):
         reason = f"the weights were {trained} and are recorded as {W.dtype}, which rests at other times"
+        if trained not in PARAM_DTYPES and W.dtype == trained:
+            reason = f"the weights are {trained}; this is measured of {' and '.join(PARAM_DTYPES)} only"
         left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, "lives of tokens"), reason)
     skipped_R = skipped_rows(run)
     optimizer = OptimizerMeter(recording, run)

@@ -201,7 +201,8 @@ class Meter:
         *,
         step: int,
     ) -> None:
-        ulp_VD = lattice.ulp(lattice.widen(before.stored_VD), self.trained)
+        before_VD = lattice.widen(before.stored_VD).astype(np.float32, copy=False)
+        ulp_VD = lattice.ulp(before_VD, self.trained)
         l1_V, l2_V, linf_V = lattice.lattice_norms(lattice.displacement(dW_VD, ulp_VD))
         hops_V = lattice.hop_classes(lengths_V, ulp_VD.mean(axis=1, dtype=np.float64))
         zeros_V = np.count_nonzero(dW_VD == 0, axis=1) / dW_VD.shape[1]

@@ -1,7 +1,7 @@
 """Where a cloud of tokens is, how it moves: one pure function per metric, each for one recorded row.
 
 Formulas follow upstream (`upstream 1.21d` names the notebook a formula comes from). All is computed in
-float64, which holds every recorded weight and its square exactly. An empty set gives NaN. Weights that are
+float64, which holds every recorded weight exactly. An empty set gives NaN. Weights that are
 not finite make radii, speeds and centroids not finite, without a warning; from radial fractions and from the
 counts of outward and inward steps such tokens are left out.
 
@@ -9,7 +9,7 @@ Shape suffixes: R rows, S tokens, D dimensions. c is the centroid, w_i a token, 
 before.
 """
 
-import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -210,7 +210,7 @@ def radius_changes(
     The sign is that of exact arithmetic: a token that only swaps two components has not moved outward.
 
     Args:
-        before_SD: Weights before the step; of float32's range and precision, whatever their type.
+        before_SD: Weights before the step.
         after_SD: Weights after it.
         squares_before_S: `dot_products(before_SD, before_SD)`.
         squares_after_S: `dot_products(after_SD, after_SD)`.
@@ -227,11 +227,13 @@ def radius_changes(
     change_S: Array = squares_after_S - squares_before_S
     # A sum of D squares is off by at most D roundings of the whole.
     error_S = (squares_after_S + squares_before_S) * (before_SD.shape[1] * np.finfo(np.float64).eps)
-    unsure = np.flatnonzero(np.abs(change_S) <= error_S)
+    unsure = np.flatnonzero(np.isfinite(change_S) & (np.abs(change_S) <= error_S))
     change_S[unsure] = 0.0  # right where no component changed
     for token in unsure[(before_SD[unsure] != after_SD[unsure]).any(axis=1)]:
-        squares_D, squares_before_D = (w_SD[token].astype(np.float64) ** 2 for w_SD in (after_SD, before_SD))
-        change_S[token] = math.fsum([*squares_D, *-squares_before_D])
+        square, square_before = (
+            sum(Fraction(w) ** 2 for w in w_SD[token].tolist()) for w_SD in (after_SD, before_SD)
+        )
+        change_S[token] = float(square - square_before)
     return change_S
 
 

@@ -42,8 +42,8 @@ def box_mean(values: list[float], width: int) -> list[float]:
 
 def re_expansion(
     radius: list[float], steps: list[int], frozen: list[float], skipped: list[bool]
-) -> int | None:
-    """Rule B, word by word from the page."""
+) -> tuple[int, float] | None:
+    """Rule B, word by word from the page: the step and the value."""
     apart = [after - before for before, after in itertools.pairwise(steps)]
     growth = [
         math.nan if skips else (after - before) / step
@@ -66,7 +66,7 @@ def re_expansion(
     reached = max(smooth[k] for k in inside if k >= least)
     if least > window[-1] - 5 or reached < 2 * max(smooth[least], 0) + 0.01 * growth[sneeze]:
         return None
-    return steps[least]
+    return steps[least], reached
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7])
@@ -87,6 +87,10 @@ def test_re_expansion_is_what_the_page_says(every: int, skips: bool) -> None:
                 radius[row] = radius[row - 1]
         epochs = rule_b(radius, frozen, steps, skipped_R=skipped)
         expected = re_expansion(radius.tolist(), steps.tolist(), frozen.tolist(), skipped.tolist())
-        assert epochs.re_expansion.step == expected, epochs.re_expansion.reason
+        if expected is None:
+            assert epochs.re_expansion.step is None
+        else:
+            assert epochs.re_expansion.step == expected[0], epochs.re_expansion.reason
+            assert epochs.re_expansion.value == pytest.approx(expected[1], rel=1e-9)
         found.append(expected)
-    assert 5 < sum(step is not None for step in found) < 60
+    assert 5 < sum(one is not None for one in found) < 60

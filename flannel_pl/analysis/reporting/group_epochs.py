@@ -81,17 +81,19 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
     if not radius:
         return []
     steps_R = group.runs[0].steps_R[: len(radius[0])]
+    steps = [steps_R, *(run.steps_R for run in group.runs)]
     skipped = _skipped(group, len(steps_R))
     found = {
         "A": [
             rule_a(radius_R, steps_R, learning_rate_R=rate_R, skipped_R=skipped_R)
-            for radius_R, rate_R, skipped_R in itertools.zip_longest(radius, rates, skipped)
+            for radius_R, steps_R, rate_R, skipped_R in itertools.zip_longest(radius, steps, rates, skipped)
         ]
     }
     if frozen:
+        curves = itertools.zip_longest(radius, frozen, steps, rates, skipped)
         found["B"] = [
             rule_b(radius_R, frozen_R, steps_R, learning_rate_R=rate_R, skipped_R=skipped_R)
-            for radius_R, frozen_R, rate_R, skipped_R in itertools.zip_longest(radius, frozen, rates, skipped)
+            for radius_R, frozen_R, steps_R, rate_R, skipped_R in curves
         ]
     labels = tuple(run.label for run in group.runs)
     return [
@@ -101,7 +103,7 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
 
 
 def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array]:
-    """Returns a series' mean over runs, then that of each run; nothing if not all runs have it.
+    """Returns a series' mean over runs as far as all go, then the whole of each; nothing if not all have it.
 
     Runs that are not finite throughout (row 0 and skipped steps aside) are not in the mean: it would jump
     where they end.
@@ -112,13 +114,15 @@ def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array
     values_NR, skipped_NR = curves[0].values_NR, curves[0].skipped_NR
     there_NR = np.isfinite(values_NR) if skipped_NR is None else np.isfinite(values_NR) | skipped_NR
     whole = values_NR[there_NR[:, 1:].all(axis=1)]
-    return [mean_and_std(whole)[0] if len(whole) else curves[0].mean_R, *values_NR]
+    mean_R = mean_and_std(whole)[0] if len(whole) else curves[0].mean_R
+    sources = [run.scalars if token_set is None else run.series[token_set] for run in group.runs]
+    return [mean_R, *(np.where(np.isfinite(one[name]), one[name], np.nan) for one in sources)]
 
 
 def _skipped(group: Group, num_rows: int) -> list[Array | None]:
-    """Returns which rows' steps all runs skipped, then which of them each run did; None for a run of none."""
-    several = [run.skipped_R[:num_rows] if run.skipped_R.any() else None for run in group.runs]
-    each = [skipped_R for skipped_R in several if skipped_R is not None]
+    """Returns which of the first rows' steps all runs skipped, then what each run did; None for none."""
+    several = [run.skipped_R if run.skipped_R.any() else None for run in group.runs]
+    each = [skipped_R[:num_rows] for skipped_R in several if skipped_R is not None]
     return [np.logical_and.reduce(each) if len(each) == len(several) else None, *several]
 
 

@@ -26,6 +26,7 @@ from flannel_pl.analysis.reporting.group_numbers import (
     mean_loss,
     series_at,
 )
+from flannel_pl.analysis.reporting.tables import shortest
 from flannel_pl.analysis.series import Spread
 from flannel_pl.analysis.words import plus_minus, reached
 from flannel_pl.experiment import flatten
@@ -203,7 +204,7 @@ def comparison_csv(groups: Iterable[tuple[str, Sequence[Comparison]]]) -> str:
         for line in lines:
             published, ours = line.published, line.ours
             numbers = (published.mean, published.std, ours.mean, ours.std, ours.num_reached, line.difference)
-            cells = ["" if value is None else f"{value:.9g}" for value in numbers]
+            cells = ["" if value is None else shortest(value) for value in numbers]
             writer.writerow([name, published.name, *cells, published.source])
     return text.getvalue()
 

@@ -35,7 +35,7 @@ def metrics_csv(measures: Measures) -> str:
             columns = [series.get(name) for name in names]
             columns += [run.scalars.get(name) if token_set == "all" else None for name in scalars]
             for row, step in enumerate(run.steps_R):
-                cells = ["" if column is None else _number(column[row]) for column in columns]
+                cells = ["" if column is None else shortest(column[row]) for column in columns]
                 writer.writerow([run.run, run.label, token_set, int(step), *cells])
     return text.getvalue()
 
@@ -60,7 +60,7 @@ def steps_csv(groups: Sequence[Group], token_set: str) -> str:
         columns = [column for name in names for column in _mean_and_std(group, token_set, name)]
         num_rows = min(len(run.steps_R) for run in group.runs)
         for row, step in enumerate(group.runs[0].steps_R[:num_rows]):
-            cells = ["" if column is None else _number(column[row]) for column in columns]
+            cells = ["" if column is None else shortest(column[row]) for column in columns]
             writer.writerow([group.name, int(step), *cells])
     return text.getvalue()
 
@@ -97,7 +97,7 @@ def distances_csv(groups: Sequence[Group], token_sets: Iterable[str]) -> str:
             least_R, most_R = between.values_NR.min(axis=0), between.values_NR.max(axis=0)
             columns = (*mean_and_std(between.values_NR), least_R, most_R, own_mean_R, own_std_R, ratio_R)
             for row, step in enumerate(between.steps_R):
-                cells = [_number(column[row]) for column in columns]
+                cells = [shortest(column[row]) for column in columns]
                 writer.writerow([group.name, token_set, int(step), *cells])
     return text.getvalue()
 
@@ -148,11 +148,11 @@ def key_figures_csv(groups: Sequence[tuple[Group, Sequence[KeyFigure]]], *, by_r
             if by_run:
                 for run, value in zip(group.runs, figure.values, strict=True):
                     writer.writerow(
-                        [group.name, figure.name, run.label, "" if value is None else _number(value)]
+                        [group.name, figure.name, run.label, "" if value is None else shortest(value)]
                     )
             else:
                 numbers = (over.mean, over.std, over.least, over.most)
-                cells = ["" if cell is None else _number(cell) for cell in numbers]
+                cells = ["" if cell is None else shortest(cell) for cell in numbers]
                 writer.writerow([group.name, figure.name, *cells, over.num_reached, over.num_runs])
     return text.getvalue()
 
@@ -161,6 +161,6 @@ def _in_order(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _number(value: float) -> str:
+def shortest(value: float) -> str:
     """Returns the shortest text that is read back as the same float64; empty for NaN."""
     return "" if np.isnan(value) else repr(float(value)).removesuffix(".0")
