@@ -128,3 +128,23 @@ def test_what_runs_differ_in_is_said_of_all_of_them(tmp_path: Path) -> None:
     with open_recording(tmp_path) as recording:  # which the report shows
         shown = background_of(recording).provenance
     assert shown == (("python", "3.12"), ("device", "differs: cuda:0, cuda:1"))
+
+
+def test_what_an_earlier_version_may_have_recorded_otherwise_is_said(tmp_path: Path) -> None:
+    doubts = [
+        "of an earlier version: embeddings, grads, momentum, variance may be rounded",
+        "of an earlier version: learning_rates may be those of the optimizer's first parameter group",
+    ]
+    own = dict.fromkeys(("embeddings", "grads", "momentum", "variance", "logits"), "bfloat16")
+    shared = {"run": 0, "seed": 42, "swept": {}, "schema": 1}
+    for name, changes, is_doubted in (
+        ("old, from Python", {}, True),
+        ("old, by fit", {"metadata": {**shared, "config": {"model": {"param_dtype": "bfloat16"}}}}, False),
+        ("new, from Python", {"schema": make_schema(own_dtypes=own)}, False),
+        ("the loss only", {"schema": make_schema(tensors=("losses",))}, False),
+    ):
+        writer = make_writer(tmp_path / name, **{"metadata": shared, **changes})
+        write_rows(writer, range(7))
+        writer.finish()
+        found = [line for line in facts(describe(tmp_path / name)) if "of an earlier version" in line]
+        assert found == (doubts if is_doubted else []), name
