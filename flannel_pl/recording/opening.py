@@ -52,12 +52,14 @@ class Descriptor:
     """A file to read from, by any number of threads. Close it.
 
     Args:
-        path: The file. Once it was opened, no other that gets its name is taken for it.
+        path: The file. Once it was opened, no other that gets its name is taken for it. Of a relative one
+            the working folder counts in which this is made, whatever it is later.
         identity: Of the file that is meant, if it was opened before.
     """
 
     def __init__(self, path: Path, *, identity: Identity | None = None) -> None:
         self.path = path
+        self.absolute = path.absolute()
         self._closed = False
         self._identity = identity
 
@@ -132,12 +134,12 @@ class Descriptor:
 
     def _open_file(self) -> int:
         try:
-            fd = os.open(self.path, _FLAGS)
+            fd = os.open(self.absolute, _FLAGS)
         except OSError as error:
             if error.errno not in _TOO_MANY:
                 raise
             _close_idle(keep=0)
-            fd = os.open(self.path, _FLAGS)
+            fd = os.open(self.absolute, _FLAGS)
         there = os.fstat(fd)
         if not stat.S_ISREG(there.st_mode):
             os.close(fd)

@@ -141,6 +141,7 @@ class Recording:
 
     def __init__(self, path: Path, table: dict[str, tuple[TensorFile, str]], *, framework: Framework) -> None:
         self.path = path
+        self._folder = (path if path.is_dir() else path.parent).absolute()
         self._files = list(dict.fromkeys(file for file, _ in table.values()))
         self.files = tuple(file.path for file in self._files)
         self.num_bytes = sum(file.layout.used_bytes for file in self._files)
@@ -172,9 +173,8 @@ class Recording:
         """
         source = self.path
         if not self._masks:
-            folder = self.path if self.path.is_dir() else self.path.parent
-            # By the file system's "..", which is right for relative paths and symlinks too.
-            beside = ExperimentPaths.find(folder / "..").masks
+            # By the file system's "..", which is right for symlinks too.
+            beside = ExperimentPaths.find(self._folder / "..").masks
             if self.metadata.get("run") is None or not beside.exists():
                 raise UserError(
                     f"{self.path} has no masks: they are in the experiment's gathered file and in its "

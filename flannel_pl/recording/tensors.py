@@ -56,7 +56,7 @@ class TensorFile:
             identity = self._descriptor.identity()
         except OSError as error:
             raise unreachable(self.path, error) from error
-        return _opened_again, (str(self.path.absolute()), identity, _digest(self.layout))
+        return _opened_again, (str(self._descriptor.absolute), identity, _digest(self.layout))
 
     def read_into(self, key: str, array: Array, *, start_row: int = 0) -> None:
         """Fills `array`, contiguous and of the tensor's dtype, with its rows from `start_row` on.

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import xarray
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 
 from flannel_pl.errors import RunError
@@ -32,7 +33,7 @@ from flannel_pl.recording import opening
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.tensors import LazyTensor
 from tests.recording.copying import Rows, digest, read_row
-from tests.recording.recording_samples import MAX_STEPS, make_writer, write_rows
+from tests.recording.recording_samples import MAX_STEPS, make_experiment, make_writer, write_rows
 
 NUM_ROWS = MAX_STEPS + 1
 NAMES = ("embeddings", "variance")
@@ -138,6 +139,27 @@ def test_a_pickle_finds_its_file_from_another_folder(
         text = pickle.dumps(recording.run(0).embeddings)
     monkeypatch.chdir(tmp_path)
     assert digest(pickle.loads(text)[:]) == truth(files[0], "embeddings")
+
+
+@pytest.mark.parametrize("decoy", [False, True])
+def test_another_working_folder_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoy: bool
+) -> None:
+    homes = [tmp_path / name for name in ("first", "second")]
+    for number, home in enumerate(homes, start=1):
+        home.mkdir()
+        paths = make_experiment(home / "trial", num_runs=1)
+        masks = load_file(paths.masks)
+        save_file(masks | {"token_occurrence_counts": masks["token_occurrence_counts"] * number}, paths.masks)
+    file = homes[0] / "trial" / "run_0" / "recording.safetensors"
+    monkeypatch.chdir(homes[0])
+    with open_recording("trial/run_0") as recording:
+        monkeypatch.chdir(homes[1] if decoy else tmp_path)
+        for keep in (64, 0):
+            opening._close_idle(keep=keep)
+            for one in (recording, copy.deepcopy(recording), pickled(4, recording)):
+                assert digest(one.run(0).embeddings[:]) == truth(file, "embeddings")
+                assert one.masks["token_occurrence_counts"].max() == 5
 
 
 def test_a_closed_one_is_not_copied(files: list[Path]) -> None:

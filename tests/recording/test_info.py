@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,12 +138,13 @@ def test_what_an_earlier_version_may_have_recorded_otherwise_is_said(tmp_path: P
     ]
     own = dict.fromkeys(("embeddings", "grads", "momentum", "variance", "logits"), "bfloat16")
     shared = {"run": 0, "seed": 42, "swept": {}, "schema": 1}
-    for name, changes, is_doubted in (
+    cases: list[tuple[str, dict[str, Any], bool]] = [
         ("old, from Python", {}, True),
         ("old, by fit", {"metadata": {**shared, "config": {"model": {"param_dtype": "bfloat16"}}}}, False),
         ("new, from Python", {"schema": make_schema(own_dtypes=own)}, False),
         ("the loss only", {"schema": make_schema(tensors=("losses",))}, False),
-    ):
+    ]
+    for name, changes, is_doubted in cases:
         writer = make_writer(tmp_path / name, **{"metadata": shared, **changes})
         write_rows(writer, range(7))
         writer.finish()
