@@ -7,6 +7,7 @@ are.
 
 import copy
 import random
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,10 +39,30 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
         return {}
     devices = [parameter.device] if parameter.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), _others_random_numbers_kept(), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices),
+            _others_random_numbers_kept(),
+            _no_hooks_of_all_optimizers(),
+            torch.enable_grad(),
+        ):
             return _steps_of_a_copy(optimizer, parameter)
     except Exception:  # whatever somebody's own optimizer cannot do with a copy of itself
         return None
+
+
+@contextmanager
+def _no_hooks_of_all_optimizers() -> Iterator[None]:
+    """Keeps those from a copy's steps who are told of the steps of every optimizer."""
+    torch_optimizer: Any = sys.modules[Optimizer.__module__]
+    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    kept = {name: getattr(torch_optimizer, name) for name in names if hasattr(torch_optimizer, name)}
+    try:
+        for name in kept:
+            setattr(torch_optimizer, name, OrderedDict())
+        yield
+    finally:
+        for name, hooks in kept.items():
+            setattr(torch_optimizer, name, hooks)
 
 
 @contextmanager

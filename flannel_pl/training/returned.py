@@ -71,12 +71,17 @@ class Returned:
                 "recorder.tensors has 'logits', but training_step does not return them; return "
                 '{"loss": loss, "logits": logits[0, -1].detach()} or leave them out of recorder.tensors'
             )
-        logits_V: Tensor | None = outputs["logits"]
-        if logits_V is None or logits_V.shape != (self._num_logits,):
-            got = None if logits_V is None else tuple(logits_V.shape)
+        logits_V = outputs["logits"]
+        if not isinstance(logits_V, Tensor) or not logits_V.is_floating_point():
+            got = logits_V.dtype if isinstance(logits_V, Tensor) else type(logits_V).__name__
             raise UserError(
-                f"training_step returned logits of shape {got}, expected {(self._num_logits,)}: one for "
-                f"every row of {self._parameter}; return those of one position, or leave them out of "
-                "recorder.tensors"
+                f"training_step returned logits of type {str(got).removeprefix('torch.')}, expected a tensor "
+                "of a real floating point type; return such, or leave them out of recorder.tensors"
+            )
+        if logits_V.shape != (self._num_logits,):
+            raise UserError(
+                f"training_step returned logits of shape {tuple(logits_V.shape)}, expected "
+                f"{(self._num_logits,)}: one for every row of {self._parameter}; return those of one "
+                "position, or leave them out of recorder.tensors"
             )
         return logits_V

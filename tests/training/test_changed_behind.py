@@ -226,6 +226,24 @@ def test_logits_of_another_type_are_rounded_only_if_that_is_asked_for(tmp_path: 
             assert recording.run(0).metadata["own_dtypes"]["logits"] == "float32"
 
 
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda logits_V: logits_V.to(torch.complex64), "complex64"),
+        (lambda logits_V: logits_V.long(), "int64"),
+        (lambda logits_V: logits_V.tolist(), "list"),
+        (lambda logits_V: logits_V.numpy(), "ndarray"),
+    ],
+)
+def test_logits_that_are_no_real_numbers_are_refused_though_a_type_is_given(
+    tmp_path: Path, change: Callable[[Tensor], Any], got: str
+) -> None:
+    module = Odd(lambda batch_idx, output: {**output, "logits": change(output["logits"])})
+    recorder = StepRecorder(tmp_path, "table.weight", dtypes={"logits": "float32"})
+    with pytest.raises(UserError, match=f"training_step returned logits of type {got}, expected a tensor of"):
+        fit(recorder, steps=2, module=module)
+
+
 def test_nothing_unfinished_is_replaced(tmp_path: Path) -> None:
     class Trips(Callback):
         @override

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from typing_extensions import override
 
 import flannel_pl
@@ -40,6 +41,16 @@ def test_an_optimizers_own_random_numbers_stay_what_they_were(tmp_path: Path) ->
         fit(first, steps=3, module=module)  # type: ignore[arg-type]
         trained.append(module.net.table.weight.detach())
     assert torch.equal(*trained)
+
+
+def test_nobody_is_told_of_a_step_that_is_none(tmp_path: Path) -> None:
+    told: list[str] = []
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: told.append(type(optimizer).__name__))
+    try:
+        fit(StepRecorder(tmp_path, "table.weight"), steps=3)
+    finally:
+        hook.remove()
+    assert told == ["AdamW"] * 3
 
 
 def test_a_rate_that_is_a_tensor_of_one_element(tmp_path: Path) -> None:
