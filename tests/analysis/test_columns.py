@@ -367,3 +367,15 @@ def test_distances(made: Made) -> None:
             assert expected.keys() | {"group", "set", "step"} == line.keys()
             for name, value in expected.items():
                 np.testing.assert_allclose(float(line[name] or "nan"), value, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adam_exact_fraction", "adam_within_one_fraction"])
+def test_key_figures_of_the_optimizer(made: Made, name: str) -> None:
+    for one, tokens in SETS.items():
+        lines = [x for x in made.lines(f"key_figures_{one}_by_run.csv") if x["figure"].startswith(name)]
+        if not made.kind.is_whole:
+            assert not lines
+            continue
+        assert {line["figure"] for line in lines} == {f"{name}, mean over steps"}
+        expected = [np.mean(of_the_lattice(made, run, tokens)[name]) for run in range(NUM_RUNS)]
+        np.testing.assert_allclose([float(line["value"]) for line in lines], expected, rtol=1e-12)

@@ -23,7 +23,7 @@ import flannel_pl
 from tests.analysis.samples import Array
 from tests.analysis.test_report_doc import box_mean, re_expansion
 
-NUM_TOKENS, DIM = 11, 4
+DIM = 4
 DEAD = [0, 1, 2, 4, 5, 7, 9]
 
 
@@ -34,6 +34,7 @@ class Case:
     dtype: torch.dtype
     num_rows: tuple[int, ...] = (170, 170, 170)
     every: int = 1
+    num_tokens: int = 11
     dead: tuple[int, ...] = tuple(DEAD)
     skips: bool = False
     is_part: bool = False
@@ -54,6 +55,9 @@ CASES = {
     "no dead tokens": Case(torch.float32, (130, 170), dead=()),
     "a thousand steps": Case(torch.bfloat16, (1001, 1001, 900)),
     "two rows": Case(torch.float32, (2, 2)),
+    "as many dead tokens as published": Case(
+        torch.bfloat16, (3, 3, 3), every=500, num_tokens=3702, dead=tuple(range(3699))
+    ),
 }
 
 
@@ -70,12 +74,12 @@ def make(path: Path, case: Case) -> Path:
     for run, num_rows in enumerate(case.num_rows):
         draw = np.random.default_rng(100 * case.seed + run)
         steps = np.arange(num_rows) * case.every
-        way = draw.normal(0, 0.5, (NUM_TOKENS, DIM)) + np.array([0.8, 0, 0, 0])
-        W = radius(steps, draw)[:, None, None] * way + draw.normal(0, 1e-5, (num_rows, NUM_TOKENS, DIM))
+        way = draw.normal(0, 0.5, (case.num_tokens, DIM)) + np.array([0.8, 0, 0, 0])
+        W = radius(steps, draw)[:, None, None] * way + draw.normal(0, 1e-5, (num_rows, case.num_tokens, DIM))
         skipped = draw.random(num_rows) < (0.08 if case.skips else 0)
         skipped[0] = False
         for row in range(1, num_rows):
-            rests = np.arange(NUM_TOKENS) * 3 + 105 + run < steps[row]
+            rests = np.arange(case.num_tokens) * 3 + 105 + run < steps[row]
             rests[3] = False  # moves to the end
             rests |= skipped[row]
             W[row, rests] = W[row - 1, rests]
@@ -87,9 +91,9 @@ def make(path: Path, case: Case) -> Path:
         if case.skips:
             tensors[f"run_{run}_skipped"] = torch.from_numpy(skipped)
         if case.is_part:
-            tensors[f"run_{run}_recorded_tokens"] = torch.arange(NUM_TOKENS) * 2
+            tensors[f"run_{run}_recorded_tokens"] = torch.arange(case.num_tokens) * 2
     ids = [token * 2 if case.is_part else token for token in case.dead]
-    dead_mask = torch.zeros(NUM_TOKENS * (2 if case.is_part else 1), dtype=torch.bool)
+    dead_mask = torch.zeros(case.num_tokens * (2 if case.is_part else 1), dtype=torch.bool)
     dead_mask[ids] = True
     tensors |= {"dead_mask": dead_mask, "live_mask": ~dead_mask}
     own = {"embeddings": str(case.dtype).removeprefix("torch.")}
@@ -164,7 +168,7 @@ def value_at(run: Run, values: list[float], row: int) -> float:
 
 def quantile(values: list[float], part: float) -> float:
     """The least that at least such a part of the tokens does not exceed."""
-    return min(x for x in values if sum(y <= x for y in values) >= part * len(values))
+    return sorted(values)[math.ceil(part * len(values)) - 1]
 
 
 def key_figures(runs: list[Run], apart: list[list[float]] | None) -> dict[str, list[float]]:
@@ -288,7 +292,7 @@ def close(cell: str, value: float | None) -> None:
     if value is None or not math.isfinite(value):
         assert cell == ""
     else:
-        np.testing.assert_allclose(float(cell), value, rtol=1e-9, atol=1e-15)
+        assert math.isclose(float(cell), value, rel_tol=1e-9, abs_tol=1e-15), (cell, value)
 
 
 def check_spread(line: dict[str, str], values: list[float], name: str) -> None:
@@ -311,8 +315,8 @@ class Made:
     suffix: str = ""
 
     def runs(self, one: str) -> list[Run]:
-        tokens = {"dead": list(self.case.dead), "all": list(range(NUM_TOKENS))}
-        tokens["live"] = [token for token in range(NUM_TOKENS) if token not in self.case.dead]
+        tokens = {"dead": list(self.case.dead), "all": list(range(self.case.num_tokens))}
+        tokens["live"] = [token for token in tokens["all"] if token not in self.case.dead]
         return runs_of(self.file, self.case, tokens[one])
 
     def sets(self) -> list[str]:
@@ -413,7 +417,11 @@ PUBLISHED: dict[str, tuple[float, float | None]] = {
     "sneeze: peak speed of the mean": (0.005191, None),
     "sneeze: step of the peak": (24, None),
     "freeze: step, rule A on the mean": (393, None),
+    "distance between runs, step 0": (13.765362, 0.014810),
+    "distance between runs, step 1000": (45.727581, 3.319516),
+    "distance from the start, step 1000": (31.457407, 1.360466),
     "ratio of the two, step 1000": (1.4536, None),
+    "parting: largest growth per step": (0.454, None),
     "parting: step of that growth": (24, None),
     "loss, mean of 1000 steps": (7.11286, 0.014648),
 }
@@ -452,11 +460,18 @@ def published(runs: list[Run]) -> dict[str, tuple[list[float], float | None, int
     found["parting: step of that growth"] = (
         ([float(steps[growth.argmax()])], None, len(pairs)) if len(growth) else ([], None, 0)
     )
-    ratios = []
+    found["parting: largest growth per step"] = (
+        ([float(growth.max())], None, len(pairs)) if len(growth) else ([], None, 0)
+    )
+    ratios, own = [], []
+    for step in (0, 1000):
+        values = [float(one[steps.index(step)]) for one in apart] if step in steps else []
+        found[f"distance between runs, step {step}"] = values, None, len(values)
     if 1000 in steps and pairs:
         row = steps.index(1000)
-        own = [np.linalg.norm(run.W[row] - run.W[0]) for run in runs]
+        own = [float(np.linalg.norm(run.W[row] - run.W[0])) for run in runs]
         ratios = [float(np.mean([one[row] for one in apart]) / np.mean(own))]
+    found["distance from the start, step 1000"] = own, None, len(own)
     found["ratio of the two, step 1000"] = ratios, None, len(pairs) if ratios else 0
     losses = [statistics.fmean(run.loss[1:]) for run in runs if run.steps[-1] == 1000]
     found["loss, mean of 1000 steps"] = losses, None, len(losses)
@@ -472,14 +487,9 @@ def test_published(made: Made) -> None:
     expected = published(made.runs("dead"))
     summed = {"distance between runs, step 0", "distance between runs, step 1000"}
     summed |= {"distance from the start, step 1000", "parting: largest growth per step"}
-    assert lines.keys() == expected.keys() | summed
-    for name in summed:  # over another number of tokens
-        assert [lines[name][key] for key in ("mean", "std", "count", "difference_in_std")] == [
-            "",
-            "",
-            "0",
-            "",
-        ]
+    assert lines.keys() == expected.keys()
+    if len(made.case.dead) != 3699:
+        expected |= dict.fromkeys(summed, ([], None, 0))
     for name, (values, scale, count) in expected.items():
         line, (theirs, std) = lines[name], PUBLISHED[name]
         mean = statistics.fmean(values) if values else None
@@ -492,3 +502,50 @@ def test_published(made: Made) -> None:
         unit = std or spread or scale
         close(line["difference_in_std"], None if mean is None or not unit else (mean - theirs) / unit)
         assert line["source"]
+
+
+def spread_of(values: list[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of what there is."""
+    there = [x for x in values if math.isfinite(x)]
+    mean = statistics.fmean(there) if there else None
+    return mean, statistics.stdev(there) if len(there) > 1 else None
+
+
+def shortest(runs: list[Run]) -> list[int]:
+    return runs[0].steps[: min(len(run.steps) for run in runs)]
+
+
+def test_means_over_runs(made: Made) -> None:
+    for one in made.sets():
+        runs = made.runs(one)
+        lines = made.lines(f"steps_{one}.csv")
+        assert [int(line["step"]) for line in lines] == shortest(runs)
+        for (row, line), name in itertools.product(enumerate(lines), runs[0].metrics):
+            mean, std = spread_of([run.metrics[name][row] for run in runs])
+            close(line[f"{name}_mean"], mean)
+            close(line[f"{name}_std"], std)
+
+
+def test_distances(made: Made) -> None:
+    path = made.report / "distances.csv"
+    if len(made.case.num_rows) == 1:
+        assert not path.exists() or not made.lines("distances.csv")
+        return
+    lines = iter(made.lines("distances.csv"))
+    for one in made.sets():
+        runs = made.runs(one)
+        for row, step in enumerate(shortest(runs)):
+            line = next(lines)
+            assert (line["set"], line["step"]) == (one, str(step))
+            pairs = itertools.combinations(runs, 2)
+            apart = [float(np.linalg.norm(a.W[row] - b.W[row])) for a, b in pairs]
+            own = [float(np.linalg.norm(run.W[row] - run.W[0])) for run in runs]
+            for name, values in (("distance", apart), ("evolution", own)):
+                mean, std = spread_of(values)
+                close(line[f"{name}_mean"], mean)
+                close(line[f"{name}_std"], std)
+            close(line["distance_least"], min(apart))
+            close(line["distance_most"], max(apart))
+            far = statistics.fmean(own)
+            close(line["ratio"], statistics.fmean(apart) / far if far else None)
+    assert next(lines, None) is None

@@ -14,6 +14,7 @@ from flannel_pl.analysis.epochs import rule_b
 from tests.analysis.test_columns import KINDS, make
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+KEY_FIGURES = PAGE.partition("## Key figures")[2].partition("\n## ")[0]
 
 
 def test_every_column_of_every_table_is_on_the_page(tmp_path: Path) -> None:
@@ -27,6 +28,10 @@ def test_every_column_of_every_table_is_on_the_page(tmp_path: Path) -> None:
         if table.name.startswith("steps_"):
             header = [name.removesuffix("_mean").removesuffix("_std") for name in header]
         absent |= {f"{name} of {table.name}" for name in header if f"`{name}`" not in PAGE}
+        if table.name.startswith("key_figures"):
+            with table.open(newline="", encoding="utf-8") as file:
+                figures = {part for line in csv.DictReader(file) for part in line["figure"].split(", ")}
+            absent |= {f"{part} of {table.name}" for part in figures if part not in KEY_FIGURES}
     assert not absent
 
 
