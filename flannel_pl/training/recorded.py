@@ -18,7 +18,7 @@ _LATER_HOOKS = (
     *("on_train_epoch_end", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad"),
     *("on_validation_start", "on_validation_epoch_start", "on_validation_batch_start"),
     *("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end", "on_before_backward"),
-    *("on_after_backward", "on_save_checkpoint"),
+    *("on_after_backward", "on_save_checkpoint", "on_before_optimizer_step"),
 )
 """Where a callback may change weights after their row was taken and before their gradient is."""
 

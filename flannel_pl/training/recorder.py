@@ -49,7 +49,12 @@ Note = Callable[..., object]
 OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 """Recorded tensor -> its name in the state of torch's Adam optimizers."""
 
-_MIXING = "with --launch.mix_environments true"
+_WORDS = {
+    "with --launch.mix_environments true": "with label=RunLabel(mix_environments=True)",
+    "choose another experiment.name": "record into another folder",
+}
+"""What an experiment's messages advise -> what a script does instead."""
+
 _OPTION = re.compile(
     r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
 )
@@ -165,11 +170,13 @@ class StepRecorder(Callback):
         """Lets messages name what a script gives, not the keys of an experiment's config."""
         try:
             yield
-        except UserError as error:
-            if self.in_experiment:
+        except (UserError, RunError) as error:
+            said = _OPTION.sub("", str(error))
+            for ours, a_scripts in _WORDS.items():
+                said = said.replace(ours, a_scripts)
+            if self.in_experiment or said == str(error):
                 raise
-            said = str(error).replace(_MIXING, "with label=RunLabel(mix_environments=True)")
-            raise UserError(_OPTION.sub("", said)) from None
+            raise type(error)(said) from None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -385,6 +392,11 @@ class StepRecorder(Callback):
         """Takes note of the learning rate."""
         if self._watch is not None:
             self._watch.begin_batch()
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Forgets batches whose gradients are thrown away: those before an epoch that was broken off."""
+        self._returned.clear()
 
     @override
     def on_before_optimizer_step(

@@ -17,7 +17,7 @@ import flannel_pl
 from flannel_pl import StepRecorder
 from flannel_pl.errors import UserError
 from tests.training.foreign_models import SAM, Case, Module, Net
-from tests.training.test_recorder import Bigram, fit
+from tests.training.test_recorder import Bigram, batches, fit
 
 
 def clamp(module: Any) -> None:
@@ -64,7 +64,7 @@ def test_what_a_callback_does_after_the_step_is_recorded(
 
 LATER = [
     *("on_train_batch_start", "on_before_zero_grad", "on_train_epoch_start"),
-    *("on_before_backward", "on_after_backward"),
+    *("on_before_backward", "on_after_backward", "on_before_optimizer_step"),
 ]
 
 
@@ -179,6 +179,35 @@ def test_the_loss_of_a_step_is_the_mean_of_the_batches_that_count(tmp_path: Path
     fit(StepRecorder(tmp_path, "table.weight"), steps=1, module=Odd(returned), accumulate_grad_batches=3)
     with flannel_pl.open_recording(tmp_path) as recording:
         assert recording.run(0).losses_f32[1] == pytest.approx(sum(losses) / 2, rel=1e-6)
+
+
+def test_a_batch_whose_gradient_is_thrown_away_does_not_count(tmp_path: Path) -> None:
+    class BreaksOff(Bigram):
+        @override
+        def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 3 else None  # with the gradient of batch 2 accumulated
+
+        @override
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+    recorder = StepRecorder(tmp_path, "table.weight")
+    settings: dict[str, Any] = {"limit_train_batches": 5, "accumulate_grad_batches": 2}
+    fit(recorder, steps=3, module=BreaksOff(), gradient_clip_val=None, **settings)
+    module, first_two = BreaksOff(), batches(2)
+    optimizer = module.configure_optimizers()
+    with flannel_pl.open_recording(tmp_path, framework="pt") as recording:
+        run = recording.run(0)
+        for t in (1, 2, 3):
+            optimizer.zero_grad()
+            outputs = [module.training_step(batch, 0) for batch in first_two]
+            losses = [output["loss"] / 2 for output in outputs]
+            for loss in losses:
+                loss.backward()  # type: ignore[no-untyped-call]
+            assert torch.equal(run.losses_f32[t], losses[0].detach() + losses[1].detach())
+            assert torch.equal(run.logits[t], outputs[0]["logits"])
+            optimizer.step()
+            assert torch.equal(run.embeddings[t], module.table.weight.detach())
 
 
 def test_a_loss_of_one_element_is_a_loss(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import StepRecorder
-from flannel_pl.errors import UserError
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.verify import verify
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
@@ -162,3 +162,11 @@ def test_a_checkpoint_of_an_earlier_version_says_that_training_has_ended(tmp_pat
     state = {"callbacks": {"StepRecorder": {"ended": "max_epochs 2"}}, "flannel_pl": {"run": 0, "seed": None}}
     recorder.on_load_checkpoint(None, None, state)
     assert recorder._ended == "max_epochs 2"
+
+
+def test_other_settings_are_told_in_a_scripts_words(tmp_path: Path) -> None:
+    checkpoint = half(recorder_in(tmp_path))
+    with pytest.raises(
+        RunError, match=r"other settings or metadata.* begun with, or record into another fol"
+    ):
+        fit(recorder_in(tmp_path, dtypes={"grads": "bfloat16"}), steps=STEPS, ckpt_path=checkpoint)
