@@ -16,9 +16,9 @@ from pathlib import Path
 import flannel_pl
 from benchmarks.figures import Figure, ratios
 from benchmarks.recordings import record
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.schema import RECORDABLE
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.schema import RECORDABLE
+from flannel_pl.recording.gathering.gather import gather
 
 NUM_READS = 20
 NUM_CALLS = 5

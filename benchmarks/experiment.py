@@ -12,7 +12,7 @@ from benchmarks.figures import Figure
 from benchmarks.sizes import CONFIG, SIZES
 from benchmarks.watch import PeakMemory, watch
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
 
 SKIP_STEPS = 10
 """Steps of a run that belong to its start."""

@@ -22,8 +22,8 @@ from typing_extensions import override
 from benchmarks.sizes import SIZES, Size
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
 from flannel_pl.corpus.store import load_corpus
+from flannel_pl.models.projection import can_stand_in, projected_loss
 from flannel_pl.training.allocator import keep_memory
-from flannel_pl.training.projection import can_stand_in, projected_loss
 from tests.training import notebook_reference
 
 SEED = 42

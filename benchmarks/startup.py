@@ -25,7 +25,7 @@ from benchmarks.sizes import CONFIG, SIZES
 from benchmarks.watch import watch
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.events import read_events
-from flannel_pl.recording.journal import Journal
+from flannel_pl.recording.writing.journal import Journal
 
 LIMIT_S = 1.5
 """What a free slot may take to the next run's first step; on a CPU."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "FlannelData": "flannel_pl.training.data",
+    "FlannelData": "flannel_pl.models.flannel_data",
     "StepRecorder": "flannel_pl.training.recorder",
-    "TiedGPT2": "flannel_pl.training.module",
+    "TiedGPT2": "flannel_pl.models.tied_gpt2",
     "compare": "flannel_pl.analysis.comparing.compare",
-    "gather": "flannel_pl.recording.gather",
+    "gather": "flannel_pl.recording.gathering.gather",
     "open_recording": "flannel_pl.recording.reader",
     "report": "flannel_pl.analysis.reporting.report",
 }
@@ -32,10 +32,10 @@ __all__ = [
 if TYPE_CHECKING:
     from flannel_pl.analysis.comparing.compare import compare
     from flannel_pl.analysis.reporting.report import report
-    from flannel_pl.recording.gather import gather
+    from flannel_pl.models.flannel_data import FlannelData
+    from flannel_pl.models.tied_gpt2 import TiedGPT2
+    from flannel_pl.recording.gathering.gather import gather
     from flannel_pl.recording.reader import open_recording
-    from flannel_pl.training.data import FlannelData
-    from flannel_pl.training.module import TiedGPT2
     from flannel_pl.training.recorder import StepRecorder
 
 

@@ -101,7 +101,7 @@ def _fit(words: list[str]) -> int:
     _number_devices()
     _prepare_for_several_runs(words)
     with quick_imports():
-        from flannel_pl.fit import fit
+        from flannel_pl.cli.fit import fit
 
     return fit(words)
 
@@ -155,7 +155,7 @@ def _plan(words: list[str]) -> int:
     stand_alone()
     _number_devices()
     with quick_imports():
-        from flannel_pl.fit import plan
+        from flannel_pl.cli.fit import plan
 
     return plan(words)
 
@@ -167,7 +167,7 @@ def _prepare(words: list[str]) -> int:
 
 
 def _gather(words: list[str]) -> int:
-    from flannel_pl.recording.gather import gather_verb
+    from flannel_pl.recording.gathering.gather import gather_verb
 
     return _call(gather_verb, words)
 
@@ -188,7 +188,7 @@ def _list_option(words: list[str], option: str) -> list[str]:
 
 
 def _verify(words: list[str]) -> int:
-    from flannel_pl.recording.verify import verify_verb
+    from flannel_pl.recording.checking.verify import verify_verb
 
     return _call(verify_verb, words)
 

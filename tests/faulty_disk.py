@@ -200,7 +200,7 @@ def _serve(plan_words: list[str]) -> None:
     import torch
 
     import flannel_pl.launch.summary
-    import flannel_pl.recording.verify
+    import flannel_pl.recording.checking.verify
     import flannel_pl.training.fit
     import flannel_pl.training.worker  # noqa: F401 - all of these so that no fork has to import them
     from flannel_pl.__main__ import main
@@ -219,8 +219,8 @@ def _serve(plan_words: list[str]) -> None:
 
 def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
     """Runs one command in the forked process, and ends that."""
-    import flannel_pl.fit
-    from flannel_pl.recording import writer
+    import flannel_pl.cli.fit
+    from flannel_pl.recording.writing import writer
 
     # How often the journal is written and rows are synced, so which call is the k-th, depends on the clock.
     writer.JOURNAL_EVERY_S = 600.0
@@ -231,7 +231,7 @@ def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
     sys.argv = ["flannel-pl", *request["words"]]
     if request["one_by_one"]:
-        setattr(flannel_pl.fit, "train_all", _train_in_forks)  # noqa: B010 - it is no name that fit exports
+        setattr(flannel_pl.cli.fit, "train_all", _train_in_forks)  # noqa: B010 - it is no name that fit exports
     disk = _Disk(request["below"], None if request["fault"] is None else Fault(**request["fault"]))
     try:
         code = main(request["words"])

@@ -28,11 +28,11 @@ import xxhash
 
 from flannel_pl.__main__ import main
 from flannel_pl.errors import RunError
-from flannel_pl.recording.gatherer import Gatherer
-from flannel_pl.recording.layout import NUMPY_DTYPES
-from flannel_pl.recording.metadata import CHECKSUM_KEY, NO_CHECKSUM, checksum_field, header_checksum
-from flannel_pl.recording.tensors import TensorFile
-from flannel_pl.training.module import TiedGPT2
+from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, NO_CHECKSUM, checksum_field, header_checksum
+from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES
+from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.gathering.gatherer import Gatherer
 
 HANG_S = 60.0
 """Of the clock, on a machine that does other things; of computing 5 s are allowed."""

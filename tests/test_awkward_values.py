@@ -74,7 +74,7 @@ def test_one_batch_stays_one_batch(first: str) -> None:
         [
             *(sys.executable, "-c"),
             f"import typing; typing.Optional[typing.Union[{first}]]\n"
-            "import flannel_pl.fit\n"
+            "import flannel_pl.cli.fit\n"
             "from flannel_pl.training.cli import resolve, parse_config\n"
             "config = resolve(['--trainer.limit_train_batches', '1', '--trainer.max_steps', '3'])\n"
             "print(config['trainer']['limit_train_batches'], config['trainer']['overfit_batches'],"

@@ -8,7 +8,7 @@ import yaml
 
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import Experiment
-from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.recording.formats.schema import RecordingSchema
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.fit import check
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import flannel_pl.fit
+import flannel_pl.cli.fit
 from flannel_pl.__main__ import main
 from flannel_pl.corpus.store import load_corpus
 from flannel_pl.training.fit import train_held
@@ -53,7 +53,7 @@ def test_tokens_damaged_before_the_check_and_before_the_training(
         damage(tokens)
         train_held(*arguments, **settings)
 
-    monkeypatch.setattr(flannel_pl.fit, "train_held", damaged_in_between)
+    monkeypatch.setattr(flannel_pl.cli.fit, "train_held", damaged_in_between)
     capsys.readouterr()
     damage(tokens)
     assert main(words(small_data, tmp_path / "struck")) == 0

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.verify import num_good_rows, verify
+from flannel_pl.recording.checking.verify import num_good_rows, verify
+from flannel_pl.recording.writing.journal import Journal
 from tests.conftest import SmallData
 from tests.faulty_disk import CALLS, SHORT, Attempt, Fault, Host, names_in, tensors_of
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.journal import SLOT_BYTES, Journal
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal
 from tests.conftest import SmallData
 from tests.faulty_disk import Attempt, Host, names_in, tensors_of
 from tests.mounting import mounted

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flannel_pl.__main__ import main
-from flannel_pl.recording.gather import gather
-from flannel_pl.training.module import TiedGPT2
+from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.gathering.gather import gather
 from tests.conftest import SmallData
 from tests.recording.recording_samples import make_experiment
 

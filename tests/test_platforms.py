@@ -61,7 +61,7 @@ def test_recordings_can_be_read_on_windows(example_runs: Path, tmp_path: Path) -
     code = f"""{WINDOWS}
 import flannel_pl
 from flannel_pl.__main__ import main
-import flannel_pl.recording.gather, flannel_pl.recording.lock, flannel_pl.signals
+import flannel_pl.recording.gathering.gather, flannel_pl.recording.writing.lock, flannel_pl.signals
 
 for words, expected in (
     (["info", {str(folder / "quickstart.safetensors")!r}], 0),

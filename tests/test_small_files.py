@@ -9,12 +9,12 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.status import read_status
 from flannel_pl.launch.submission import Submission
-from flannel_pl.recording.gather_notes import GatherNotes
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.gathering.notes import GatherNotes
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.writing.journal import Journal
+from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.small_files import read_small
 
 

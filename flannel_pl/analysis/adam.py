@@ -17,7 +17,7 @@ import numpy as np
 from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.metrics import dot_products, token_norms
 from flannel_pl.analysis.ulps import ulp_distance
-from flannel_pl.recording.tensors import Array
+from flannel_pl.recording.formats.safetensors.tensors import Array
 
 TILE_ELEMENTS = 2**16
 """Worked on at once: the intermediate results stay in a core's cache."""

@@ -18,9 +18,9 @@ import xxhash
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.measure import RunMeasures
 from flannel_pl.errors import UserError
-from flannel_pl.recording.disk import write_file
+from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.reader import Recording
-from flannel_pl.recording.tensors import Array
+from flannel_pl.recording.writing.disk import write_file
 from flannel_pl.small_files import open_regular
 
 MEASURING = (

@@ -17,8 +17,8 @@ import numpy as np
 from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.sets import token_ids
 from flannel_pl.errors import UserError
+from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.reader import RunRecording
-from flannel_pl.recording.tensors import Array
 
 SPACE_BYTES = 256 * 2**20
 """That the rows at hand may take, of all threads together; one row of every run at least."""

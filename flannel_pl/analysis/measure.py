@@ -21,8 +21,8 @@ from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.settings import PARAM_DTYPES, is_exact, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
+from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.tensors import Array
 
 Advance = Callable[[int], object]
 """Called with the number of recorded bytes that were just measured."""

@@ -8,9 +8,9 @@ from flannel_pl.analysis.divergence import Divergence, joined, measure_divergenc
 from flannel_pl.analysis.measure import Advance, Measures, measure_run, measured_bytes
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.disk import make_folder
+from flannel_pl.recording.formats.schema import ALL_NAMES, RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.schema import ALL_NAMES, RECORDED_TOKENS
+from flannel_pl.recording.writing.disk import make_folder
 
 
 def measure_experiment(

@@ -12,7 +12,7 @@ from flannel_pl.analysis import lattice, metrics
 from flannel_pl.analysis.lifecycle import Lifecycle
 from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.settings import is_exact
-from flannel_pl.recording.tensors import Array, LazyTensor
+from flannel_pl.recording.formats.safetensors.tensors import Array, LazyTensor
 
 MOTION = (
     *("token_speed", "thermal_speed", "radial_fraction", "abs_radial_fraction"),

@@ -2,8 +2,8 @@
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.reader import Recording
-from flannel_pl.recording.record import read_record
 
 
 def missing_runs(recording: Recording) -> tuple[int, ...]:

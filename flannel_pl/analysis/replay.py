@@ -15,8 +15,8 @@ from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.metrics import mean
 from flannel_pl.analysis.settings import is_exact, setting, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
+from flannel_pl.recording.formats.safetensors.tensors import Array, LazyTensor
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.tensors import Array, LazyTensor
 
 COSINE = "cos_grad_step"
 """Median over the moving tokens of the cosine between gradient and step, see `adam.cos_grad_step`."""

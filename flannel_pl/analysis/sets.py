@@ -6,9 +6,9 @@ Shape suffixes: V recorded tokens, S tokens of a set.
 import numpy as np
 
 from flannel_pl.errors import UserError
+from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.schema import RECORDED_TOKENS
-from flannel_pl.recording.tensors import Array
 
 SET_NAMES = ("dead", "live", "all")
 """Dead tokens never occur in the training text, live ones do."""

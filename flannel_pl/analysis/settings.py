@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from flannel_pl.recording.formats.schema import CONFIG_SCALARS, holds
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.schema import CONFIG_SCALARS, holds
 
 PARAM_DTYPES = ("bfloat16", "float32")
 """Types that `TiedGPT2` can have its weights in."""

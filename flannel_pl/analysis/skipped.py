@@ -5,9 +5,9 @@ Shape suffixes: R rows.
 
 import numpy as np
 
+from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.recording.formats.schema import SKIPPED
 from flannel_pl.recording.reader import RunRecording
-from flannel_pl.recording.schema import SKIPPED
-from flannel_pl.recording.tensors import Array
 
 
 def skipped_rows(run: RunRecording) -> Array:

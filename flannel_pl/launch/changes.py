@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flannel_pl.experiment import Experiment, ExperimentConfig, Run, parse_seeds
-from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.sameness import decisive, differences, has_own_data
 from flannel_pl.texts import for_file
 
@@ -69,7 +69,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "experiment.seeds": parse_seeds(settings["seeds"]),
         "experiment.sweep": settings["sweep"],
-        # The keys in the runs' files depend on it, see recording/gather.py; single and none have the same.
+        # The keys in the runs' files depend on it, see gathering/gather.py; single and none have the same.
         "experiment.gather": "index" if settings["gather"] == "index" else "single",
         # Whether files are deleted is not changed by the way.
         "experiment.keep_shards": settings["keep_shards"],

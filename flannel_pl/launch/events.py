@@ -37,7 +37,7 @@ from typing import Any
 
 from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.experiment import Run, Slot
-from flannel_pl.recording.disk import disk_error
+from flannel_pl.recording.writing.disk import disk_error
 from flannel_pl.small_files import open_regular
 
 _log = logging.getLogger(__name__)

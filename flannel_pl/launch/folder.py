@@ -11,14 +11,14 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.submission import Submission
-from flannel_pl.recording.contents import refuse_foreign_shard
-from flannel_pl.recording.disk import explained, make_folder, why_not_writable, write_file
-from flannel_pl.recording.gatherer import gathered_runs
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.lock import is_held
-from flannel_pl.recording.opening import is_there
-from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.recording.record import read_record as record_of
+from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.experiment_record import read_record as record_of
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.gathering.contents import refuse_foreign_shard
+from flannel_pl.recording.gathering.gatherer import gathered_runs
+from flannel_pl.recording.writing.disk import explained, make_folder, why_not_writable, write_file
+from flannel_pl.recording.writing.journal import Journal
+from flannel_pl.recording.writing.lock import is_held
 from flannel_pl.texts import for_file
 
 

@@ -8,11 +8,11 @@ from types import TracebackType
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.events import EventLog
-from flannel_pl.recording.contents import is_complete
-from flannel_pl.recording.gather import Mode, gather_aloud
-from flannel_pl.recording.gatherer import Gatherer
-from flannel_pl.recording.opening import is_there
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.gathering.contents import is_complete
+from flannel_pl.recording.gathering.gather import Mode, gather_aloud
+from flannel_pl.recording.gathering.gatherer import Gatherer
 
 
 class _Stopped(Exception):

@@ -19,9 +19,9 @@ from typing import Any
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.status import waiting_run
-from flannel_pl.recording.journal import Journal, JournalEntry
-from flannel_pl.recording.lock import SILENT_S, Lock
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.writing.journal import Journal, JournalEntry
+from flannel_pl.recording.writing.lock import SILENT_S, Lock
 from flannel_pl.small_files import read_end
 
 LOCK_WAIT_S = 15.0 + SILENT_S

@@ -29,7 +29,7 @@ from flannel_pl.launch.fork_server import start_deaf, start_fork_server, start_m
 from flannel_pl.launch.giving_up import describe_exit, give_up
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
-from flannel_pl.recording.held import check_held
+from flannel_pl.recording.writing.held import check_held
 from flannel_pl.signals import REPEAT_S, handled, stop_signal
 
 POLL_S = 0.2

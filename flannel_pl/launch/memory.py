@@ -140,7 +140,7 @@ def _ring_bytes(config: dict[str, Any]) -> int:
 def _model_bytes(config: dict[str, Any], *, accelerator: str) -> int:
     """Estimates what training takes.
 
-    The logits (B, T, V), on the CPU under bfloat16 autocast once in bfloat16 (see training/projection.py) and
+    The logits (B, T, V), on the CPU under bfloat16 autocast once in bfloat16 (see models/projection.py) and
     as much again for what a heap that is never given back leaves unused; else once in bfloat16, and three in
     float32 of which all but a sliver exist at a time. Of every parameter the weight, its gradient, Adam's two
     moments, and twice three of them in a checkpoint.

@@ -12,8 +12,8 @@ from flannel_pl.launch.devices import available_cores, chosen_devices, free_devi
 from flannel_pl.launch.fork_server import fork_server_bytes, start_method
 from flannel_pl.launch.memory import Memory, device_need, gb, host_need
 from flannel_pl.launch.slurm_slots import slurm_slots
-from flannel_pl.recording.record import ExperimentRecord
-from flannel_pl.recording.space import free_bytes
+from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.writing.space import free_bytes
 
 
 @dataclass(frozen=True)

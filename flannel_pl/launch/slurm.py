@@ -38,7 +38,7 @@ from flannel_pl.launch.submission import (
     setting_changes,
     settings_of,
 )
-from flannel_pl.recording.journal import Journal
+from flannel_pl.recording.writing.journal import Journal
 
 TASK_SCRIPT = Path(__file__).with_name("slurm_task.sh")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
-from flannel_pl.recording.record import ExperimentRecord
+from flannel_pl.recording.experiment_record import ExperimentRecord
 
 WARNING_S = 120
 """Seconds before the time limit at which Slurm warns a run; a checkpoint takes far less."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flannel_pl.experiment import Run
-from flannel_pl.recording.early_end import EarlyEnd
+from flannel_pl.recording.formats.early_end import EarlyEnd
 
 RunState = Literal["waiting", "running", "stopped", "done", "failed", "silent", "unknown"]
 """`silent`: says it is running, but said so too long ago. `unknown`: the journal cannot be read."""

@@ -12,9 +12,9 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.signs import silence_s
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.journal import Journal, JournalEntry
-from flannel_pl.recording.record import read_record
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.terminal import make_console
 
 SILENT_S = 60.0
@@ -90,7 +90,7 @@ class _Gathered:
         if not (paths.growing.exists() or paths.gathered.exists()):
             return cls()
         # Here, not at the top: it is seldom needed, and imports numpy.
-        from flannel_pl.recording.gatherer import gathered_early_ends, gathered_runs
+        from flannel_pl.recording.gathering.gatherer import gathered_early_ends, gathered_runs
 
         try:
             return cls(gathered_runs(paths.folder), early_ends=gathered_early_ends(paths))
@@ -158,7 +158,7 @@ def _settled(
 def _early_end(recording: Path) -> EarlyEnd | None:
     """Returns what a finished recording says of an early end."""
     # Here, not at the top: it is seldom needed, and imports numpy.
-    from flannel_pl.recording.layout import read_layout
+    from flannel_pl.recording.formats.safetensors.layout import read_layout
 
     try:
         return EarlyEnd.of(read_layout(recording).flannel)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flannel_pl.experiment import ExperimentPaths, flatten
-from flannel_pl.recording.disk import write_file
 from flannel_pl.recording.sameness import INCIDENTAL
+from flannel_pl.recording.writing.disk import write_file
 from flannel_pl.small_files import read_small
 
 ARRAY_LIMIT = "launch.slurm.array_limit"

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from flannel_pl.recording.attempts import deciding, fact_word
-from flannel_pl.recording.disk import readable_bytes
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.layout import NUMPY_DTYPES, TensorSpec
+from flannel_pl.recording.formats.attempts import deciding, fact_word
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES, TensorSpec
+from flannel_pl.recording.formats.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED, holds
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
-from flannel_pl.recording.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED, holds
+from flannel_pl.recording.writing.disk import readable_bytes
 
 HIGHLIGHTS = {
     "trainer": ("precision", "max_steps", "accelerator", "gradient_clip_val"),

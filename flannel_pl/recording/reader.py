@@ -14,12 +14,12 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.attempts import Attempt, attempts_of
-from flannel_pl.recording.counts import mask_problems
-from flannel_pl.recording.membership import index_contradictions
-from flannel_pl.recording.opening import ANOTHER_KIND, unreachable
-from flannel_pl.recording.schema import ALL_NAMES, MASK_NAMES
-from flannel_pl.recording.tensors import Array, Framework, LazyTensor, TensorFile
+from flannel_pl.recording.checking.counts import mask_problems
+from flannel_pl.recording.formats.attempts import Attempt, attempts_of
+from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
+from flannel_pl.recording.formats.safetensors.tensors import Array, Framework, LazyTensor, TensorFile
+from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
+from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.small_files import read_small
 from flannel_pl.texts import from_file
 

@@ -19,16 +19,16 @@ from lightning.pytorch import Trainer
 
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
-from flannel_pl.recording.checks import parts_of
-from flannel_pl.recording.contents import other_config, run_contradictions
-from flannel_pl.recording.disk import explained
-from flannel_pl.recording.held import check_held
-from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.opening import is_there, unreachable
+from flannel_pl.recording.checking.checks import parts_of
+from flannel_pl.recording.checking.verify import num_good_rows
+from flannel_pl.recording.formats.opening import is_there, unreachable
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.formats.safetensors.tensors import LazyTensor, TensorFile
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS
+from flannel_pl.recording.gathering.contents import other_config, run_contradictions
 from flannel_pl.recording.sameness import decisive
-from flannel_pl.recording.schema import RECORDED_TOKENS
-from flannel_pl.recording.tensors import LazyTensor, TensorFile
-from flannel_pl.recording.verify import num_good_rows
+from flannel_pl.recording.writing.disk import explained
+from flannel_pl.recording.writing.held import check_held
 from flannel_pl.small_files import open_regular
 
 NUM_KEPT = 2

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.writer import RecordingWriter
+from flannel_pl.recording.writing.writer import RecordingWriter
 from flannel_pl.training.checkpoint import NUM_KEPT, checkpoint_bytes, checkpoint_digest, remove_checkpoints
 
 

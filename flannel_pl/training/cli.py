@@ -24,10 +24,10 @@ from typing_extensions import override
 from flannel_pl.arguments import Text, loads, plain, read_exactly, typed
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path
-from flannel_pl.recording.schema import RECORDABLE
+from flannel_pl.models.flannel_data import FlannelData
+from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.formats.schema import RECORDABLE
 from flannel_pl.small_files import read_small
-from flannel_pl.training.data import FlannelData
-from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import StepRecorder
 from flannel_pl.training.refusals import refusal
 

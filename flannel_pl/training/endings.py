@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from flannel_pl.recording.early_end import MAX_REASON_CHARS
+from flannel_pl.recording.formats.early_end import MAX_REASON_CHARS
 
 
 def why_ended(trainer: Trainer) -> str:

@@ -12,9 +12,9 @@ import torch
 from flannel_pl import provenance
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
-from flannel_pl.recording.attempts import attempts_of, environment_changes
-from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.opening import is_there
+from flannel_pl.recording.formats.attempts import attempts_of, environment_changes
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.formats.safetensors.layout import read_layout
 
 DRIVER_FACTS = Path("/proc/driver/nvidia/version")
 """Where Linux says which driver its NVIDIA GPUs have."""

@@ -18,31 +18,31 @@ from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
-from flannel_pl.recording import gather_limits
-from flannel_pl.recording.attempts import with_attempt
-from flannel_pl.recording.contents import other_data
-from flannel_pl.recording.disk import disk_error
-from flannel_pl.recording.held import check_held
-from flannel_pl.recording.layout import TensorSpec
-from flannel_pl.recording.leftovers import clear_run
-from flannel_pl.recording.lock import SILENT_S, Lock
-from flannel_pl.recording.metadata import parse_json
-from flannel_pl.recording.opening import is_there
-from flannel_pl.recording.record import read_record
+from flannel_pl.models.flannel_data import FlannelData
+from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.metadata import parse_json
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.formats.safetensors.layout import TensorSpec
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema
+from flannel_pl.recording.gathering import limits as gather_limits
+from flannel_pl.recording.gathering.contents import other_data
 from flannel_pl.recording.sameness import has_own_data
-from flannel_pl.recording.schema import RECORDED_TOKENS, RecordingSchema
+from flannel_pl.recording.writing.disk import disk_error
+from flannel_pl.recording.writing.held import check_held
+from flannel_pl.recording.writing.leftovers import clear_run
+from flannel_pl.recording.writing.lock import SILENT_S, Lock
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.arithmetic import Arithmetic, unified
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import parse_config
-from flannel_pl.training.data import FlannelData
 from flannel_pl.training.device import check_device
 from flannel_pl.training.environment import environment, expected_environment
 from flannel_pl.training.label import RunLabel
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
-from flannel_pl.training.module import TiedGPT2
 from flannel_pl.training.recorder import Note, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids

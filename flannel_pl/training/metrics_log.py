@@ -15,8 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.disk import explained
-from flannel_pl.recording.held import check_held
+from flannel_pl.recording.writing.disk import explained
+from flannel_pl.recording.writing.held import check_held
 
 CHECKPOINT_KEY = "flannel_metrics"
 """Where a checkpoint has what is to be known of metrics.csv."""

@@ -1,7 +1,7 @@
 """The callback that copies a run's tensors, step by step, into a recording.
 
 It is given a parameter's name and knows nothing of the model around it, so any LightningModule can be
-recorded. `recording/schema.py` defines what each row holds.
+recorded. `recording/formats/schema.py` defines what each row holds.
 
 Shape suffixes: V vocabulary (or the recorded part of it), D width of the embedding.
 """
@@ -23,15 +23,15 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.disk import make_folder
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.journal import Journal, JournalEntry
-from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.lock import Lock
-from flannel_pl.recording.opening import is_there
-from flannel_pl.recording.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema, holds
-from flannel_pl.recording.verify import num_good_rows
-from flannel_pl.recording.writer import RecordingWriter, RowBuffer
+from flannel_pl.recording.checking.verify import num_good_rows
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.formats.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema, holds
+from flannel_pl.recording.writing.disk import make_folder
+from flannel_pl.recording.writing.journal import Journal, JournalEntry
+from flannel_pl.recording.writing.lock import Lock
+from flannel_pl.recording.writing.writer import RecordingWriter, RowBuffer
 from flannel_pl.training.arithmetic import AUTOCAST
 from flannel_pl.training.checkpoint import identity_in_checkpoint, is_row, remove_checkpoints
 from flannel_pl.training.checkpointing import Checkpoints

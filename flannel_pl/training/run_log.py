@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flannel_pl.errors import Interrupted, RunError, UserError
-from flannel_pl.recording.disk import explained
+from flannel_pl.recording.writing.disk import explained
 from flannel_pl.terminal import copied_to, goes_to
 
 

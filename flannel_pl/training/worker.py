@@ -12,7 +12,7 @@ from pathlib import Path
 from flannel_pl.errors import Interrupted, UnusableProcess, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.imports import quick_imports
-from flannel_pl.recording.disk import disk_error
+from flannel_pl.recording.writing.disk import disk_error
 from flannel_pl.signals import STOP_SIGNALS, stop_signal
 
 with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it

@@ -15,8 +15,8 @@ from flannel_pl.analysis.comparing.compare import RunComparison, compare
 from flannel_pl.analysis.comparing.text import describe, summarize
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.schema import RECORDABLE
+from flannel_pl.recording.formats.schema import RECORDABLE
+from flannel_pl.recording.gathering.gather import gather
 from tests.analysis.compare_samples import copy, flip, put, read, record, write
 from tests.recording.recording_samples import make_experiment
 

@@ -25,8 +25,8 @@ import pytest
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.verify import num_good_rows, verify
+from flannel_pl.recording.checking.verify import num_good_rows, verify
+from flannel_pl.recording.writing.journal import Journal
 from tests.conftest import SmallData
 from tests.crash.states import Note, State, read_notes, states
 from tests.faulty_disk import Host, names_in, tensors_of

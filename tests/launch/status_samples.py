@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run
-from flannel_pl.recording.journal import Journal, JournalEntry
+from flannel_pl.recording.writing.journal import Journal, JournalEntry
 
 MAX_STEPS = 1000
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.safetensors.layout import read_layout
 from tests.conftest import SmallData
 
 DELAYS_S = (0.0, 0.05, 0.1, 0.15)

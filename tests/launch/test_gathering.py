@@ -11,9 +11,9 @@ import pytest
 from flannel_pl.errors import RunError
 from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
-from flannel_pl.recording.gather_file import copy_damage, copy_tensors
-from flannel_pl.recording.gatherer import Gatherer, gathered_runs
-from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
+from flannel_pl.recording.gathering.growing_file import copy_damage, copy_tensors
 from tests.recording.damage import write_byte
 from tests.recording.gathering_samples import (
     assert_gathered,
@@ -52,7 +52,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         runs.append(index)
         return copy_damage(path, layout, index, metadata, **options)
 
-    monkeypatch.setattr("flannel_pl.recording.gatherer.copy_damage", noted)
+    monkeypatch.setattr("flannel_pl.recording.gathering.gatherer.copy_damage", noted)
     return runs
 
 
@@ -146,7 +146,7 @@ def test_an_exception_gives_up_the_copy_that_is_under_way(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("flannel_pl.recording.gatherer.copy_tensors", endless)
+        patch.setattr("flannel_pl.recording.gathering.gatherer.copy_tensors", endless)
         with pytest.raises(KeyboardInterrupt):
             interrupted()
     assert names(events) == ["gather_started"]

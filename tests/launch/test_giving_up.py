@@ -17,8 +17,8 @@ from flannel_pl.launch.giving_up import describe_exit, give_up, main, told_to_sc
 from flannel_pl.launch.slurm import TASK_SCRIPT
 from flannel_pl.launch.status import read_status
 from flannel_pl.launch.submission import ArrayJob, Submission
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.writing.journal import Journal
+from flannel_pl.recording.writing.lock import Lock
 from tests.launch.status_samples import finish, make_experiment, write_journal
 
 

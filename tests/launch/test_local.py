@@ -15,7 +15,7 @@ import yaml
 import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.launch.events import read_events
-from flannel_pl.recording.journal import Journal
+from flannel_pl.recording.writing.journal import Journal
 from tests.conftest import SmallData
 from tests.processes import alive
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-import flannel_pl.fit
+import flannel_pl.cli.fit
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, flatten, set_value
 from flannel_pl.launch.folder import find_beginning, read_record, write_folder
-from flannel_pl.recording.contents import contradictions, gathered_contradictions
-from flannel_pl.recording.gatherer import Gatherer
-from flannel_pl.recording.layout import read_layout
-from flannel_pl.recording.record import read_record as read_file_record
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.experiment_record import read_record as read_file_record
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.gathering.contents import contradictions, gathered_contradictions
+from flannel_pl.recording.gathering.gatherer import Gatherer
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.fit import hold_run
 from tests.conftest import SmallData
@@ -316,15 +316,15 @@ def test_what_was_begun_may_not(
 
 def pause_once(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
     """Lets something happen when the next command has understood what is asked for and not begun."""
-    understand = flannel_pl.fit._understand
+    understand = flannel_pl.cli.fit._understand
 
     def pause(words: list[str]) -> Any:
         request = understand(words)
-        monkeypatch.setattr(flannel_pl.fit, "_understand", understand)
+        monkeypatch.setattr(flannel_pl.cli.fit, "_understand", understand)
         meanwhile()
         return request
 
-    monkeypatch.setattr(flannel_pl.fit, "_understand", pause)
+    monkeypatch.setattr(flannel_pl.cli.fit, "_understand", pause)
 
 
 OTHER = ("--model.learning_rate", "0.5")
@@ -340,8 +340,8 @@ def test_whoever_was_paused_meets_what_others_have_begun(
     words: tuple[str, ...],
     how_far: str,
 ) -> None:
-    monkeypatch.setattr(flannel_pl.fit, "check_slurm", lambda: None)
-    monkeypatch.setattr(flannel_pl.fit, "submit", lambda *arguments, **more: pytest.fail("submitted"))
+    monkeypatch.setattr(flannel_pl.cli.fit, "check_slurm", lambda: None)
+    monkeypatch.setattr(flannel_pl.cli.fit, "submit", lambda *arguments, **more: pytest.fail("submitted"))
     held = contextlib.ExitStack()
 
     def meanwhile() -> None:
@@ -371,11 +371,11 @@ def test_whoever_was_paused_meets_what_others_have_begun(
 def test_the_holder_of_the_lock_is_named_only_if_the_config_is_the_same(
     new: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flannel_pl.fit, "FOLDER_WAIT_S", 0.0)
+    monkeypatch.setattr(flannel_pl.cli.fit, "FOLDER_WAIT_S", 0.0)
     new.begin()
     new.paths.run(0).folder.mkdir()
     new.paths.run(0).journal.touch()
-    with flannel_pl.fit._locked(new.experiment()):
+    with flannel_pl.cli.fit._locked(new.experiment()):
         assert new("fit", *OTHER) == 2
         assert "Different: model.learning_rate" in capsys.readouterr().err
 
@@ -448,7 +448,7 @@ def test_a_refused_start_leaves_no_folder(
         raise UserError("no")
 
     shutil.rmtree(new.paths.folder)
-    monkeypatch.setattr(flannel_pl.fit, "write_folder", refuse)
+    monkeypatch.setattr(flannel_pl.cli.fit, "write_folder", refuse)
     assert new("fit") == 2
     assert not new.paths.folder.exists()
 
@@ -462,13 +462,13 @@ def test_data_files_that_change_before_a_run_starts_are_refused(
 ) -> None:
     corpus = tmp_path / "corpus.txt"
     shutil.copy(small_data.corpus, corpus)
-    write = flannel_pl.fit._write_run_configs
+    write = flannel_pl.cli.fit._write_run_configs
 
     def change(*arguments: Any) -> None:  # the experiment is described, and the run about to start
         write(*arguments)
         corpus.write_bytes(corpus.read_bytes() + b" " + corpus.read_bytes()[:200])
 
-    monkeypatch.setattr(flannel_pl.fit, "_write_run_configs", change)
+    monkeypatch.setattr(flannel_pl.cli.fit, "_write_run_configs", change)
     assert new("fit", "--data.corpus_path", str(corpus), "--data.mask_path", "null") == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert f"the data files are not those that {new.paths.record} was written for: " in message

@@ -12,7 +12,7 @@ from flannel_pl.launch import devices, plan
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.plan import describe, make_plan
-from flannel_pl.recording.record import ExperimentRecord, read_record
+from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.training.cli import resolve
 from tests.conftest import SmallData
 from tests.launch.status_samples import make_experiment, write_record

@@ -9,7 +9,7 @@ import pytest
 from flannel_pl.launch import progress as progress_module
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.status import collect_status
-from flannel_pl.recording.journal import SLOT_BYTES
+from flannel_pl.recording.writing.journal import SLOT_BYTES
 from tests.launch.status_samples import finish, make_experiment, write_journal
 from tests.launch.terminal import Terminal
 

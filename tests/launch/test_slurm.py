@@ -19,7 +19,7 @@ from flannel_pl.__main__ import main
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.slurm_commands import JobState
-from flannel_pl.recording.journal import Journal, JournalEntry
+from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from tests.conftest import SmallData
 from tests.launch import slurm_hold
 from tests.launch.slurm_cluster import cluster, why_not

@@ -20,9 +20,9 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.launch.display import duration, overall, status_table
 from flannel_pl.launch.standing import ExperimentStatus
 from flannel_pl.launch.status import SILENT_S, read_status, status_verb
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.gatherer import Gatherer
-from flannel_pl.recording.journal import SLOT_BYTES, Journal
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.gathering.gatherer import Gatherer
+from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal
 from flannel_pl.terminal import printable
 from tests.launch.status_samples import finish, make_experiment, write_journal
 from tests.launch.terminal import Terminal
@@ -126,8 +126,8 @@ def test_damaged_notes_of_the_growing_file_are_a_state_not_an_exception(tmp_path
 
 _GATHER_CODE = r"""
 import sys
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.gatherer import Gatherer
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.gathering.gatherer import Gatherer
 for folder in sys.argv[1:]:
     gatherer = Gatherer(folder)
     for run in range(3):

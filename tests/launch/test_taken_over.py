@@ -15,8 +15,8 @@ from flannel_pl.experiment import Experiment, RunPaths, Slot
 from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.local import train_all
-from flannel_pl.recording.lock import Lock
-from flannel_pl.recording.lock_file import Candidate, HolderWords, look
+from flannel_pl.recording.writing.lock import Lock
+from flannel_pl.recording.writing.lock_file import Candidate, HolderWords, look
 from flannel_pl.training.checkpointing import Checkpoints
 from tests.conftest import SmallData
 from tests.launch.sleeper import sleep

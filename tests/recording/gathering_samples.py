@@ -6,10 +6,10 @@ from typing import Any
 import safetensors.numpy
 
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.layout import FILLER
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.safetensors.layout import FILLER
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.verify import verify
 from tests.recording.recording_samples import (
     make_entry,
     make_experiment,

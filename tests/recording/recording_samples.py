@@ -11,11 +11,11 @@ import torch
 from safetensors.numpy import save_file
 
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.journal import Journal, JournalEntry
-from flannel_pl.recording.layout import plan_layout, read_layout
-from flannel_pl.recording.metadata import CHECKSUM_KEY, dump_metadata
-from flannel_pl.recording.schema import RECORDABLE, RecordingSchema
-from flannel_pl.recording.writer import RecordingWriter, RowBuffer
+from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata
+from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
+from flannel_pl.recording.formats.schema import RECORDABLE, RecordingSchema
+from flannel_pl.recording.writing.journal import Journal, JournalEntry
+from flannel_pl.recording.writing.writer import RecordingWriter, RowBuffer
 
 NUM_TOKENS, HIDDEN_DIM, MAX_STEPS = 30, 4, 6
 

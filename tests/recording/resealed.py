@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from flannel_pl.recording.layout import TensorSpec, plan_layout
-from flannel_pl.recording.metadata import dump_metadata
-from flannel_pl.recording.schema import static_checksum
-from flannel_pl.recording.tensors import TensorFile
+from flannel_pl.recording.formats.metadata import dump_metadata
+from flannel_pl.recording.formats.safetensors.layout import TensorSpec, plan_layout
+from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.formats.schema import static_checksum
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flannel_pl.recording.attempts import Attempt, attempts_of, environment_changes, with_attempt
+from flannel_pl.recording.formats.attempts import Attempt, attempts_of, environment_changes, with_attempt
 
 HERE: dict[str, Any] = {
     "versions": {

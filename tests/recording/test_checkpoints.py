@@ -8,8 +8,8 @@ import pytest
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.journal import JournalEntry
-from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.writing.journal import JournalEntry
 from tests.recording.damage import fail_at
 from tests.recording.recording_samples import journal_of, make_schema, make_writer, write_rows
 

@@ -29,9 +29,9 @@ from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording import opening
+from flannel_pl.recording.formats import opening
+from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
 from flannel_pl.recording.reader import Recording, open_recording
-from flannel_pl.recording.tensors import LazyTensor
 from tests.recording.copying import Rows, digest, read_row
 from tests.recording.recording_samples import MAX_STEPS, make_experiment, make_writer, write_rows
 

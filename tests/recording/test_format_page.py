@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flannel_pl.recording.gather import gather
+from flannel_pl.recording.formats.schema import ALL_NAMES
+from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.schema import ALL_NAMES
 from tests.recording.recording_samples import make_experiment
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")

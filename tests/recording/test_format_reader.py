@@ -9,7 +9,7 @@ import pytest
 
 from flannel_pl.__main__ import main
 from flannel_pl.errors import RunError
-from flannel_pl.training.module import TiedGPT2
+from flannel_pl.models.tied_gpt2 import TiedGPT2
 from tests.conftest import SmallData
 from tests.recording.format_reader import check_experiment, check_gathered, check_shard, read
 

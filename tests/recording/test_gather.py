@@ -18,11 +18,11 @@ from safetensors import safe_open
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording import disk
-from flannel_pl.recording.gather import gather, gather_verb
-from flannel_pl.recording.gatherer import gathered_runs
-from flannel_pl.recording.layout import plan_layout, read_layout
+from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
+from flannel_pl.recording.gathering.gather import gather, gather_verb
+from flannel_pl.recording.gathering.gatherer import gathered_runs
 from flannel_pl.recording.reader import open_recording
+from flannel_pl.recording.writing import disk
 from tests.recording.recording_samples import MAX_STEPS, make_experiment, make_schema
 
 SCALARS = {
@@ -375,7 +375,7 @@ def test_the_verb_works_from_inside_the_folder(
 # Not ru_maxrss: for a child that starts at the size of the process that started it, here pytest with torch.
 _PEAK_CODE = r"""
 import re, sys
-from flannel_pl.recording.gather import gather
+from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.reader import open_recording
 from pathlib import Path
 path = gather(Path(sys.argv[1]))

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from flannel_pl.__main__ import main
-from flannel_pl.recording import gather_limits, layout
-from flannel_pl.recording.gather_limits import _planned
-from flannel_pl.recording.layout import FileLayout, read_layout
-from flannel_pl.recording.metadata import num_marks
+from flannel_pl.recording.formats.metadata import num_marks
+from flannel_pl.recording.formats.safetensors import layout
+from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
+from flannel_pl.recording.gathering import limits as gather_limits
+from flannel_pl.recording.gathering.limits import _planned
 from tests.conftest import SmallData
 
 

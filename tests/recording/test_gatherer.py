@@ -8,14 +8,15 @@ import pytest
 import safetensors.numpy
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording import gather_notes, layout
-from flannel_pl.recording.early_end import EarlyEnd
-from flannel_pl.recording.gather import gather, gather_verb
-from flannel_pl.recording.gatherer import Gatherer, gathered_runs
-from flannel_pl.recording.layout import FILLER, read_layout
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.safetensors import layout
+from flannel_pl.recording.formats.safetensors.layout import FILLER, read_layout
+from flannel_pl.recording.gathering import notes as gather_notes
+from flannel_pl.recording.gathering.gather import gather, gather_verb
+from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.writing.lock import Lock
 from tests.recording.gathering_samples import (
     assert_gathered,
     bring_back,

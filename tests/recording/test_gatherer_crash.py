@@ -15,11 +15,11 @@ import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.gatherer import Gatherer, gathered_runs
-from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.checking.verify import verify, verify_verb
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.gathering.gather import gather
+from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.verify import verify, verify_verb
 from tests.recording.damage import fail_at, flipped, write_byte
 from tests.recording.gathering_samples import (
     assert_gathered,
@@ -291,7 +291,7 @@ def test_a_failed_gather_leaves_no_partial_file_unless_it_is_needed(
 
 _KILLED_CODE = r"""
 import sys
-from flannel_pl.recording.gatherer import Gatherer
+from flannel_pl.recording.gathering.gatherer import Gatherer
 print("ready", flush=True)
 gatherer = Gatherer(sys.argv[1])
 if not gatherer.is_finished:

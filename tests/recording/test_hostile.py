@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.gather import gather
+from flannel_pl.recording.checking.verify import num_good_rows, verify
+from flannel_pl.recording.formats.safetensors.layout import (
+    MAX_HEADER_BYTES,
+    MAX_MARKS,
+    MAX_TENSORS,
+    read_layout,
+)
+from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.info import describe
-from flannel_pl.recording.layout import MAX_HEADER_BYTES, MAX_MARKS, MAX_TENSORS, read_layout
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.verify import num_good_rows, verify
 from tests.recording.recording_samples import make_experiment
 
 GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}

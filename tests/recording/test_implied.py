@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.tensors import TensorFile
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.gathering.gather import gather
 from tests.recording.recording_samples import make_experiment, make_schema
 from tests.recording.resealed import Change, reseal
 

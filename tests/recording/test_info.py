@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from flannel_pl.__main__ import main
 from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.errors import UserError
-from flannel_pl.recording.gather import gather
+from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.info import describe, info_verb
 from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import make_experiment, make_schema, make_writer, write_rows

@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from flannel_pl.errors import RunError
-from flannel_pl.recording.journal import SLOT_BYTES, Journal
+from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal
 from tests.recording.recording_samples import make_entry
 
 
@@ -155,7 +155,7 @@ def test_another_process_reads_while_it_is_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.write(make_entry())
     code = (
-        "import sys; from pathlib import Path; from flannel_pl.recording.journal import Journal\n"
+        "import sys; from pathlib import Path; from flannel_pl.recording.writing.journal import Journal\n"
         "seen = [0]; print('ready', flush=True)\n"
         "while seen[-1] < 3000: seen.append(Journal(Path(sys.argv[1])).read().rows_written)\n"
         "assert seen == sorted(seen); assert 'torch' not in sys.modules; print(len(set(seen)))"

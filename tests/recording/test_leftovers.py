@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.leftovers import clear, clear_run, has_leftovers
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.writing.leftovers import clear, clear_run, has_leftovers
+from flannel_pl.recording.writing.lock import Lock
 from tests.recording.recording_samples import make_experiment
 
 DEAD = json.dumps({"host": os.uname().nodename, "pid": 7, "since": "2026-01-01 00:00:00"})

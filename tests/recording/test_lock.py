@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.disk import write_file
-from flannel_pl.recording.lock import SILENT_S, Lock
+from flannel_pl.recording.writing.disk import write_file
+from flannel_pl.recording.writing.lock import SILENT_S, Lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.writing.lock import Lock
 Lock(Path(sys.argv[1]), what="the thing").acquire()
 print("held", flush=True)
 time.sleep(60)

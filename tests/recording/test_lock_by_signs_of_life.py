@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording import lock_file
-from flannel_pl.recording.disk import write_file
-from flannel_pl.recording.held import check_held
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.lock import Lock
-from flannel_pl.recording.lock_file import HolderWords
+from flannel_pl.recording.writing import lock_file
+from flannel_pl.recording.writing.disk import write_file
+from flannel_pl.recording.writing.held import check_held
+from flannel_pl.recording.writing.journal import Journal
+from flannel_pl.recording.writing.lock import Lock
+from flannel_pl.recording.writing.lock_file import HolderWords
 from tests.recording.recording_samples import journal_of, make_entry, make_writer, write_rows
 
 BEAT_S, SILENT_S = 0.05, 0.4
@@ -34,8 +34,8 @@ HOLDER = f"""
 import errno, fcntl, os, sys, time
 from pathlib import Path
 from flannel_pl.errors import RunError
-from flannel_pl.recording.disk import write_file
-from flannel_pl.recording.lock import Lock
+from flannel_pl.recording.writing.disk import write_file
+from flannel_pl.recording.writing.lock import Lock
 def flock(fd, operation):
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 fcntl.flock = flock
@@ -345,7 +345,7 @@ def test_a_holder_that_cannot_see_its_lock_ends_once_others_may_have_it(
         def look(path: Path) -> None:
             raise OSError(errno.EIO, "away")
 
-        patch.setattr("flannel_pl.recording.lock.look", look)
+        patch.setattr("flannel_pl.recording.writing.lock.look", look)
         lock.check(look=True)
         time.sleep(SILENT_S + 0.1)
         with pytest.raises(

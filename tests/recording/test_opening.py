@@ -13,11 +13,11 @@ import pytest
 from flannel_pl.__main__ import main
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording import opening
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.opening import Descriptor
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats import opening
+from flannel_pl.recording.formats.opening import Descriptor
+from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.verify import verify
 from tests.recording.recording_samples import bits, make_experiment
 
 NUM_RUNS = 40

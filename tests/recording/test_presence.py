@@ -7,8 +7,8 @@ import pytest
 
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.gathering.gather import gather
 from tests.recording.gathering_samples import change_config
 from tests.recording.recording_samples import make_experiment
 

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording import tensors
-from flannel_pl.recording.gather import gather
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.safetensors import tensors
+from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.reader import open_recording
-from flannel_pl.recording.verify import verify
 from tests.recording.recording_samples import (
     bits,
     make_experiment,
@@ -345,7 +345,8 @@ def test_an_index_opens_no_run_but_the_one_that_it_was_made_for(
 
 def test_reading_gathering_and_info_import_no_torch(indexed: ExperimentPaths) -> None:
     code = (
-        "import sys; from flannel_pl.recording import gather, info, journal, reader\n"
+        "import sys; from flannel_pl.recording import info, reader\n"
+        "from flannel_pl.recording.gathering import gather\n"
         "gather.gather_verb(sys.argv[1]); info.info_verb(sys.argv[1])\n"
         "with reader.open_recording(sys.argv[1]) as recording: recording.run(1).embeddings[3, [1, 2]]\n"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"

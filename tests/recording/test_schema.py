@@ -1,7 +1,7 @@
 import pytest
 
 from flannel_pl.errors import UserError
-from flannel_pl.recording.schema import RecordingSchema
+from flannel_pl.recording.formats.schema import RecordingSchema
 from tests.recording.recording_samples import make_schema
 
 

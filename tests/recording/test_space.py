@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from flannel_pl.recording import space
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.space import NO_SPACE, free_bytes, give_back, preallocate, reserve
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.gathering.gather import gather
+from flannel_pl.recording.writing import space
+from flannel_pl.recording.writing.space import NO_SPACE, free_bytes, give_back, preallocate, reserve
 from tests.recording.recording_samples import make_experiment
 
 LINUX_ONLY = ("posix_fallocate", "copy_file_range", "preadv", "sched_getaffinity", "O_DIRECT", "O_TMPFILE")

@@ -12,10 +12,10 @@ import flannel_pl
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.folder import unfinished_runs
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.gatherer import Gatherer, gathered_runs
-from flannel_pl.recording.report import describe
-from flannel_pl.recording.verify import num_good_rows, verify
+from flannel_pl.recording.checking.findings import describe
+from flannel_pl.recording.checking.verify import num_good_rows, verify
+from flannel_pl.recording.gathering.gather import gather
+from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
 from flannel_pl.training.checkpoint import checkpoint_digest, find_resume_point
 from tests.recording.gathering_samples import experiment
 from tests.recording.recording_samples import make_writer, write_rows

@@ -11,11 +11,11 @@ import safetensors.numpy
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording import checks
-from flannel_pl.recording.gather import gather
-from flannel_pl.recording.layout import TensorSpec, plan_layout, read_layout
-from flannel_pl.recording.metadata import dump_metadata
-from flannel_pl.recording.verify import check_rows, num_good_rows, verify, verify_verb
+from flannel_pl.recording.checking import checks
+from flannel_pl.recording.checking.verify import check_rows, num_good_rows, verify, verify_verb
+from flannel_pl.recording.formats.metadata import dump_metadata
+from flannel_pl.recording.formats.safetensors.layout import TensorSpec, plan_layout, read_layout
+from flannel_pl.recording.gathering.gather import gather
 from tests.recording.damage import flipped, write_byte
 from tests.recording.recording_samples import (
     MAX_STEPS,
@@ -428,7 +428,7 @@ def test_verifying_imports_no_torch(shard: Path) -> None:
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from flannel_pl.recording.verify import verify_verb\n"
+        "import sys; from pathlib import Path; from flannel_pl.recording.checking.verify import verify_verb\n"
         "assert verify_verb(Path(sys.argv[1])) == 0\n"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )

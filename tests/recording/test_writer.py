@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.layout import read_layout
+from flannel_pl.recording.formats.safetensors.layout import read_layout
 from tests.recording.damage import fail_at
 from tests.recording.recording_samples import (
     bits,

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
-from flannel_pl.recording import writer as writer_module
+from flannel_pl.recording.writing import writer as writer_module
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 from tests.training.test_recorder import Bigram, bits_of, fit
 

@@ -12,10 +12,10 @@ from flannel_pl.__main__ import main
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.status import read_status
-from flannel_pl.recording.disk import header_copy_of
-from flannel_pl.recording.journal import Journal
-from flannel_pl.recording.layout import FILLER, read_layout
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.safetensors.layout import FILLER, read_layout
+from flannel_pl.recording.writing.disk import header_copy_of
+from flannel_pl.recording.writing.journal import Journal
 from tests.conftest import SmallData
 from tests.recording import format_reader
 from tests.training.test_resume import StopAfter
@@ -212,7 +212,7 @@ def test_an_end_that_was_cut_off_is_completed(
     small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, k: int
 ) -> None:
     """At each of the calls that make something durable, as if the process were killed there."""
-    from flannel_pl.recording import writer
+    from flannel_pl.recording.writing import writer
 
     arguments = [*ENDINGS["max_epochs"][0], "--experiment.gather", "none"]
     calls = [0]

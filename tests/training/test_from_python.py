@@ -13,7 +13,7 @@ from typing_extensions import override
 import flannel_pl
 from flannel_pl import StepRecorder
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.verify import verify
+from flannel_pl.recording.checking.verify import verify
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
 STEPS = 6

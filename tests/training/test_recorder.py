@@ -22,7 +22,7 @@ from typing_extensions import override
 import flannel_pl
 from flannel_pl import StepRecorder
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.journal import Journal
+from flannel_pl.recording.writing.journal import Journal
 
 V, D, B = 12, 3, 4
 

@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch import Callback
 
 import flannel_pl
-import flannel_pl.recording.layout
+import flannel_pl.recording.formats.safetensors.layout
 from flannel_pl.__main__ import main
 from flannel_pl.errors import Interrupted
 from flannel_pl.experiment import RunPaths
@@ -157,7 +157,7 @@ def test_damage_is_noticed_and_never_becomes_wrong_rows(
     assert fit(small_data, tmp_path / "calm") == 0
     paths = stopped_run(small_data, tmp_path / "hurt", stop_after)
     (_, _, newest), (_, _, older) = paths.checkpoints()
-    layout = flannel_pl.recording.layout.read_layout(paths.partial)
+    layout = flannel_pl.recording.formats.safetensors.layout.read_layout(paths.partial)
     row_bytes = layout.tensors["embeddings"].num_bytes // (STEPS + 1)
     if damage in ("newest checkpoint", "both checkpoints"):
         flip_bit(newest, 1000)

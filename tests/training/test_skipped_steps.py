@@ -23,8 +23,8 @@ import flannel_pl
 from flannel_pl import StepRecorder, compare
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.info import describe
-from flannel_pl.recording.verify import verify
 from flannel_pl.training.optimizing import OptimizerWatch
 from tests.training.test_recorder import Bigram, batches, fit
 

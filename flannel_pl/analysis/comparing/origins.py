@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flannel_pl.experiment import flatten
-from flannel_pl.recording.attempts import deciding, fact_word
+from flannel_pl.recording.formats.attempts import deciding, fact_word
 from flannel_pl.recording.reader import Recording, RunRecording
 
 GROUPS = ("model", "data", "trainer", "recorder")

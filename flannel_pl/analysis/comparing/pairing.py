@@ -12,9 +12,9 @@ import numpy as np
 
 from flannel_pl.analysis.comparing.tensor_compare import Alignment
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
-from flannel_pl.recording.schema import RECORDED_TOKENS
-from flannel_pl.recording.tensors import Array
 
 WITH_TOKENS = ("embeddings", "grads", "momentum", "variance", "logits")
 """Tensors whose second axis are the recorded tokens."""

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from flannel_pl.analysis.comparing.compare import Comparison, RunComparison
 from flannel_pl.analysis.drawing.curves import COLORS
 from flannel_pl.analysis.drawing.panels import STYLE, add_legend, new_figure
-from flannel_pl.recording.disk import write_file
-from flannel_pl.recording.tensors import Array
+from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.recording.writing.disk import write_file
 
 PANEL_HEIGHT_INCHES = 1.8
 MANY_ROWS = 2_000

@@ -16,7 +16,7 @@ import numpy as np
 
 from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.ulps import FLOATS, ulp_distance
-from flannel_pl.recording.tensors import Array, LazyTensor
+from flannel_pl.recording.formats.safetensors.tensors import Array, LazyTensor
 
 PIECE_BYTES = 4 * 2**20
 """Read at once from each recording by each thread; one row at least."""

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from flannel_pl.analysis.comparing.compare import compare
 from flannel_pl.analysis.comparing.text import describe, summarize
 from flannel_pl.errors import UserError
-from flannel_pl.recording.disk import why_not_writable
+from flannel_pl.recording.writing.disk import why_not_writable
 from flannel_pl.terminal import make_console
 
 PLOT_SUFFIXES = (".png", ".svg")

@@ -17,7 +17,7 @@ from flannel_pl.analysis.drawing.curves import Experiments, Group, groups_and_se
 from flannel_pl.analysis.drawing.panels import SHADE, STYLE, Band, add_legend, new_figure
 from flannel_pl.analysis.lattice import HISTOGRAM_EDGES
 from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
-from flannel_pl.recording.tensors import Array
+from flannel_pl.recording.formats.safetensors.tensors import Array
 
 MAX_PANELS = 6
 """Of a figure with a panel for each group."""

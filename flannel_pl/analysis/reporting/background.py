@@ -8,10 +8,10 @@ from typing import Any
 from flannel_pl.analysis.missing import missing_runs
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.words import counted
-from flannel_pl.recording.disk import readable_bytes
-from flannel_pl.recording.early_end import EarlyEnd
+from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.info import HIGHLIGHTS, merged
 from flannel_pl.recording.reader import Recording, RunRecording
+from flannel_pl.recording.writing.disk import readable_bytes
 
 PROVENANCE = (
     "command",

@@ -7,7 +7,7 @@ from typing import Literal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flannel_pl.errors import UserError
-from flannel_pl.recording.disk import readable_bytes
+from flannel_pl.recording.writing.disk import readable_bytes
 from flannel_pl.terminal import make_console
 
 

@@ -1,0 +1,1 @@
+"""Arguments become a config, and verbs do something with it."""

@@ -1,0 +1,429 @@
+"""The verbs `fit` and `plan`: what is asked for, what of it is done already, and the rest.
+
+Here training and launching meet: `launch` is handed what a run's process does, and knows nothing else of it.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flannel_pl import provenance
+from flannel_pl.corpus.store import Corpus
+from flannel_pl.errors import UserError
+from flannel_pl.experiment import Experiment, ExperimentPaths, Run
+from flannel_pl.launch.changes import data_changes, settled_changes
+from flannel_pl.launch.events import EventLog
+from flannel_pl.launch.folder import (
+    as_begun,
+    check_writable,
+    nothing_left,
+    read_record,
+    unfinished_runs,
+    write_folder,
+    write_run_config,
+)
+from flannel_pl.launch.fork_server import stop_fork_server
+from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
+from flannel_pl.launch.giving_up import told_to_script
+from flannel_pl.launch.local import train_all
+from flannel_pl.launch.plan import Plan, describe, make_plan
+from flannel_pl.launch.slurm import find_submission, refuse_beside_jobs, settle, submit
+from flannel_pl.launch.slurm_commands import check_slurm
+from flannel_pl.launch.slurm_wait import wait_for_jobs
+from flannel_pl.launch.standing import Outcome
+from flannel_pl.launch.submission import Submission
+from flannel_pl.launch.summary import summarize
+from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.sameness import comparable, has_own_data
+from flannel_pl.recording.writing.disk import make_folder
+from flannel_pl.recording.writing.leftovers import clear, has_leftovers
+from flannel_pl.recording.writing.lock import Lock
+from flannel_pl.signals import interruptible
+from flannel_pl.terminal import is_terminal
+from flannel_pl.training.cli import resolve, to_yaml
+from flannel_pl.training.environment import check_environments
+from flannel_pl.training.fit import (
+    CheckedRun,
+    check,
+    check_gatherable,
+    hold_run,
+    train_held,
+    types_in_words,
+)
+from flannel_pl.training.rehearsal import rehearse
+from flannel_pl.training.run_log import logged
+from flannel_pl.training.worker import work
+
+FOLDER_WAIT_S = 60.0
+"""How long runs that a scheduler starts at once wait for the one of them that describes the experiment."""
+
+
+DESCRIBED_WAIT_S = 2.0
+"""How long others wait before they ask what is being trained: it is described by then."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `fit` or `plan` was asked for, checked."""
+
+    experiment: Experiment
+    record: ExperimentRecord | None
+    """What the folder's experiment.json says; None if the experiment is new."""
+
+    plan: Plan | None
+    """None if there is nothing to train."""
+
+    corpus: Corpus
+    """What the first run is trained on."""
+
+    types: list[str]
+    """Lines that say in which types runs compute, and what is recorded in narrower ones."""
+
+    words: list[str]
+    """The command line behind the verb."""
+
+
+def fit(words: list[str]) -> int:
+    """Trains every run of an experiment that is not finished, then gathers the recordings.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a run failed.
+
+    Raises:
+        UserError: If anything is wrong with the config, the data or the folder.
+        RunError: If the disk or Slurm fails.
+        Interrupted: On a signal, once everything so far is on the disk.
+    """
+    request = _understand(words)
+    for line in request.types:
+        print(line)
+    experiment = request.experiment
+    on_slurm = experiment.config["launch"]["launcher"] == "slurm"
+    if request.plan is not None and not on_slurm and len(experiment.selected) > 1:
+        return _fit_all(request, request.plan)
+    stop_fork_server()  # which may have been started before it was known that it is of no use
+    if on_slurm:
+        return _fit_on_slurm(request)
+    return _finish(experiment) if request.plan is None else _fit_one(request, request.plan)
+
+
+def plan(words: list[str]) -> int:
+    """Prints what `fit` would do with the same arguments, and does nothing.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: If `fit` would refuse.
+    """
+    request = _understand(words)
+    if request.plan is None:
+        print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
+    else:
+        print("\n".join((describe(request.experiment, request.plan), *request.types)))
+    return 0
+
+
+def _understand(words: list[str]) -> _Request:
+    experiment = Experiment.from_config(resolve(words))
+    record = read_record(experiment)
+    if record is not None:  # its files keep their names when its folder is renamed
+        paths = ExperimentPaths(experiment.paths.folder, record.name)
+        experiment = dataclasses.replace(experiment, paths=paths)
+    checked = _check_all(experiment)
+    corpus = checked[experiment.selected[0].index].corpus
+    if record is not None:
+        record = as_begun(experiment, record, data_changes(experiment, record, corpus.digests))
+    runs = unfinished_runs(experiment)
+    if record is not None and not runs:
+        return _Request(experiment, record, None, corpus, [], words)
+    if runs and experiment.config["launch"]["launcher"] == "local":
+        refuse_beside_jobs(experiment.paths)
+    check_writable(experiment.paths.folder.parent)
+    bytes_of = {index: run.recording_bytes for index, run in checked.items()}
+    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
+    if record is not None:
+        record = as_begun(experiment, record, settled_changes(record, plan.settled))
+    if experiment.config["experiment"]["run"] is None:
+        check_gatherable(experiment, checked, plan.slots[0])
+    check_environments(experiment, plan.runs, plan.slots[0])
+    rehearse(experiment, plan.runs, plan.slots[0])
+    types = types_in_words({run.index: checked[run.index] for run in experiment.selected})
+    return _Request(experiment, record, plan, corpus, types, words)
+
+
+def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
+    """Checks every selected run; those that differ in nothing but their seed, once.
+
+    Where runs have data of their own, also those that are not selected: whichever is trained first, it writes
+    the one file of live and dead tokens that all of them are read with.
+    """
+    checked: dict[str, CheckedRun] = {}
+    combinations: dict[tuple[str, int], Run] = {}
+    own_data = has_own_data(experiment.config["experiment"]["sweep"])
+    runs = experiment.runs if own_data else experiment.selected
+    for run in runs:
+        key = json.dumps(run.swept, sort_keys=True)
+        if key not in checked:
+            checked[key] = check(experiment, run)
+        meant = {name: _one_type(name, value) for name, value in checked[key].swept.items()}
+        if "trainer.precision" in meant:  # which has several words for the same
+            meant["trainer.precision"] = str(checked[key].arithmetic)
+        typed = json.dumps(meant, sort_keys=True, default=str)
+        first = combinations.setdefault((typed, run.seed), run)
+        if first is not run:
+            raise UserError(
+                f"experiment.sweep has {json.dumps(first.swept)} and {key}, which are the same; name it once"
+            )
+    found = {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in runs}
+    for run in runs:
+        if found[run.index].corpus.digests["masks"] != found[runs[0].index].corpus.digests["masks"]:
+            raise UserError(
+                f"experiment.sweep gives run {runs[0].index} and run {run.index} texts in which other tokens "
+                "are live, or as often, but an experiment has one file of live and dead tokens; make an "
+                "experiment of each text"
+            )
+    return found
+
+
+def _one_type(key: str, value: Any) -> Any:
+    """Returns a value of a key such that 1 and 1.0 are the same, unless they mean something else there."""
+    value = comparable(key, value)
+    return float(value) if type(value) is int else value
+
+
+def _fit_one(request: _Request, plan: Plan) -> int:
+    """Trains a single run in this process."""
+    experiment, run, slot = request.experiment, plan.runs[0], plan.slots[0]
+    attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
+    progress_bar = None if is_terminal() else False
+    # The run first: once it is locked, nobody takes this experiment for one that was not begun.
+    with _kept_if_used(experiment.paths.run(run.index).folder), hold_run(experiment, run):
+        # A scheduler may have started all runs of a new experiment in the same moment.
+        with _locked(experiment, wait_s=FOLDER_WAIT_S):
+            plan = _begin(request, plan, own_lock=experiment.paths.run(run.index).lock)
+        if plan.runs:
+            _write_run_configs(request, plan)
+            paths, events = experiment.paths.run(run.index), EventLog(experiment.paths.events)
+            with told_to_script(paths), events.run(run, slot, attempt=attempt), logged(paths.log):
+                train_held(
+                    experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=events.write
+                )
+    return _finish(experiment)
+
+
+def _fit_all(request: _Request, plan: Plan) -> int:
+    """Trains several runs in processes of their own."""
+    experiment = request.experiment
+    with _locked(experiment):
+        plan = _begin(request, plan)
+        if not plan.runs:
+            return _finish(experiment, is_locked=True)
+        _write_run_configs(request, plan)
+        events = EventLog(experiment.paths.events)
+        runs, slots = [run.index for run in plan.runs], [slot.name for slot in plan.slots]
+        with events.launch(runs=runs, slots=slots, command=sys.argv):
+            background = None
+            if experiment.config["experiment"]["gather"] == "single":
+                background = BackgroundGather(experiment.paths, events=events)
+            with background or nullcontext():
+                outcomes = train_all(
+                    experiment,
+                    plan.runs,
+                    plan.slots,
+                    work=work,
+                    events=events,
+                    finished=background.add if background else lambda index: None,
+                )
+            if not _summarized(request, outcomes):
+                return 1
+            return _finish(experiment, background=background, is_locked=True)
+
+
+def _fit_on_slurm(request: _Request) -> int:
+    """Submits what is to be trained, unless that was done before, and waits for it, if that is wanted."""
+    experiment, paths = request.experiment, request.experiment.paths
+    settings = experiment.config["experiment"]
+    gathers = settings["gather"] != "none" and settings["run"] is None
+    if request.plan is None and not (gathers and not is_gathered(paths, mode=settings["gather"])):
+        return _finish(experiment)
+    check_slurm()
+    submission = find_submission(paths)
+    under_way = submission is not None
+    if submission is None:
+        if request.plan is None:
+            return _finish(experiment)
+        submission = _submit(request, request.plan, gathers=gathers)
+    else:
+        _refuse_other_jobs(request, submission)
+        submission = settle(experiment, submission)
+        print("the jobs are with Slurm already")
+    jobs = " ".join(submission.jobs)
+    arrays = " and ".join(array.job for array in submission.arrays)
+    print(
+        f"with Slurm: array job {arrays} of {len(submission.runs)} runs"
+        + (f", then job {submission.gather_job} to gather" if submission.gather_job else "")
+    )
+    print(f"look at them with: flannel-pl status {shlex.quote(str(paths.folder))} --watch")
+    print(f"stop them, with a checkpoint each, with: scancel {jobs}")
+    if experiment.config["launch"]["detach"]:
+        return 0
+    runs = [experiment.runs[index] for index in submission.runs]
+    try:
+        outcomes = wait_for_jobs(experiment, submission, runs, under_way=under_way)
+    except KeyboardInterrupt:
+        print(f"the jobs go on; stop them with: scancel {jobs}", file=sys.stderr)
+        raise
+    if not _summarized(request, outcomes):
+        return 1
+    if submission.gather_job and not is_gathered(paths, mode=experiment.config["experiment"]["gather"]):
+        print(f"job {submission.gather_job} has not gathered (see {paths.gather_log}), so it is done here")
+    return _finish(experiment)
+
+
+def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Submission:
+    experiment, paths = request.experiment, request.experiment.paths
+    with _locked(experiment), nothing_left(experiment, plan.runs, unless=paths.slurm):
+        if (found := find_submission(paths)) is not None:
+            raise UserError(
+                f"another command has just handed {paths.folder} to Slurm, as {' and '.join(found.jobs)}; "
+                "repeat this command to look at those jobs"
+            )
+        plan = _begin(request, plan)
+        if not plan.runs:
+            raise UserError(f"another command has just finished {paths.folder}; repeat this one to see it")
+        _write_run_configs(request, plan)
+        submission = submit(experiment, plan.runs, plan.slots[0], gathers=gathers)
+        EventLog(paths.events).write("submitted", **submission.content)
+    return submission
+
+
+def _refuse_other_jobs(request: _Request, submission: Submission) -> None:
+    """Refuses to take jobs that are with Slurm for those of this command, if they are not.
+
+    Raises:
+        UserError: If they have another config, or not all of the runs that are to be trained.
+    """
+    jobs = " ".join(submission.jobs)
+    if request.plan is not None and request.record is None:
+        raise UserError(
+            f"{request.experiment.paths.folder} has jobs with Slurm that have another config; repeat what "
+            f"they were submitted with, or first end them with: scancel {jobs}"
+        )
+    runs = () if request.plan is None else request.plan.runs
+    if missing := [run.index for run in runs if run.index not in submission.runs]:
+        raise UserError(
+            f"the jobs {jobs} are with Slurm for run {', '.join(map(str, submission.runs))} only, not for "
+            f"{', '.join(map(str, missing))}; wait for them, or end them with: scancel {jobs}"
+        )
+
+
+def _summarized(request: _Request, outcomes: list[Outcome]) -> bool:
+    """Says how the runs went, and returns whether all went well."""
+    summarize(request.experiment, outcomes, command=["fit", *request.words])
+    return not any(outcome.failure for outcome in outcomes)
+
+
+@contextmanager
+def _locked(experiment: Experiment, *, wait_s: float = DESCRIBED_WAIT_S) -> Iterator[None]:
+    """Keeps other launchers out of the experiment's folder, which is made, and removed if it stays empty."""
+    with _kept_if_used(experiment.paths.folder):
+        lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")
+        try:
+            note = lock.acquire(wait_s=wait_s)
+        except UserError:
+            read_record(experiment, in_use=True)  # names the difference, if it is another experiment
+            raise
+        if note:
+            print(f"flannel-pl: {note}; going on", file=sys.stderr)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def _kept_if_used(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it; removes what it has made and is empty when the block ends."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Plan:
+    """Sees to it that `experiment.json` says what is going to be trained, and that nobody changes that.
+
+    The experiment's lock is held: whatever was found before may have changed.
+
+    Args:
+        request: What is asked for.
+        plan: What was to be trained when that was looked at.
+        own_lock: The lock of a run, if this process holds one.
+
+    Returns:
+        What of it is still to be trained.
+
+    Raises:
+        UserError: If another experiment was begun in the folder meanwhile, or this one handed to Slurm.
+    """
+    experiment, digests = request.experiment, request.corpus.digests
+    if experiment.config["launch"]["launcher"] == "local":
+        refuse_beside_jobs(experiment.paths)
+    record = read_record(experiment, own_lock=own_lock)
+    if record is not None:
+        changes = data_changes(experiment, record, digests) + settled_changes(record, plan.settled)
+        record = as_begun(experiment, record, changes, own_lock=own_lock)
+    if record is None:
+        origin = {**provenance.collect(), "data": digests}
+        content = experiment.record(origin, settled=plan.settled)
+        write_folder(experiment, content, masks=request.corpus.masks.to_bytes())
+    left = unfinished_runs(experiment)
+    return dataclasses.replace(plan, runs=tuple(run for run in plan.runs if run in left))
+
+
+def _write_run_configs(request: _Request, plan: Plan) -> None:
+    for run in plan.runs:
+        write_run_config(request.experiment, run, plan.slots[0], to_yaml=to_yaml)
+
+
+def _finish(
+    experiment: Experiment, *, background: BackgroundGather | None = None, is_locked: bool = False
+) -> int:
+    """Gathers the recordings if that is wanted and not done yet, and says where everything is."""
+    mode, paths = experiment.config["experiment"]["gather"], experiment.paths
+    if experiment.config["experiment"]["run"] is not None or mode == "none":
+        for run in experiment.selected:
+            print(f"finished: {paths.run(run.index).recording}")
+        return 0
+    target = paths.gathered if mode == "single" else paths.index
+    is_new = False
+    indices = [run.index for run in experiment.runs]
+    # Else not even a lock may change the folder.
+    if not is_gathered(paths, mode=mode) or (not is_locked and has_leftovers(paths, indices)):
+        with nullcontext() if is_locked else _locked(experiment), interruptible():
+            events = EventLog(paths.events)
+            is_new = finish_gathering(paths, mode=mode, events=events, background=background)
+            clear(paths, indices)
+    if is_new:
+        print(f"what is in it: flannel-pl info {shlex.quote(str(target))}")
+    else:
+        print(f"finished already: {target}")
+    return 0

@@ -1,0 +1,217 @@
+"""Checks recordings against the checksums they carry: every row there, and every bit as it was written."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_pl.errors import RunError, Unreachable, UserError
+from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.checking.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
+from flannel_pl.recording.checking.consistency import check_folder, check_index, index_paths
+from flannel_pl.recording.checking.findings import (
+    Advance,
+    CheckedPart,
+    NoChecksumsError,
+    Report,
+    check_file,
+    describe,
+    header_damage,
+    summarize,
+)
+from flannel_pl.recording.checking.presence import missing
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
+from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.terminal import make_console
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """What `check_rows` found."""
+
+    num_rows: int
+    """Rows that were checked."""
+
+    bad: tuple[tuple[int, str], ...]
+    """Row and column of everything that is not as its checksum says, by row."""
+
+    @property
+    def first_bad_row(self) -> int | None:
+        """The first row with something wrong; None if all are right."""
+        return self.bad[0][0] if self.bad else None
+
+
+def check_rows(
+    path: Path, *, first: int = 0, last: int | None = None, progress: Advance | None = None
+) -> CheckedRows:
+    """Checks rows of a shard, finished or not, against their checksums.
+
+    Args:
+        path: The shard, or the partial file of an unfinished run.
+        first: First row to check.
+        last: First row not to check; None = all from `first` on.
+        progress: Called with the number of bytes of each piece that is done.
+
+    Raises:
+        RunError: If the file cannot be read, or its header is damaged.
+    """
+    with TensorFile(path) as file:
+        part = _only_part(path, file.layout)
+        stop = part.num_rows if last is None else min(last, part.num_rows)
+        bad = bad_cells(file, part, first=first, last=stop, advance=progress)
+        return CheckedRows(max(stop - first, 0), tuple(bad))
+
+
+def num_good_rows(path: Path) -> int:
+    """Returns how many rows of an unfinished recording are there and right, counted from the first.
+
+    Args:
+        path: The partial file of a run.
+
+    Returns:
+        The row to go on with; 0 also if the file is not there, or its header, size or static tensors are
+        damaged.
+
+    Raises:
+        Unreachable: If it cannot be read.
+    """
+    if not is_there(path):
+        return 0
+    try:
+        with TensorFile(path) as file:
+            part = _only_part(path, file.layout)
+            if bad_static(file, part.metadata["static_checksums"], prefix=part.prefix):
+                return 0
+            written = num_leading_rows(file, part)
+            bad = bad_cells(file, part, first=0, last=written)
+            return bad[0][0] if bad else written
+    except Unreachable:  # nobody knows how many there are, and with 0 the run would begin anew
+        raise
+    except RunError:
+        return 0
+
+
+def _only_part(path: Path, layout: FileLayout) -> RunPart:
+    """Returns the one run of a shard whose header is right."""
+    damage = header_damage(path, layout)
+    if damage:
+        raise RunError(f"{path} cannot be checked: {damage[0]}. flannel-pl verify says what to do.")
+    parts = parts_of(layout)
+    if len(parts) != 1 or "runs" in layout.flannel:
+        raise RunError(f"{path} holds {len(parts)} runs, expected the recording of one; use verify")
+    return parts[0]
+
+
+def verify(
+    path: str | Path,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> Report:
+    """Checks that every row is there and every bit is as it was written.
+
+    Args:
+        path: A shard, the partial file of an unfinished run, a gathered file, an index, a run's folder, or an
+            experiment's: then all of its recordings, and that they, `experiment.json` and the masks agree.
+        progress: Called with (bytes done, bytes in all).
+
+    Raises:
+        UserError: If there is no recording.
+        RunError: If it is a single file that carries no checksums.
+    """
+    path = Path(path)
+    files = _files(path)
+    total = sum(file.stat().st_size for file in files if file.exists())
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress is not None:
+            progress(done, total)
+
+    return Report(tuple(_parts(path, files, advance)))
+
+
+def _parts(path: Path, files: list[Path], advance: Advance) -> Iterator[CheckedPart]:
+    for file in files:
+        try:
+            yield from check_file(file, advance=advance)
+        except NoChecksumsError as error:
+            if files == [path]:
+                raise
+            yield CheckedPart(file, None, 0, 0, 0.0, (str(error),))
+    if path.is_dir() and not _is_of_a_run(path):
+        paths = ExperimentPaths.find(path.absolute())
+        if paths.record.exists():
+            yield from check_folder(paths)
+        else:
+            what = "so nothing tells what else should be; bring it back, or verify single files"
+            yield missing(paths.record, f", {what}")
+    elif path.name.endswith(".index.json"):
+        yield from check_index(path)
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the safetensors files to check."""
+    if path.is_dir():
+        return _files_of_folder(path)
+    if not path.exists():
+        raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
+    if path.name.endswith(".safetensors.partial"):
+        raise UserError(f"{path} is still being gathered; verify its folder, which checks the runs in it")
+    if not path.name.endswith(".index.json"):
+        return [path]
+    paths = index_paths(path)
+    runs = read_layout(paths.index_extras).flannel.get("runs", [])
+    shards = [paths.run(run["index"]).recording for run in runs]
+    return [paths.index_extras, *(shard for shard in shards if os.path.lexists(shard))]
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    return any(os.path.lexists(path) for path in (RunPaths(folder).recording, RunPaths(folder).partial))
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    run, experiment = RunPaths(folder), ExperimentPaths.find(folder.absolute())
+    for candidate in (run.recording, run.partial):
+        if os.path.lexists(candidate):
+            return [candidate]
+    if experiment.record.exists():
+        runs = [experiment.run(index) for index in read_record(experiment).indices]
+    else:
+        runs = [RunPaths(path) for path in sorted(folder.glob("run_*"))]
+    files = [run.recording if os.path.lexists(run.recording) else run.partial for run in runs]
+    files += [experiment.gathered]
+    if experiment.index.exists():
+        files.append(experiment.index_extras)
+    there = [file for file in files if os.path.lexists(file)]
+    if not there and not experiment.record.exists():
+        raise UserError(f"{folder} holds no recording to verify. flannel-pl fit makes one.")
+    return there
+
+
+def verify_verb(path: Path) -> int:
+    """Checks every row of a recording against its checksum.
+
+    Args:
+        path: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder.
+
+    Returns:
+        0 if everything is there and right, else 1.
+    """
+    # Here, not at the top: resuming needs the checks, but no progress bar.
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    start_s = time.monotonic()
+    console = make_console(stderr=True)
+    columns = (TextColumn("Verifying"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("Verifying", total=None)
+        report = verify(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    for part in report.parts:
+        print("\n".join(describe(part)))
+    print(summarize(report, elapsed_s=time.monotonic() - start_s))
+    return 0 if report.ok else 1

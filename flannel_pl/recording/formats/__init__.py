@@ -1,0 +1,1 @@
+"""How a recording is stored: what a file says of itself, and one folder for each format."""

@@ -1,0 +1,230 @@
+"""The file of one run before it has its final name: making it, reopening it, and writing its header anew.
+
+The header is there before the first row and changes later: a further attempt goes on in another environment,
+or the run ends early and fewer rows are there than were planned.
+A crash in the middle of that must cost no row, so a copy of the new header is made safe beside the file
+first; whoever reads a file whose header is torn takes the copy (see `read_layout`). Where the new header does
+not fit into the space of the old one, the rows are copied into a file with more space, which then takes the
+other's place.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flannel_pl.errors import RunError
+from flannel_pl.publish import sync
+from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata
+from flannel_pl.recording.formats.safetensors.layout import (
+    SPARE_HEADER_BYTES,
+    FileLayout,
+    TensorSpec,
+    plan_layout,
+    read_layout,
+)
+from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.writing.disk import (
+    copy_range,
+    create,
+    header_copy_of,
+    publish,
+    roomier_of,
+    write_at,
+    write_file,
+)
+from flannel_pl.recording.writing.space import give_back, preallocate
+
+Static = Mapping[str, "np.ndarray[Any, Any]"]
+"""Tensors besides the per-row ones, by name without prefix."""
+
+
+def shard_layout(schema: RecordingSchema, metadata: Mapping[str, Any], static: Static) -> FileLayout:
+    """Returns the layout of a new shard; equal arguments give an equal header."""
+    said = schema.metadata(metadata, static=static)
+    return plan_layout(_specs(schema, static), metadata=said, spare_bytes=SPARE_HEADER_BYTES)
+
+
+def create_shard(path: Path, layout: FileLayout, *, schema: RecordingSchema, static: Static) -> int:
+    """Makes the partial file with its full size, header and static tensors; returns its descriptor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = create(path)
+    try:
+        for leftover in (header_copy_of(path), roomier_of(path)):
+            leftover.unlink(missing_ok=True)
+        preallocate(fd, layout.total_bytes)
+        write_at(fd, layout.header, 0)
+        for name, array in static.items():
+            write_at(fd, array.tobytes(), layout.offsets[schema.key_prefix + name])
+    except OSError:
+        os.close(fd)
+        path.unlink()  # holds no row, and may have taken the last of the disk
+        raise
+    return fd
+
+
+def reopen_shard(
+    path: Path,
+    *,
+    schema: RecordingSchema,
+    metadata: Mapping[str, Any],
+    static: Static,
+    first_row: int,
+    environment: Mapping[str, Any] | None,
+) -> tuple[int, FileLayout]:
+    """Opens the partial file of an earlier attempt, and adds this one to what it says of itself.
+
+    Args:
+        path: The partial file.
+        schema: Rows and columns it must have.
+        metadata: What it must say, besides its attempts.
+        static: The static tensors it must have.
+        first_row: First row that is made now.
+        environment: In what; None adds no attempt.
+
+    Returns:
+        Its descriptor and its layout.
+
+    Raises:
+        OSError: If the disk fails.
+        RunError: If it was begun with something else, or its header is damaged.
+    """
+    fd = os.open(path, os.O_RDWR)
+    try:
+        there, specs = read_layout(path), _specs(schema, static)
+        wanted = json.loads(schema.metadata(metadata, static=static))
+        said = {key: value for key, value in there.flannel.items() if key not in ("ended", CHECKSUM_KEY)}
+        has_ended = "ended" in there.flannel
+        if has_ended:  # but was cut off before it had its name: whoever goes on decides that anew
+            said["num_rows"] = schema.num_rows
+        own = {"attempts", "ended", CHECKSUM_KEY}
+        if any(wanted.get(key) != said.get(key) for key in (wanted.keys() | said.keys()) - own) or not (
+            is_shortened(there.tensors, specs) if has_ended else there.tensors == specs
+        ):
+            raise RunError(
+                f"{path} was begun with other settings or metadata. Repeat what it was begun with, or choose "
+                "another experiment.name."
+            )
+        if environment is not None and first_row < schema.num_rows:
+            said["attempts"] = with_attempt(said, first_row, environment)
+        layout = plan_layout(specs, metadata=dump_metadata(said), min_header_bytes=len(there.header))
+        if (len(layout.header), layout.total_bytes) != (len(there.header), there.total_bytes):
+            fd, layout = _made_anew(path, fd, there, said, specs)
+        elif os.pread(fd, len(layout.header), 0) != layout.header:
+            rewrite_header(path, fd, layout)
+        header_copy_of(path).unlink(missing_ok=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, layout
+
+
+def is_shortened(specs: Mapping[str, TensorSpec], planned: Mapping[str, TensorSpec]) -> bool:
+    """Tells whether tensors are those that were planned, with as many rows or fewer."""
+    return specs.keys() == planned.keys() and all(
+        spec.dtype == planned[key].dtype
+        and spec.shape[1:] == planned[key].shape[1:]
+        and spec.num_bytes <= planned[key].num_bytes
+        for key, spec in specs.items()
+    )
+
+
+def rewrite_header(path: Path, fd: int, layout: FileLayout) -> None:
+    """Writes a header over that of an unfinished file, which is as long; a crash at any moment costs nothing.
+
+    Args:
+        path: The file.
+        fd: Its descriptor.
+        layout: Its new layout.
+
+    Raises:
+        OSError: If the disk fails.
+        RunError: Likewise.
+    """
+    write_file(header_copy_of(path), layout.header)
+    write_at(fd, layout.header, 0)
+    sync(fd)
+    header_copy_of(path).unlink()
+
+
+def end_early(
+    path: Path, fd: int, there: FileLayout, *, schema: RecordingSchema, ended: EarlyEnd
+) -> tuple[int, FileLayout]:
+    """Makes an unfinished file say that it has fewer rows than were planned, and why; gives the space back.
+
+    Args:
+        path: The file.
+        fd: Its descriptor; what was written to it is synced.
+        there: Its layout.
+        schema: The rows and columns that it has by now.
+        ended: Why there are no more.
+
+    Returns:
+        Its descriptor and its layout, which may be new ones. The header is synced.
+
+    Raises:
+        OSError: If the disk fails.
+        RunError: Likewise.
+    """
+    said = {key: value for key, value in there.flannel.items() if key != CHECKSUM_KEY}
+    said |= {"num_rows": schema.num_rows, "ended": ended.said}
+    if "attempts" in said:
+        said["attempts"] = [one for one in said["attempts"] if one["first_row"] < schema.num_rows]
+    tensors = there.tensors | schema.specs()
+    layout = plan_layout(
+        tensors, metadata=dump_metadata(said), min_header_bytes=len(there.header), reserved=there.tensors
+    )
+    if len(layout.header) > len(there.header):
+        return _made_anew(path, fd, there, said, tensors)
+    rewrite_header(path, fd, layout)
+    for start, end in layout.unused:
+        give_back(fd, start, end - start)
+    return fd, layout
+
+
+def _made_anew(
+    path: Path, fd: int, there: FileLayout, said: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+) -> tuple[int, FileLayout]:
+    """Puts a file with other sizes in the place of an open one, which is closed; its header has more space.
+
+    Args:
+        path: The file.
+        fd: Its descriptor.
+        there: Its layout.
+        said: What its header is to say.
+        tensors: What is to be there of each tensor: all of its rows, or more, or only the first ones.
+
+    Returns:
+        Descriptor and layout of the new file.
+    """
+    layout = plan_layout(tensors, metadata=dump_metadata(said), spare_bytes=len(there.header))
+    new = create(roomier_of(path))
+    try:
+        preallocate(new, layout.total_bytes)
+        write_at(new, layout.header, 0)
+        for key, spec in layout.tensors.items():
+            copy_range(
+                fd,
+                new,
+                source_offset=there.offsets[key],
+                target_offset=layout.offsets[key],
+                num_bytes=min(spec.num_bytes, there.tensors[key].num_bytes),
+                advance=lambda num_bytes: None,
+            )
+        sync(new)
+        publish(roomier_of(path), path, fd=new)
+    except BaseException:
+        os.close(new)
+        roomier_of(path).unlink(missing_ok=True)
+        raise
+    os.close(fd)
+    return new, layout
+
+
+def _specs(schema: RecordingSchema, static: Static) -> dict[str, TensorSpec]:
+    return schema.specs({name: TensorSpec.of(array) for name, array in static.items()})

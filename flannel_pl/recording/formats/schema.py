@@ -1,0 +1,293 @@
+"""What a recording is: the one definition of a step, of every recorded tensor, and of the file's columns.
+
+Row k of a recording is the state after step t = k * every_n_steps; row 0 is the initial state, before any
+step. R is the number of rows, V the number of recorded tokens (all of the vocabulary by default), D the
+hidden size.
+
+| tensor | row shape | meaning in the row of step t >= 1 | hook it is taken in | row 0 |
+|---|---|---|---|---|
+| `embeddings` | (V, D) | token embedding after step t | `on_train_batch_end` | initial embedding |
+| `grads` | (V, D) | gradient at the weights of t-1, before clipping | `on_before_optimizer_step` | 0 |
+| `momentum` | (V, D) | Adam's exp_avg of the embedding after step t | `on_train_batch_end` | 0 |
+| `variance` | (V, D) | Adam's exp_avg_sq of the embedding after step t | `on_train_batch_end` | 0 |
+| `logits` | (V,) | first sequence, last position, at the weights of t-1 | `on_train_batch_end` | 0 |
+| `losses` | () | loss at the weights of t-1, rounded to its dtype | `on_train_batch_end` | NaN |
+
+Each is recorded in the type that it has in training, `losses` in bfloat16, unless another is asked for.
+
+Always there besides these: `recorded_steps` (int64: t), and three float32 columns, NaN in row 0: `losses_f32`
+(the exact loss, taken in `on_train_batch_end`), and from `on_before_optimizer_step` `learning_rates` (the
+rate step t uses for that parameter) and `grad_norms` (total norm over all parameters that the optimizer
+holds, before clipping). Where a step can be left out (a loss scaler does so when a gradient is not finite,
+and a module that overrides `optimizer_step` may), there is `skipped` (bool, false in row 0): whether the
+optimizer did not step. Such a row has the gradient as it was, weights and moments that did not change, and
+zeros for moments that no step has made yet. Loss and logits are those the forward pass of step t gave, so
+they belong to the weights of t-1 although the hook comes after the step.
+`checksums` has one xxh3-64 per row and column, over that row's bytes.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from flannel_pl.errors import UserError
+from flannel_pl.recording.formats.metadata import dump_metadata, short
+from flannel_pl.recording.formats.safetensors.layout import (
+    NUMPY_DTYPES,
+    SPARE_HEADER_BYTES,
+    TensorSpec,
+    plan_layout,
+)
+
+SCHEMA_VERSION = 1
+"""Raised by every change to the file format, see docs/format.md."""
+
+RECORDABLE = ("embeddings", "grads", "momentum", "variance", "logits", "losses")
+"""The tensors a user may ask for; the table above says what each is."""
+
+SCALAR_COLUMNS = {"losses_f32": "F32", "learning_rates": "F32", "grad_norms": "F32"}
+"""Per-row numbers that every recording has: name -> dtype code."""
+
+SKIPPED = "skipped"
+"""Per-row mark of a step that the optimizer did not take; only there if steps can be skipped."""
+
+RECORDED_TOKENS = "recorded_tokens"
+"""Static int64 tensor (V,) with the vocabulary ids of the recorded tokens; only there if they are a
+subset."""
+
+ALL_NAMES = ("recorded_steps", *RECORDABLE, *SCALAR_COLUMNS, SKIPPED, "checksums", RECORDED_TOKENS)
+"""Every tensor name a run may have."""
+
+CONFIG_SCALARS = {
+    "n_steps": "trainer.max_steps",
+    "init_scale": "model.init_scale",
+    "learning_rate": "model.learning_rate",
+    "weight_decay": "model.weight_decay",
+    "adam_beta1": "model.adam_beta1",
+    "adam_beta2": "model.adam_beta2",
+}
+"""Scalar of a gathered recording -> the config key it is taken from."""
+
+MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
+"""The tensors of a masks file, which a gathered recording carries along."""
+
+EXPERIMENT_TENSORS = ("n_runs", "base_seed", "n_live", "n_dead", *CONFIG_SCALARS, "seeds", *MASK_NAMES)
+"""What a gathered recording has besides its runs."""
+
+DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}
+"""Dtypes a recorded tensor may have, and their codes in the file."""
+
+_HELD = {"float32": ("bfloat16", "float16"), "float64": ("bfloat16", "float16", "float32")}
+"""Dtype -> those of which it has every number."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One per-row tensor of a recording: shape (R, *row_shape)."""
+
+    name: str
+    dtype: str
+    """Code in a safetensors header, e.g. BF16."""
+
+    row_shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return math.prod(self.row_shape) * NUMPY_DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class RecordingSchema:
+    """Every per-row tensor of one run's recording, in order; make one with `build`.
+
+    Example:
+        >>> schema = RecordingSchema.build(
+        ...     tensors=["embeddings", "losses"],
+        ...     dtypes={},
+        ...     num_tokens=100,
+        ...     hidden_dim=8,
+        ...     max_steps=10,
+        ...     every_n_steps=3,
+        ... )
+        >>> schema.num_rows, schema.names
+        (4, ('recorded_steps', 'embeddings', 'losses', 'losses_f32', 'learning_rates', 'grad_norms'))
+    """
+
+    num_rows: int
+    """R = 1 + max_steps // every_n_steps."""
+
+    columns: tuple[Column, ...]
+    """recorded_steps, the recorded tensors in the order of `RECORDABLE`, `SCALAR_COLUMNS`, then `SKIPPED`."""
+
+    every_n_steps: int
+    key_prefix: str = ""
+    """Goes before every key of the file: empty, or run_3_ for a shard that an index refers to."""
+
+    own_dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Recorded tensor -> the type that it has in training, as far as that is known."""
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        tensors: Sequence[str] | str,
+        dtypes: Mapping[str, str],
+        num_tokens: int,
+        hidden_dim: int,
+        max_steps: int,
+        every_n_steps: int,
+        own_dtypes: Mapping[str, str] | None = None,
+        skippable: bool = False,
+        key_prefix: str = "",
+    ) -> "RecordingSchema":
+        """Checks the user's wishes and lays out the columns.
+
+        Args:
+            tensors: Names from `RECORDABLE`, in any order; or one name.
+            dtypes: Tensor -> the type to record it in; its own for those not named.
+            num_tokens: V, recorded tokens.
+            hidden_dim: D, width of an embedding.
+            max_steps: Optimizer steps of the run.
+            every_n_steps: Steps from one row to the next.
+            own_dtypes: Tensor -> the type that it has in training; bfloat16 for those not named.
+            skippable: Whether a step may be left out.
+            key_prefix: Goes before every key of the file.
+
+        Raises:
+            UserError: Names everything that is wrong with the arguments, not only the first mistake.
+        """
+        tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
+        own = {name: dtype for name, dtype in (own_dtypes or {}).items() if name in tensors}
+        mistakes = [*_mistakes(tensors, dtypes, own)]
+        if max_steps < 1:
+            mistakes.append(f"trainer.max_steps is {max_steps}, expected at least 1")
+        if every_n_steps < 1:
+            mistakes.append(f"recorder.every_n_steps is {every_n_steps}, expected at least 1")
+        if num_tokens < 1 or hidden_dim < 1:
+            mistakes.append(
+                f"{num_tokens} tokens of width {hidden_dim} are to be recorded, expected at least 1 of each"
+            )
+        if mistakes:
+            raise UserError("; ".join(mistakes))
+        row_shapes = dict.fromkeys(RECORDABLE, (num_tokens, hidden_dim)) | {
+            "logits": (num_tokens,),
+            "losses": (),
+        }
+        columns = (
+            Column("recorded_steps", "I64", ()),
+            *(
+                Column(name, DTYPE_CODES[dtypes.get(name, own.get(name, "bfloat16"))], row_shapes[name])
+                for name in RECORDABLE
+                if name in tensors
+            ),
+            *(Column(name, dtype, ()) for name, dtype in SCALAR_COLUMNS.items()),
+            *([Column(SKIPPED, "BOOL", ())] if skippable else []),
+        )
+        return cls(1 + max_steps // every_n_steps, columns, every_n_steps, key_prefix, own)
+
+    @property
+    def narrowed(self) -> dict[str, tuple[str, str]]:
+        """Tensor -> its own type and the narrower one that it is recorded in."""
+        stored = {column.name: str(NUMPY_DTYPES[column.dtype]) for column in self.columns}
+        own = self.own_dtypes
+        return {name: (own[name], stored[name]) for name in own if not holds(stored[name], own[name])}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in the order of the row's checksums."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def checksum_column(self) -> Column:
+        """`checksums`: for every row one xxh3-64 per column."""
+        return Column("checksums", "U64", (len(self.columns),))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one row adds to the file, checksums included."""
+        return sum(column.row_bytes for column in (*self.columns, self.checksum_column))
+
+    def specs(self, static: Mapping[str, TensorSpec] | None = None) -> dict[str, TensorSpec]:
+        """Returns key -> dtype and shape of every tensor in the shard.
+
+        Args:
+            static: Tensors besides the per-row ones, e.g. `recorded_tokens`, by name.
+        """
+        columns = (*self.columns, self.checksum_column)
+        specs = {
+            column.name: TensorSpec(column.dtype, (self.num_rows, *column.row_shape)) for column in columns
+        }
+        return {self.key_prefix + name: spec for name, spec in (specs | dict(static or {})).items()}
+
+    def file_bytes(self, *, metadata: str = "", num_recorded_tokens: int | None = None) -> int:
+        """Returns the size of the shard, header included.
+
+        Args:
+            metadata: The metadata string; without it the result is short by the whole pages that it fills.
+            num_recorded_tokens: Size of the token subset, if only a subset is recorded.
+        """
+        subset = (
+            {}
+            if num_recorded_tokens is None
+            else {RECORDED_TOKENS: TensorSpec("I64", (num_recorded_tokens,))}
+        )
+        layout = plan_layout(self.specs(subset), metadata=metadata, spare_bytes=SPARE_HEADER_BYTES)
+        return layout.total_bytes
+
+    def metadata(self, run: Mapping[str, Any], *, static: "Mapping[str, np.ndarray[Any, Any]]") -> str:
+        """Returns the metadata string of a shard.
+
+        Args:
+            run: What the caller knows: `run`, `seed`, `swept`, `config`, `provenance`, `attempts`.
+            static: The static tensors, whose checksums are part of the metadata.
+        """
+        return dump_metadata(
+            {
+                **run,
+                "schema": SCHEMA_VERSION,
+                "num_rows": self.num_rows,
+                "every_n_steps": self.every_n_steps,
+                "checksum_columns": list(self.names),
+                **({"own_dtypes": dict(self.own_dtypes)} if self.own_dtypes else {}),
+                "static_checksums": {name: static_checksum(array) for name, array in static.items()},
+            }
+        )
+
+
+def holds(stored: str, own: str) -> bool:
+    """Tells whether a type, a key of `DTYPE_CODES`, has every number of another.
+
+    Example:
+        >>> holds("float32", "float16"), holds("float16", "bfloat16")
+        (True, False)
+    """
+    return stored == own or own in _HELD.get(stored, ())
+
+
+def static_checksum(array: "np.ndarray[Any, Any]") -> str:
+    """Returns the xxh3-64 of an array's bytes as 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(array.tobytes())
+
+
+def _mistakes(tensors: Sequence[str], dtypes: Mapping[str, str], own: Mapping[str, str]) -> Iterable[str]:
+    for name in dict.fromkeys(tensors):
+        if name not in RECORDABLE:
+            nearest = difflib.get_close_matches(name, RECORDABLE, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            yield f"recorder.tensors has {name!r}, expected some of {', '.join(RECORDABLE)}{hint}"
+        if list(tensors).count(name) > 1:
+            yield f"recorder.tensors names {name} {list(tensors).count(name)} times, expected once"
+    for name, dtype in dtypes.items():
+        if name not in tensors:
+            yield f"recorder.dtypes has {name!r}, which is not in recorder.tensors ({', '.join(tensors)})"
+        if dtype not in DTYPE_CODES:
+            yield f"recorder.dtypes has {dtype!r} for {name}, expected one of {', '.join(DTYPE_CODES)}"
+    for name, dtype in own.items():
+        if dtype not in DTYPE_CODES:
+            yield f"{name} is {short(dtype)} in training, expected one of {', '.join(DTYPE_CODES)}"

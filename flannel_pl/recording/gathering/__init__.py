@@ -1,0 +1,1 @@
+"""Finished runs become one recording."""

@@ -1,0 +1,477 @@
+"""Gathers runs into one file as they finish, while others still train.
+
+The file grows under a `.partial` name. Its layout is planned when the first run is there: all runs have the
+same tensors as a rule, and for the header, which needs what every run says of itself, room is left. A run
+that is copied, synced and checked against its checksums goes into the notes (`gather_notes.py`); from then on
+its own recording may be deleted. A crash at any moment loses nothing: what the notes do not name is copied
+again, and the final name is given only to the complete file.
+"""
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flannel_pl.errors import RunError, Unreachable, UserError
+from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.publish import sync_folder
+from flannel_pl.recording.checking.checks import parts_of, problems
+from flannel_pl.recording.checking.findings import header_damage, part_damage
+from flannel_pl.recording.checking.presence import was_finished
+from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
+from flannel_pl.recording.formats.safetensors.shard import is_shortened
+from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.gathering.contents import (
+    Extras,
+    Shard,
+    copy_contradictions,
+    experiment_tensors,
+    is_complete,
+    read_shard,
+    run_metadata,
+)
+from flannel_pl.recording.gathering.growing_file import (
+    Advance,
+    OwnFile,
+    complete,
+    copy_damage,
+    copy_tensors,
+    make_growing_file,
+    synced,
+)
+from flannel_pl.recording.gathering.notes import (
+    GatherNotes,
+    final_layout,
+    plan_notes,
+    refuse_loss,
+    specs_of,
+)
+from flannel_pl.recording.writing.disk import explained, partial_of, readable_bytes
+from flannel_pl.recording.writing.held import check_held
+from flannel_pl.recording.writing.space import free_bytes
+from flannel_pl.small_files import read_small
+
+
+def gathered_runs(folder: str | Path) -> frozenset[int]:
+    """Returns the runs that are safe in the gathered file, finished or growing: they need no shard any more.
+
+    Changes nothing and reads no row. Another process may gather meanwhile: a run that it has made safe is
+    never missing.
+
+    Args:
+        folder: The experiment's folder.
+
+    Raises:
+        UserError: If it is no experiment's folder.
+        RunError: If its record is damaged, or the notes are and runs may be lost by that.
+    """
+    paths = ExperimentPaths.find(Path(folder).absolute())
+    record = read_record(paths)
+    notes, damage = None, None
+    # The growing file first: once it is the finished one, it is found there.
+    try:
+        notes = GatherNotes.read(paths.growing_notes) if is_there(paths.growing) else None
+    except Unreachable:
+        raise
+    except RunError as error:
+        damage = error
+    if is_complete(paths, record):
+        return frozenset(record.indices)
+    if damage is not None:
+        refuse_loss(damage, paths, record, record.indices)
+    if notes is None:
+        _refuse_lost_notes(paths, record)
+    return frozenset(() if notes is None else notes.runs)
+
+
+def gathered_early_ends(paths: ExperimentPaths) -> dict[int, EarlyEnd]:
+    """Returns how those gathered runs ended that ended early, by their number.
+
+    Args:
+        paths: The experiment's files. What is damaged there tells nothing.
+    """
+    told: dict[int, Mapping[str, Any]] = {}
+    with contextlib.suppress(RunError):
+        notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
+        told |= {} if notes is None else notes.runs
+    with contextlib.suppress(RunError):
+        told |= {run["index"]: run for run in read_layout(paths.gathered).flannel.get("runs", [])}
+    return {index: ended for index, one in told.items() if (ended := EarlyEnd.of(one)) is not None}
+
+
+def _refuse_lost_notes(paths: ExperimentPaths, record: ExperimentRecord) -> None:
+    """Raises if a growing file without notes may have the only copy of a run that was finished once."""
+    if is_there(paths.growing) and not is_there(paths.growing_notes):
+        suspects = [index for index in record.indices if was_finished(paths, index)]
+        refuse_loss(RunError(f"{paths.growing_notes} is not there"), paths, record, suspects)
+
+
+class Gatherer:
+    """Copies finished runs into an experiment's gathered file, one by one, in any order.
+
+    Only one process at a time may gather an experiment. With `experiment.keep_shards` false a run's own
+    recording is deleted as soon as it is safe in the gathered file, so that at most one run takes its place
+    twice. After a crash, or an exception, a new Gatherer goes on where the last one was.
+
+    Args:
+        folder: The experiment's folder, with `experiment.json` and the masks.
+        record: The experiment's record, if it is at hand.
+
+    Raises:
+        UserError: If it is no experiment's folder.
+        RunError: If what an earlier Gatherer left is damaged.
+
+    Example:
+        >>> gatherer = Gatherer("runs/flannel3")        # doctest: +SKIP
+        >>> for index in finished_runs:                 # doctest: +SKIP
+        ...     gatherer.add(index)
+        >>> gatherer.finish()                           # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path, record: ExperimentRecord | None = None) -> None:
+        self.paths = ExperimentPaths.find(Path(folder).absolute())
+        self.record = read_record(self.paths) if record is None else record
+        self.keep_shards = self.record.keeps_shards
+        self._indices = self.record.indices
+        self._checked: set[int] = set()  # runs that this object has found right in the growing file
+        self._apart: dict[int, Shard] = {}  # runs that do not fit the plan and wait for `finish`
+        self._planned: FileLayout | None = None
+        self._own: OwnFile | None = None  # the growing file that the notes are about
+        self._noted = b""  # the notes as they were last seen on the disk
+        self._notes = self._take_over()
+
+    @property
+    def gathered(self) -> frozenset[int]:
+        """Runs that are safe in the gathered file, finished or growing."""
+        if self._notes is not None:
+            return frozenset(self._notes.runs)
+        return frozenset(self._indices if self.is_finished else ())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the gathered file is there with every run, and nothing is under way to replace it."""
+        return self._notes is None and is_complete(self.paths, self.record)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Runs that are finished but not in the gathered file yet."""
+        gathered = self.gathered
+        return [index for index in self._indices if index not in gathered and self._has_shard(index)]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the growing file; 0 before the first run was added."""
+        return 0 if self._notes is None else self._layout(self._notes).total_bytes
+
+    def check_missing(self) -> None:
+        """Refuses to go on without a run.
+
+        Raises:
+            RunError: Names the runs that are neither finished nor gathered.
+        """
+        gathered = self.gathered
+        missing = [i for i in self._indices if i not in gathered and not self._has_shard(i)]
+        if missing:
+            raise RunError(
+                f"{self.paths.folder} has no finished recording of run {', '.join(map(str, missing))} "
+                f"({len(missing)} of {len(self._indices)} runs). "
+                "Run flannel-pl fit again to finish them, then gather."
+            )
+
+    def check_space(self) -> None:
+        """Refuses a disk that cannot hold the finished runs a second time; only the largest, if shards go.
+
+        Raises:
+            UserError: Says what is needed and what is there.
+        """
+        copied = {} if self._notes is None else self._notes.runs
+        waiting = [i for i in self._indices if i not in copied and self._has_shard(i)]
+        sizes = [read_layout(self.paths.run(i).recording).used_bytes for i in waiting]
+        self._refuse_small_disk(sum(sizes) if self.keep_shards else max(sizes, default=0))
+
+    def add(self, run_index: int, *, advance: Advance | None = None) -> None:
+        """Copies a finished run, makes the copy durable and checks it; then drops its shard, if configured.
+
+        Args:
+            run_index: Number of the run. The copy of one that is gathered already is checked once more.
+            advance: Called with the size of each piece that is copied, and with 0 while the copy is checked.
+                What it raises ends the copying; nothing is lost by that.
+
+        Raises:
+            UserError: If the disk is too small.
+            RunError: If the run is not finished, is damaged or belongs to another experiment, the masks are
+                missing, or the disk fails; if its copy is damaged and its shard is gone, it has to be
+                recorded again.
+        """
+        if self.is_finished and not self._has_shard(run_index):
+            return
+        advance = advance or (lambda num_bytes: None)
+        if self._is_right(run_index, advance):
+            assert self._notes is not None
+            advance(sum(spec.num_bytes for spec in self._notes.taken(run_index).values()))
+        else:
+            self._copy(run_index, advance)
+        if run_index not in self._apart:
+            self._check_own()
+            self._drop_shard(run_index)
+
+    def finish(self, *, advance: Advance | None = None) -> Path:
+        """Writes the header and gives the file its name; does nothing if that is done.
+
+        Args:
+            advance: Called with the size of each piece that is written.
+
+        Returns:
+            The gathered file.
+
+        Raises:
+            UserError: If the disk is too small.
+            RunError: If runs or the masks are missing or damaged, or the disk fails.
+        """
+        if self.is_finished:
+            self._drop_what_is_in_the_finished_file()
+            return self.paths.gathered
+        advance = advance or (lambda num_bytes: None)
+        self.check_missing()
+        for index in self._indices:
+            if index not in self._checked and index not in self._apart:
+                self.add(index, advance=advance)
+        assert self._notes is not None
+        layout = final_layout(self._notes, self.record, self._extras, apart=self._apart)
+        own = self._check_own()
+        if layout.offsets != self._layout(self._notes).offsets:
+            own = self._rearrange(self._notes, layout, advance)
+            self._check_own()
+        complete(own, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
+        for index in self._apart:
+            self._drop_shard(index)
+        self._remove_leftovers()
+        return self.paths.gathered
+
+    def abandon(self) -> None:
+        """Deletes this object's growing file, unless it has the only copy of a run."""
+        if self._notes is not None and all(self._has_shard(index) for index in self._notes.runs):
+            self._remove_leftovers()
+
+    def _take_over(self) -> GatherNotes | None:
+        """Returns an earlier Gatherer's notes to go on with; None to begin anew, or if all is finished."""
+        notes = self._read_notes()
+        if notes is not None and is_complete(self.paths, self.record):
+            # The last act was cut off, or a finished file is being replaced. Either way the finished file
+            # counts, if it is right where nothing else is left.
+            lost = [index for index in notes.runs if not self._has_shard(index)]
+            if not any(self._damage_in_finished_file(index) for index in lost):
+                notes = None
+        if notes is None:
+            self._remove_leftovers()
+        return notes
+
+    def _read_notes(self) -> GatherNotes | None:
+        """Returns the notes that belong to the growing file; None if there are none to go by."""
+        if not is_there(self.paths.growing):
+            return None
+        own = OwnFile(self.paths.growing)
+        try:
+            notes = GatherNotes.read(self.paths.growing_notes)
+        except Unreachable:
+            raise
+        except RunError as damage:
+            refuse_loss(damage, self.paths, self.record, self._indices)
+            return None
+        if notes is None:
+            _refuse_lost_notes(self.paths, self.record)
+            return None
+        for index, metadata in notes.runs.items():
+            if index not in self._indices or [*copy_contradictions(metadata, self.record, index)]:
+                raise RunError(
+                    f"{self.paths.growing} has a run {index} that is not this experiment's. Either it or "
+                    f"{self.paths.record.name} was brought from elsewhere: bring back the one that belongs "
+                    "here."
+                )
+        size = self.paths.growing.stat().st_size
+        if len(notes.specs) == len(self._indices) and size == self._layout(notes).total_bytes:
+            self._own, self._noted = own, read_small(self.paths.growing_notes)
+            self._check_own()
+            return notes
+        name = self.paths.growing_notes.name
+        error = RunError(f"{self.paths.growing} has not the size that {name} asks for")
+        refuse_loss(error, self.paths, self.record, list(notes.runs))
+        return None
+
+    @functools.cached_property
+    def _extras(self) -> Extras:
+        """The tensors that belong to no run. Read when they are needed: a finished file needs no masks."""
+        return experiment_tensors(self.paths, self.record)
+
+    def _layout(self, notes: GatherNotes) -> FileLayout:
+        """Returns the layout of the growing file, which never changes."""
+        if self._planned is None:
+            self._planned = notes.layout(self._extras)
+        return self._planned
+
+    def _has_shard(self, index: int) -> bool:
+        return is_there(self.paths.run(index).recording)
+
+    def _is_right(self, index: int, advance: Advance) -> bool:
+        """Tells whether a run's copy is there and right; forgets it if it is not."""
+        if self._notes is None or index not in self._notes.runs:
+            return False
+        if index in self._checked:
+            return True
+        layout = self._layout(self._notes)
+        damage = self._copy_damage(layout, index, self._notes.runs[index], advance)
+        if not damage:
+            self._checked.add(index)
+            return True
+        self._check_own()
+        del self._notes.runs[index]
+        self._note(self._notes)
+        if not self._has_shard(index):
+            raise RunError(
+                f"{self.paths.growing} is damaged where run {index} is ({damage[0]}), and there is no other "
+                f"copy. Run flannel-pl fit again: it records run {index} again."
+            )
+        return False
+
+    def _copy_damage(
+        self, layout: FileLayout, index: int, metadata: Mapping[str, Any], advance: Advance
+    ) -> list[str]:
+        """Checks a copy in the growing file; `advance` may end that, and counts nothing twice."""
+        return copy_damage(self.paths.growing, layout, index, metadata, advance=lambda num_bytes: advance(0))
+
+    def _damage_in_finished_file(self, index: int) -> list[str]:
+        with TensorFile(self.paths.gathered) as file:
+            part = next(part for part in parts_of(file.layout) if part.run == index)
+            return [*problems(file.layout, part)] or part_damage(file, part)
+
+    def _copy(self, index: int, advance: Advance) -> None:
+        """Copies a shard into the growing file and notes that it is safe there; or sets it apart."""
+        shard = read_shard(self.paths, self.record, index)
+        if damage := header_damage(shard.path, shard.layout):
+            raise RunError(
+                f"{shard.path} is damaged: {damage[0]}. Delete it and run flannel-pl fit again: it records "
+                f"run {index} again."
+            )
+        notes = self._notes = self._notes or self._begin()
+        if not is_shortened(specs_of(shard), notes.specs[index]):
+            self._apart[index] = shard
+            return
+        layout = self._layout(notes)
+        self._refuse_small_disk(shard.layout.used_bytes)
+        self._check_own()
+        copy_tensors(shard.path, shard.layout, self.paths.growing, layout, keys=shard.keys, advance=advance)
+        with synced(self.paths.growing):
+            damage = self._copy_damage(layout, index, shard.layout.flannel, advance)
+        if damage:
+            raise _bad_copy(index, damage, shard.path)
+        notes.runs[index] = run_metadata(shard)
+        self._note(notes)
+        self._checked.add(index)
+
+    def _begin(self) -> GatherNotes:
+        """Plans the file by the runs that are finished, and makes it."""
+        shards = [read_shard(self.paths, self.record, i) for i in self._indices if self._has_shard(i)]
+        notes = plan_notes(self.record, self._extras, shards)
+        if self.paths.growing.exists():  # which was not there before, or was another's and was taken over
+            raise RunError(
+                f"{self.paths.growing} was made by another process, which is gathering too. See to it that "
+                "only one does, then gather again."
+            )
+        try:
+            make_growing_file(self.paths.growing, self._layout(notes))
+            self._own = OwnFile(self.paths.growing)
+            notes.write(self.paths.growing_notes)
+            self._noted = read_small(self.paths.growing_notes)
+        except BaseException:
+            self._remove_leftovers()
+            raise
+        return notes
+
+    def _note(self, notes: GatherNotes) -> None:
+        """Replaces the notes on the disk, if they and the growing file are still this object's own."""
+        self._check_own()
+        notes.write(self.paths.growing_notes)
+        self._noted = read_small(self.paths.growing_notes)
+
+    def _check_own(self) -> OwnFile:
+        """Refuses to go on once another process has gathered into the same file, or has replaced it.
+
+        Raises:
+            RunError: If one has, although its lock should have kept it from that.
+        """
+        assert self._own is not None
+        self._own.check()
+        try:
+            is_own = read_small(self.paths.growing_notes) == self._noted
+        except OSError:
+            is_own = False
+        if not is_own:
+            raise RunError(
+                f"{self.paths.growing_notes} was changed by another process, which is gathering too. See to "
+                "it that only one does, then gather again."
+            )
+        return self._own
+
+    def _rearrange(self, notes: GatherNotes, layout: FileLayout, advance: Advance) -> OwnFile:
+        """Makes the file anew with another layout, from the growing one and the runs set apart."""
+        self._refuse_small_disk(layout.total_bytes)
+        make_growing_file(self.paths.growing_moved, layout)
+        own = OwnFile(self.paths.growing_moved)
+        planned = notes.layout(self._extras, taken=True)
+        for index, metadata in enumerate(layout.flannel["runs"]):
+            if shard := self._apart.get(index):
+                source, source_layout, keys = shard.path, shard.layout, shard.keys
+            else:
+                source, source_layout = self.paths.growing, planned
+                keys = {key: key for key in (f"run_{index}_{name}" for name in notes.specs[index])}
+            copy_tensors(source, source_layout, self.paths.growing_moved, layout, keys=keys, advance=advance)
+            with synced(self.paths.growing_moved):
+                damage = copy_damage(self.paths.growing_moved, layout, index, metadata)
+            if damage:
+                raise _bad_copy(index, damage, source)
+        return own
+
+    def _refuse_small_disk(self, need_bytes: int) -> None:
+        have_bytes = free_bytes(self.paths.folder)
+        if have_bytes is not None and need_bytes > have_bytes:
+            raise UserError(
+                f"Cannot gather into {self.paths.gathered}: need {readable_bytes(need_bytes)}, "
+                f"have {readable_bytes(have_bytes)} free. Free some space, move the experiment to another "
+                "disk, or train with experiment.gather index, which copies nothing."
+            )
+
+    def _drop_shard(self, index: int) -> None:
+        path = self.paths.run(index).recording
+        if not self.keep_shards and path.exists():
+            check_held(path)
+            with explained(path, need_bytes=0):
+                path.unlink()
+                sync_folder(path.parent)
+
+    def _drop_what_is_in_the_finished_file(self) -> None:
+        """Drops shards that a crash at the very end left."""
+        for index in [] if self.keep_shards else self._indices:
+            if self._has_shard(index) and not self._damage_in_finished_file(index):
+                self._drop_shard(index)
+
+    def _remove_leftovers(self) -> None:
+        check_held(self.paths.growing)
+        own, self._own, self._notes, self._planned = self._own, None, None, None
+        if own is not None and self.paths.growing.exists() and not own.is_there:
+            return  # it is another's, and so are the notes
+        # The notes last: without them nobody would know what the growing file holds.
+        notes = self.paths.growing_notes
+        for path in (self.paths.growing_moved, self.paths.growing, partial_of(notes), notes):
+            with explained(path, need_bytes=0):
+                path.unlink(missing_ok=True)
+
+
+def _bad_copy(index: int, damage: list[str], source: Path) -> RunError:
+    return RunError(
+        f"the copy of run {index} is wrong: {damage[0]}. If flannel-pl verify finds the same in {source}, "
+        "delete that and run flannel-pl fit again; if not, check the disk and gather again."
+    )
