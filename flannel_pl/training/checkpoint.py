@@ -176,7 +176,8 @@ def _refuse_other_checkpoint(path: Path, data: bytes, step: int, partial: Path, 
         wrong += other_config(metadata, whose.config, swept=whose.run.swept)
     # Where Lightning averages weights, it puts the average in the place of those that are trained.
     weights = content.get("current_model_state") or content.get("state_dict", {})
-    weight = weights.get(whose.config["recorder"]["parameter"])
+    # At the end of a training that ended early it has done so for good, and nothing is trained any more.
+    weight = None if "ended" in told else weights.get(whose.config["recorder"]["parameter"])
     if not wrong and weight is not None and not is_row(weight, step, partial):
         wrong = [f"its weights are not those that {partial.name} has of step {step}"]
     _refuse(path, whose, wrong)

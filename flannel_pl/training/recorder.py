@@ -330,7 +330,8 @@ class StepRecorder(Callback):
                 f"training goes on after step {step}, but {partial} has whole rows only up to step "
                 f"{(num_good - 1) * self.every_n_steps}; go on from an earlier checkpoint"
             )
-        if not is_row(self._weight_VD.detach().cpu(), step, partial):
+        # At the end of a training Lightning may have put averages in the place of its weights.
+        if not self._ended and not is_row(self._weight_VD.detach().cpu(), step, partial):
             raise UserError(
                 f"training goes on after step {step} with another {self.parameter} than {partial} has of "
                 "that step; go on from a checkpoint of the same training"

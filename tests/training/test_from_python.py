@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import StepRecorder
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.recording.checking.verify import verify
+from flannel_pl.training.checkpoint import RunIdentity, _refuse_other_checkpoint
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
 STEPS = 6
@@ -146,8 +149,6 @@ def test_a_parameter_that_has_no_shape_yet(tmp_path: Path) -> None:
 
 
 def test_lightnings_own_averages_are_no_other_runs_weights(tmp_path: Path) -> None:
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-
     recorder = recorder_in(tmp_path / "a")
     with pytest.raises(ArithmeticError):
         fit(recorder, steps=STEPS, callbacks=(EMAWeightAveraging(), Trips(5)))
@@ -155,6 +156,30 @@ def test_lightnings_own_averages_are_no_other_runs_weights(tmp_path: Path) -> No
     fit(recorder, steps=STEPS, callbacks=(EMAWeightAveraging(),), ckpt_path=checkpoint)
     with flannel_pl.open_recording(tmp_path / "a") as recording:
         assert np.isfinite(recording.run(0).embeddings[:]).all()
+
+
+@pytest.mark.parametrize("in_experiment", [False, True])
+def test_averages_that_a_training_ends_with_are_no_other_runs_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_experiment: bool
+) -> None:
+    def trip(*_: Any) -> None:
+        raise ArithmeticError("trip")
+
+    early: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 2}
+    config = {"recorder": {"parameter": "table.weight"}}
+    whose = RunIdentity(Run(0, 1, {}), config, {})
+    monkeypatch.setattr("flannel_pl.recording.writing.writer.RecordingWriter.finish", trip)
+    with pytest.raises(ArithmeticError):
+        fit(recorder_in(tmp_path), steps=STEPS, callbacks=(EMAWeightAveraging(),), **early)
+    monkeypatch.undo()
+    ((step, _, checkpoint),) = RunPaths(tmp_path).checkpoints()
+    assert step == 4
+    if in_experiment:  # as a launch looks for what to go on from
+        _refuse_other_checkpoint(checkpoint, checkpoint.read_bytes(), step, RunPaths(tmp_path).partial, whose)
+        return
+    callbacks = (EMAWeightAveraging(),)
+    fit(recorder_in(tmp_path), steps=STEPS, callbacks=callbacks, ckpt_path=checkpoint, **early)
+    assert verify(tmp_path).ok
 
 
 def test_a_checkpoint_of_an_earlier_version_says_that_training_has_ended(tmp_path: Path) -> None:
