@@ -4,6 +4,7 @@ Whatever it is, inside it becomes one table: `run_{i}_{name}` and the experiment
 has them.
 """
 
+import copy
 import json
 import os
 import re
@@ -118,6 +119,10 @@ class RunRecording:
         if name.startswith("_"):  # asked for by copy and pickle before there is anything to look in
             raise AttributeError(name)
         return self.tensor(name)
+
+    def __copy__(self) -> "RunRecording":
+        """Returns a copy with files of its own, like every other copy."""
+        return copy.deepcopy(self)
 
     def __repr__(self) -> str:
         """Names run, seed and tensors."""
@@ -235,6 +240,10 @@ class Recording:
     ) -> None:
         """Closes the recording."""
         self.close()
+
+    def __copy__(self) -> "Recording":
+        """Returns a copy with files of its own, like every other copy: closing one leaves the other open."""
+        return copy.deepcopy(self)
 
     def _open_run(self, index: int, tensors: dict[str, LazyTensor]) -> RunRecording:
         entries = {entry["index"]: entry for entry in self.metadata.get("runs", [])}

@@ -382,7 +382,7 @@ path = gather(Path(sys.argv[1]))
 with open_recording(path) as recording:
     row = recording.run(1).embeddings[100]
     column = recording.run(1).grads[:, [3, 5]]
-    for start, chunk in recording.run(0).variance.chunks():
+    for start, chunk in recording.run(0).variance.stream():
         pass
 peak_kib = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]
 assert (row.shape, column.shape) == ((10_000, 64), (210, 2, 64))

@@ -185,13 +185,13 @@ def test_torch_tensors(plain: Path) -> None:
         assert recording.run(0).embeddings[2].abs().sum() > 0
 
 
-def test_chunks_stream_the_whole_tensor(plain: Path) -> None:
+def test_stream_reads_the_whole_tensor(plain: Path) -> None:
     with open_recording(plain) as recording:
         embeddings = recording.run(0).embeddings
-        chunks = list(embeddings.chunks(max_bytes=3 * embeddings.row_bytes + 1))
+        chunks = list(embeddings.stream(max_bytes=3 * embeddings.row_bytes + 1))
         assert [start for start, _ in chunks] == [0, 3, 6, 9, 12, 15, 18]
         assert b"".join(chunk.tobytes() for _, chunk in chunks) == CONTENT.tobytes()
-        assert len(list(embeddings.chunks(max_bytes=1))) == 20
+        assert len(list(embeddings.stream(max_bytes=1))) == 20
         assert np.asarray(embeddings).tobytes() == CONTENT.tobytes()
 
 

@@ -4,6 +4,7 @@ Bytes are read with pread, not through a memory map: streaming 1 GB through the 
 1.1 GB resident, this leaves the size of one block, and a file cut short is an error, not a SIGBUS.
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -190,18 +191,23 @@ class LazyTensor:
             )
         return self._read_rows(0, len(self)).astype(dtype or self._dtype, copy=False)
 
-    def chunks(self, *, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Any]]:
+    # Not `chunks`, which dask, xarray and others take for the shape of the pieces something is stored in.
+    def stream(self, *, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Any]]:
         """Streams the tensor from its first row to its last.
 
         Args:
-            max_bytes: Most bytes of one chunk; a chunk has at least one row.
+            max_bytes: Most bytes of one stretch; it has at least one row.
 
         Yields:
-            Number of the chunk's first row, and its rows.
+            Number of the stretch's first row, and its rows.
         """
         num_rows = max(1, max_bytes // max(1, self.row_bytes))
         for start in range(0, len(self), num_rows):
             yield start, self._deliver(self._read_rows(start, min(start + num_rows, len(self))))
+
+    def __copy__(self) -> "LazyTensor":
+        """Returns a copy with a file of its own, like every other copy."""
+        return copy.deepcopy(self)
 
     def _read_rows(self, start: int, stop: int) -> Array:
         rows = np.empty((stop - start, *self.shape[1:]), self._dtype)
