@@ -47,8 +47,7 @@ class RecordedParameter:
     def __init__(self, module: LightningModule, name: str) -> None:
         self.name = name
         self.tensor = _find(module, name)
-        owner, _, self._leaf = name.rpartition(".")
-        self._owner = module.get_submodule(owner)
+        self._module = module
         self._seen: Tensor | None = None
         self._seen_at = (0, 0)
 
@@ -58,10 +57,16 @@ class RecordedParameter:
         Raises:
             UserError: If the module has another parameter by that name now.
         """
-        if self._owner._parameters.get(self._leaf) is not self.tensor:
+        try:
+            # From the root: any module on the way may be another one by now.
+            is_there = self._module.get_parameter(self.name) is self.tensor
+        except AttributeError:
+            is_there = False
+        if not is_there:
             raise UserError(
-                f"{self.name} is another object than when training started: something has replaced the "
-                "parameter. Change its values in place (parameter.copy_ within torch.no_grad()) to record it"
+                f"{self.name} is another object than when training started: something has replaced it, or a "
+                "module that it is in. Change its values in place (parameter.copy_ within torch.no_grad()) to "
+                "record it"
             )
 
     def take(self) -> None:

@@ -448,6 +448,8 @@ class StepRecorder(Callback):
             # A module may leave the step out before it comes to `on_before_optimizer_step`.
             rate = self._watch.rate_of_batch
             row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
+            assert self._recorded is not None
+            self._recorded.refuse_replaced()
             if self._watch.rate_of_step is not None:
                 self._fill(row, "learning_rates", self._watch.rate_of_step)
             with self._options_named():

@@ -131,15 +131,40 @@ def test_an_embedding_that_renormalises_itself_is_refused(tmp_path: Path) -> Non
         fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
 
 
-def test_a_parameter_that_is_replaced_is_refused(tmp_path: Path) -> None:
-    class Replaces(Callback):
-        @override
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 2:
-                pl_module.table.weight = nn.Parameter(pl_module.table.weight.detach().clone())
+def replace_parameter(module: Any) -> None:
+    module.table.weight = nn.Parameter(module.table.weight.detach().clone())
 
+
+def replace_module(module: Any) -> None:
+    module.table = nn.Embedding(12, 3)
+
+
+def remove_module(module: Any) -> None:
+    del module.table
+
+
+REPLACED = [
+    (replace, hook)
+    for replace in (replace_parameter, replace_module, remove_module)
+    for hook in ("on_train_batch_start", "on_train_batch_end", "on_after_backward")
+    if (replace, hook) != (remove_module, "on_train_batch_start")  # the module itself ends training then
+]
+
+
+@pytest.mark.parametrize(("replace", "hook"), REPLACED)
+@pytest.mark.parametrize("tensors", [("grads",), ("embeddings", "losses")])
+@pytest.mark.parametrize("step", [1, 4])  # in between, and in the last one
+def test_a_parameter_that_is_replaced_is_refused(
+    tmp_path: Path, replace: Callable[[Any], None], hook: str, tensors: Any, step: int
+) -> None:
+    def replace_then(module: Any) -> None:
+        if module.trainer.global_step == (step if hook == "on_train_batch_end" else step - 1):
+            replace(module)
+
+    recorder = StepRecorder(tmp_path, "table.weight", tensors=tensors)
     with pytest.raises(UserError, match=r"table\.weight is another object than when training started"):
-        fit(StepRecorder(tmp_path, "table.weight"), steps=5, callbacks=(Replaces(),))
+        fit(recorder, steps=4, callbacks=(in_hook(hook, replace_then),))
+    assert not (tmp_path / "recording.safetensors").exists()
 
 
 class Odd(Bigram):
