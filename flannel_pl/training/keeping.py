@@ -1,8 +1,9 @@
 """What an optimizer keeps of a parameter, known before its first step: a copy of it takes some steps.
 
 So a tensor that it will never keep is refused at the start, and one that comes later is told from that. The
-copy steps on a small stand-in; the optimizer itself, its state and everybody's random numbers stay as they
-are.
+copy steps on a small stand-in. The optimizer itself, its state, what its classes keep for all of them, and
+the random numbers of torch, Python and numpy stay as they are. What somebody's own `step` does beyond that
+(prints, files, a module's variables) cannot be taken back; so nobody asks where no moments are recorded.
 """
 
 import copy
@@ -42,6 +43,7 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
         with (
             torch.random.fork_rng(devices),
             _others_random_numbers_kept(),
+            _classes_kept(type(optimizer)),
             _no_hooks_of_all_optimizers(),
             torch.enable_grad(),
         ):
@@ -74,6 +76,34 @@ def _others_random_numbers_kept() -> Iterator[None]:
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _classes_kept(kind: type) -> Iterator[None]:
+    """Takes back what a step changes of its classes, e.g. a count of all steps."""
+    own = [one for one in kind.__mro__[:-1] if not one.__module__.startswith("torch.")]
+    before = [(one, name, value, _content(value)) for one in own for name, value in vars(one).items()]
+    try:
+        yield
+    finally:
+        for one in own:
+            for name in vars(one).keys() - {name for owner, name, *_ in before if owner is one}:
+                delattr(one, name)
+        for one, name, value, content in before:
+            if content is not None and _content(value) != content:
+                _fill(value, content)
+            if vars(one).get(name) is not value:
+                setattr(one, name, value)
+
+
+def _content(value: Any) -> Any:
+    """Returns a copy of what may grow in place; None of all else."""
+    return copy.copy(value) if isinstance(value, (list, dict, set)) else None
+
+
+def _fill(value: Any, content: Any) -> None:
+    value.clear()
+    (value.extend if isinstance(value, list) else value.update)(content)
 
 
 def _no_loss() -> Any:

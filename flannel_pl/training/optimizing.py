@@ -5,6 +5,8 @@ A loss scaler (`16-mixed`) leaves a step out when a gradient is not finite, and 
 really stepped, only its own hook tells.
 """
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +42,6 @@ class OptimizerWatch:
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._skipped: bool | Tensor = False
         self._rate: float | Tensor = float("nan")
-        self._kept = kept_state(self._optimizer, parameter)
         self._rate_of_step: float | Tensor | None = None
         self._hook = None
         self._may_skip = self._skipped = may_skip(trainer, module)
@@ -121,6 +122,11 @@ class OptimizerWatch:
             return gradient
         scale = self._scaler._get_scale_async()  # get_scale would wait for the device
         return gradient if scale is None else (gradient.float() / scale).to(gradient.dtype)
+
+    @cached_property
+    def _kept(self) -> Mapping[str, torch.dtype] | None:
+        """See `kept_state`; asked for only if a moment is recorded."""
+        return kept_state(self._optimizer, self.parameter)
 
     def never_keeps(self, key: str | None) -> bool:
         """Tells whether it is known that the optimizer, which holds the parameter, keeps no such thing."""

@@ -2,7 +2,7 @@
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -41,6 +41,48 @@ def test_an_optimizers_own_random_numbers_stay_what_they_were(tmp_path: Path) ->
         fit(first, steps=3, module=module)  # type: ignore[arg-type]
         trained.append(module.net.table.weight.detach())
     assert torch.equal(*trained)
+
+
+class Counting(torch.optim.Adam):
+    """Keeps books for all optimizers of its kind."""
+
+    num_steps = 0
+    rates: ClassVar[list[float]] = []
+    by_name: ClassVar[dict[str, int]] = {}
+
+    @override
+    def step(self, closure: Any = None) -> Any:
+        Counting.num_steps += 1
+        self.rates.append(self.param_groups[0]["lr"])
+        self.by_name["steps"] = Counting.num_steps
+        Counting.latest = self.num_steps  # type: ignore[attr-defined]
+        return super().step(closure)
+
+
+def test_steps_that_a_class_counts_are_those_of_the_training(tmp_path: Path) -> None:
+    rates = Counting.rates
+    module = Module(Case(optimizer=Counting, options={"lr": 0.5}))
+    fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
+    assert Counting.rates is rates
+    assert (Counting.num_steps, rates, Counting.by_name) == (3, [0.5, 0.25, 0.125], {"steps": 3})
+
+
+@pytest.mark.parametrize("tensors", [("embeddings",), ("grads", "logits", "losses")])
+def test_no_copy_takes_a_step_where_no_moments_are_recorded(tmp_path: Path, tensors: Any) -> None:
+    said: list[str] = []
+
+    class Talks(torch.optim.SGD):
+        @override
+        def step(self, closure: Any = None) -> Any:
+            said.append("step")  # as good as a line in somebody's log
+            return super().step(closure)
+
+    fit(
+        StepRecorder(tmp_path, "net.table.weight", tensors=tensors),
+        steps=3,
+        module=Module(Case(optimizer=Talks)),
+    )
+    assert said == ["step"] * 3
 
 
 def test_nobody_is_told_of_a_step_that_is_none(tmp_path: Path) -> None:
