@@ -65,8 +65,8 @@ class RecordedParameter:
         if not is_there:
             raise UserError(
                 f"{self.name} is another object than when training started: something has replaced it, or a "
-                "module that it is in. Change its values in place (parameter.copy_ within torch.no_grad()) to "
-                "record it"
+                "module that it is in. To record it, change its values in place (parameter.copy_ within "
+                "torch.no_grad())"
             )
 
     def take(self) -> None:

@@ -74,7 +74,8 @@ class StepRecorder(Callback):
     them. A step that the optimizer did not take, because a loss scaler left it out, is marked in `skipped`.
 
     The `training_step` has to return a dict with `loss` and, if logits are recorded, `logits` (V): those of
-    the first sequence's last position. A batch for which it returns None does not count.
+    the first sequence's last position. A batch for which it returns None does not count; a step without any
+    that does has NaN for a loss and 0 for the gradient's norm, and is no rest to a report.
 
     Whatever its place in the Trainer's list, the recorder puts itself last: what other callbacks change in
     `on_before_optimizer_step` and `on_train_batch_end` is recorded. What the module itself changes of the
@@ -492,7 +493,7 @@ class StepRecorder(Callback):
             if name in row.tensors:
                 self._copy(row, name, watch.state(key, of=self.parameter, wanted=name))
         if SKIPPED in row.tensors:
-            self._fill(row, SKIPPED, watch.skipped)
+            self._fill(row, SKIPPED, True if self._returned.is_empty else watch.skipped)
         writer.submit(row, trainer.global_step // self.every_n_steps, self._copied())
 
     @property

@@ -52,6 +52,11 @@ class Returned:
             # needs the memory.
             self.logits_V = self._checked(outputs).detach().clone()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch counts so far."""
+        return self._loss is None
+
     def loss(self, num_batches: int) -> Tensor:
         """Returns the mean loss of the batches that count; NaN if there are none.
 

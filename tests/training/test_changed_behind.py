@@ -15,7 +15,10 @@ from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import StepRecorder
+from flannel_pl.analysis.measure import measure_run
+from flannel_pl.analysis.skipped import skipped_rows
 from flannel_pl.errors import UserError
+from flannel_pl.recording.writing.journal import Journal
 from tests.training.foreign_models import SAM, Case, Module, Net
 from tests.training.test_recorder import Bigram, batches, fit
 
@@ -189,6 +192,60 @@ def test_a_batch_that_does_not_count_leaves_the_loss_open(tmp_path: Path) -> Non
         assert np.isnan(run.logits[:]).all(axis=1).tolist() == [False, False, True, True, False, False]
         assert not run.grads[2].any()
         assert run.embeddings[2].tobytes() == run.embeddings[1].tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+@pytest.mark.parametrize("own_step", [False, True])
+def test_a_step_without_a_batch_that_counts_is_no_rest(tmp_path: Path, own_step: bool) -> None:
+    class OwnStep(Odd):
+        @override
+        def optimizer_step(self, *args: Any, **options: Any) -> None:
+            super().optimizer_step(*args, **options)
+
+    module = (OwnStep if own_step else Odd)(lambda batch_idx, output: None if batch_idx == 2 else output)
+    fit(StepRecorder(tmp_path, "table.weight"), steps=5, module=module)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        run = recording.run(0)
+        assert skipped_rows(run).tolist() == [False, False, False, True, False, False]
+        assert ("skipped" in run.names) == own_step
+        if own_step:
+            assert run.tensor("skipped")[:].tolist() == skipped_rows(run).tolist()
+        frozen_R = measure_run(recording, 0).series["all"]["token_speed"]
+    assert np.isnan(frozen_R).tolist() == [True, False, False, True, False, False]
+    entry = Journal(tmp_path / "journal").read()
+    assert entry is not None
+    assert entry.first_bad_step is None
+    words = flannel_pl.report(tmp_path, out=tmp_path / "page").page.read_text()
+    assert "the optimizer skipped 1 step, the first one 3, as it does" in words
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_weights_that_move_without_a_batch_are_not_called_at_rest(tmp_path: Path) -> None:
+    class Shrinks(torch.optim.SGD):
+        @override
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter.mul_(0.5)
+            return loss
+
+    module = Odd(lambda batch_idx, output: None if batch_idx == 1 else output)
+    module.configure_optimizers = lambda: Shrinks(module.parameters())  # type: ignore[method-assign]
+    fit(StepRecorder(tmp_path, "table.weight"), steps=3, module=module)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert not skipped_rows(recording.run(0)).any()
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_loss_that_is_nan_is_no_step_left_out(tmp_path: Path) -> None:
+    module = Odd(lambda batch_idx, output: {**output, "loss": output["loss"] * float("nan")})
+    fit(StepRecorder(tmp_path, "table.weight"), steps=2, module=module)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert not skipped_rows(recording.run(0)).any()
+    entry = Journal(tmp_path / "journal").read()
+    assert entry is not None
+    assert entry.first_bad_step == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`")

@@ -55,8 +55,8 @@ def _of_recording(one: Experiment) -> Iterator[str]:
             first = run.steps_R[run.skipped_R][0]
             yield (
                 f"{one.name}, {run.label}: the optimizer skipped {counted(skips, 'step')}, the first one "
-                f"{first}, as it does when gradients are not finite. That nothing moved there is not taken "
-                "for rest."
+                f"{first}, as it does when gradients are not finite, or when there are none because "
+                "training_step returned None. That nothing moved there is not taken for rest."
             )
         radius_R = run.series.get("all", {}).get("origin_radius", np.zeros(0))
         rows = np.flatnonzero(~np.isfinite(radius_R))

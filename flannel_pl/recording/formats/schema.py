@@ -53,6 +53,17 @@ RECORDABLE = ("embeddings", "grads", "momentum", "variance", "logits", "losses")
 SCALAR_COLUMNS = {"losses_f32": "F32", "learning_rates": "F32", "grad_norms": "F32"}
 """Per-row numbers that every recording has: name -> dtype code."""
 
+
+def no_batch_counted(loss: Any, grad_norm: Any) -> Any:
+    """Tells whether `training_step` returned None for all batches of a step: so none has a loss or gradient.
+
+    Args:
+        loss: A number or an array of them, of `losses_f32`.
+        grad_norm: Likewise, of `grad_norms`; of a loss that is NaN itself it is NaN, too.
+    """
+    return (loss != loss) & (grad_norm == 0)
+
+
 SKIPPED = "skipped"
 """Per-row mark of a step that the optimizer did not take; only there if steps can be skipped."""
 

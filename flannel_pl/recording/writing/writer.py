@@ -29,7 +29,7 @@ from flannel_pl.publish import sync
 from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.safetensors.shard import create_shard, end_early, reopen_shard, shard_layout
-from flannel_pl.recording.formats.schema import Column, RecordingSchema
+from flannel_pl.recording.formats.schema import Column, RecordingSchema, no_batch_counted
 from flannel_pl.recording.writing.disk import disk_error, explained, publish, write_at, write_file
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal, JournalEntry, State
@@ -179,11 +179,13 @@ class RecordingWriter:
         """Learns from the rows that are kept what the journal says of the last and the first bad one."""
         if num_rows == 0:
             return
-        losses, steps = (
+        columns = {"losses_f32": np.float32, "grad_norms": np.float32, "recorded_steps": np.int64}
+        losses, norms, steps = (
             np.frombuffer(os.pread(self._fd, num_rows * np.dtype(dtype).itemsize, self._start(name)), dtype)
-            for name, dtype in (("losses_f32", np.float32), ("recorded_steps", np.int64))
+            for name, dtype in columns.items()
         )
-        bad_steps = steps[1:][~np.isfinite(losses[1:])]  # row 0 has no loss
+        is_bad = ~(np.isfinite(losses) | no_batch_counted(losses, norms))
+        bad_steps = steps[1:][is_bad[1:]]  # row 0 has no loss
         self._loss = float(losses[-1])
         self._first_bad_step = int(bad_steps[0]) if bad_steps.size else None
 
@@ -395,8 +397,10 @@ class RecordingWriter:
             self._write_cell(column, job.row, data)
         self._write_cell(self.schema.checksum_column, job.row, checksums.data)
         self._loss = float(job.buffer.tensors["losses_f32"])
+        is_finite = math.isfinite(self._loss)
+        is_empty = no_batch_counted(self._loss, float(job.buffer.tensors["grad_norms"]))
         # Row 0 is NaN by definition: no step, no loss.
-        if job.row > 0 and self._first_bad_step is None and not math.isfinite(self._loss):
+        if job.row > 0 and self._first_bad_step is None and not (is_finite or is_empty):
             self._first_bad_step = int(job.buffer.tensors["recorded_steps"])
         self._rows_written = job.row + 1
 
