@@ -68,6 +68,7 @@ SETTINGS = [
     (["--seed_everything", "true"], "seed_everything is true, which draws a seed that nobody could repeat"),
     (["--experiment.name", "a/b"], "experiment.name is 'a/b', expected a plain folder name"),
     (["--experiment.run", "5"], "experiment.run is 5, but the experiment has runs 0 to 0"),
+    (["--recorder.tensors", "[]"], "recorder.tensors is empty, expected some of embeddings"),
     (["--recorder.tensors", "[embedings]"], "recorder.tensors has 'embedings'"),
     (["--recorder.tensors", "[embedings]"], "did you mean embeddings?"),
     (["--recorder.every_n_steps", "0"], "recorder.every_n_steps is 0, expected at least 1"),

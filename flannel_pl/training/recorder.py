@@ -87,7 +87,8 @@ class StepRecorder(Callback):
         folder: Where `recording.safetensors` and the run's journal are written.
         parameter: Name of the recorded parameter, as in `named_parameters()`; shape (V, D).
         tensors: Which of embeddings, grads, momentum, variance, logits and losses to record; None = all of
-            them, without the moments if the optimizer never keeps them.
+            them, without the moments if the optimizer never keeps them. Whether `training_step` returns
+            logits, the first batch tells.
         dtypes: Type to record a tensor in: bfloat16, float16, float32 or float64; its own (default; of the
             loss, which `losses_f32` has as it is, bfloat16) loses nothing.
         tokens: Rows of the parameter to record: `all`, `dead`, `live` (as the data module's `token_sets`
@@ -126,7 +127,8 @@ class StepRecorder(Callback):
         self.in_experiment = in_experiment
         self.paths = RunPaths(Path(folder))
         self.parameter = parameter
-        self.tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors or RECORDABLE)
+        wanted = RECORDABLE if tensors is None else tensors
+        self.tensors = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         self._takes_what_there_is = tensors is None
         self.dtypes = dict(dtypes or {})
         self.tokens = str(tokens)
@@ -152,7 +154,7 @@ class StepRecorder(Callback):
         self._lock: Lock | None = None
         self._weight_VD = torch.empty(0)
         self._token_ids: Tensor | None = None
-        self._recorded_step = 0
+        self._recorded_step = self._gradient_step = 0
         self._ended = ""
         self._is_resumed_at_end = False
         self._returned = Returned(parameter, None)
@@ -210,6 +212,7 @@ class StepRecorder(Callback):
         if self._takes_what_there_is:
             self.tensors = RECORDABLE
         self._row = None
+        self._recorded_step = self._gradient_step = 0
         self._ended, self.early_end, self._is_resumed_at_end = "", None, False
 
     @override
@@ -224,7 +227,6 @@ class StepRecorder(Callback):
         if self._ended:
             trainer.should_stop = True
         self._checkpoints.begin(self._writer, trainer.global_step)
-        self._recorded_step = trainer.global_step
         if trainer.global_step == 0:
             row = self._writer.acquire()
             for tensor in row.tensors.values():
@@ -233,6 +235,7 @@ class StepRecorder(Callback):
             self._writer.submit(row, 0, self._copied())
 
     def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
+        self._recorded_step = trainer.global_step
         self._recorded = RecordedParameter(module, self.parameter)
         self._weight_VD = self._recorded.tensor
         watch = self._watch = OptimizerWatch(trainer, module, self._weight_VD)
@@ -310,9 +313,12 @@ class StepRecorder(Callback):
             )
         there = is_there(self.paths.partial)
         if first_row == 0 and there:
+            ours = [f"{str(path)!r}" for *_, path in self.paths.checkpoints()]
+            go_on = f"go on with it (Trainer.fit(..., ckpt_path={ours[0] if ours else '...'}))"
             raise UserError(
-                f"{self.paths.partial} is there, unfinished, and training begins with step 0; go on with it "
-                "(Trainer.fit(..., ckpt_path=...)), or record into another folder"
+                f"{self.paths.partial} is there, unfinished, and training begins with step 0; "
+                f"{go_on if ours else go_on + ' if you have a checkpoint'}, move it away, or record into "
+                "another folder"
             )
         if first_row > 0 and not there:
             raise UserError(
@@ -411,13 +417,14 @@ class StepRecorder(Callback):
         self._watch.refuse_replaced(trainer)
         self._recorded.refuse_replaced()
         self._recorded.refuse_changed(trainer, step=step, on_device=self._on_cuda)
-        if step % self.every_n_steps:
-            return
-        if self._row is not None:
+        if step == self._gradient_step:
             raise UserError(
                 f"{type(optimizer).__name__} evaluates the gradient several times per step, so there is no "
                 "one gradient to record; use an optimizer that does not"
             )
+        self._gradient_step = step
+        if step % self.every_n_steps:
+            return
         self._row = self._begin_row(self._writer, self._watch, step, rate=self._watch.rate)
 
     def _begin_row(
@@ -592,7 +599,10 @@ class StepRecorder(Callback):
             self._watch.close()
             self._watch = None
         if self._writer is not None:
-            self._writer.abort(message, state=state)
+            # Without a step there is nothing in it that would not be there again: no reason to refuse the
+            # next start.
+            is_worth_keeping = self.in_experiment or self._recorded_step > 0
+            self._writer.abort(message, state=state, keep_file=is_worth_keeping)
             self._writer = None
         if self._lock is not None:
             self._lock.release()

@@ -16,6 +16,7 @@ from flannel_pl import StepRecorder
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.writing.writer import RecordingWriter
 from flannel_pl.training.checkpoint import RunIdentity, _refuse_other_checkpoint
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
@@ -195,3 +196,90 @@ def test_other_settings_are_told_in_a_scripts_words(tmp_path: Path) -> None:
         RunError, match=r"other settings or metadata.* begun with, or record into another fol"
     ):
         fit(recorder_in(tmp_path, dtypes={"grads": "bfloat16"}), steps=STEPS, ckpt_path=checkpoint)
+
+
+class NoLogits(Bigram):
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"loss": super().training_step(batch, batch_idx)["loss"]}
+
+
+class Evaluates(Bigram):
+    @override
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
+
+
+@pytest.mark.parametrize("kind", [NoLogits, Evaluates])
+@pytest.mark.parametrize("every_n_steps", [1, 3])
+def test_a_mistake_that_the_first_step_shows_leaves_the_folder_free(
+    tmp_path: Path, kind: type[Bigram], every_n_steps: int
+) -> None:
+    with pytest.raises(UserError):
+        fit(
+            recorder_in(tmp_path, every_n_steps=every_n_steps), steps=3, module=kind(), gradient_clip_val=None
+        )
+    assert not (tmp_path / "recording.partial").exists()
+    fit(recorder_in(tmp_path, tensors=["embeddings"]), steps=3, module=NoLogits())
+    assert verify(tmp_path).ok
+
+
+def test_an_error_of_the_first_step_leaves_nothing_of_a_step_and_a_later_one_keeps_all(
+    tmp_path: Path,
+) -> None:
+    for step in (1, 2):
+        with pytest.raises(ArithmeticError):
+            fit(recorder_in(tmp_path, checkpoint_every=None), steps=3, callbacks=(Trips(step),))
+        assert (tmp_path / "recording.partial").exists() == (step > 1)
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+def test_an_unfinished_recording_says_from_what_it_can_go_on(
+    tmp_path: Path, checkpoint_every: int | None
+) -> None:
+    recorder = recorder_in(tmp_path, checkpoint_every=checkpoint_every)
+    with pytest.raises(ArithmeticError):
+        fit(recorder, steps=STEPS, callbacks=(Trips(4),))
+    named = [str(path) for path in tmp_path.glob("checkpoint-2-*.ckpt")]
+    go_on = f"ckpt_path={named[0]!r}))" if named else "ckpt_path=...)) if you have a checkpoint"
+    with pytest.raises(UserError) as caught:
+        fit(recorder, steps=STEPS)
+    assert str(caught.value).endswith(
+        f"go on with it (Trainer.fit(..., {go_on}, move it away, or record into another folder"
+    )
+
+
+def test_a_file_that_somebody_put_in_its_place_is_not_removed(tmp_path: Path) -> None:
+    class Swaps(Callback):
+        @override
+        def on_train_batch_end(self, *_: Any) -> None:
+            (tmp_path / "recording.partial").rename(tmp_path / "moved")
+            (tmp_path / "recording.partial").write_text("another's")
+            raise ArithmeticError("trip")
+
+    with pytest.raises(ArithmeticError):
+        fit(recorder_in(tmp_path), steps=3, callbacks=(Swaps(),))
+    assert (tmp_path / "recording.partial").read_text() == "another's"
+    assert (tmp_path / "moved").exists()
+
+
+def test_what_lacks_nothing_but_its_name_is_kept_when_that_fails_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RunError("no name today")
+
+    monkeypatch.setattr(RecordingWriter, "_publish", fails)
+    with pytest.raises(RunError, match="no name today"):
+        fit(recorder_in(tmp_path), steps=4)
+    (checkpoint,) = tmp_path.glob("checkpoint-4-*.ckpt")
+    with pytest.raises(RunError, match="no name today"):
+        fit(recorder_in(tmp_path), steps=4, ckpt_path=checkpoint)
+    monkeypatch.undo()
+    fit(recorder_in(tmp_path), steps=4, ckpt_path=checkpoint)
+    assert verify(tmp_path).ok
+
+
+def test_no_tensors_at_all_are_not_all_of_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^tensors is empty, expected some of embeddings, "):
+        recorder_in(tmp_path, tensors=[])

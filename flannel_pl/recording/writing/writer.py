@@ -285,16 +285,19 @@ class RecordingWriter:
             raise
         self._close()
 
-    def abort(self, message: str, *, state: Literal["failed", "stopped"] = "failed") -> None:
+    def abort(
+        self, message: str, *, state: Literal["failed", "stopped"] = "failed", keep_file: bool = True
+    ) -> None:
         """Ends the attempt: writes and syncs what was submitted, if it can, and tells the journal.
 
-        The partial file stays. Raises nothing for a failing disk, since it is called while another error is
+        Raises nothing for a failing disk, since it is called while another error is
         on its way; does nothing if the writer is closed already.
 
         Args:
             message: Short cause.
             state: What the journal says: failed, or stopped on request. After a failed write it is always
                 failed.
+            keep_file: Whether the partial file stays.
         """
         if self._closed:
             return
@@ -308,7 +311,16 @@ class RecordingWriter:
         except RunError as error:
             if str(error) != str(self._failure):
                 _log.warning("%s", error)
+        if not keep_file:
+            self._remove_file()
         self._close()
+
+    def _remove_file(self) -> None:
+        """Removes the partial file if it still is this one, and nobody else's."""
+        with contextlib.suppress(OSError, RunError):
+            check_held(self.partial_path)
+            if os.path.samestat(os.fstat(self._fd), self.partial_path.stat()):
+                self.partial_path.unlink()
 
     def _check_open(self) -> None:
         if self._failure is not None:
