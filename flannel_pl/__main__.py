@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flannel_pl.errors import Interrupted, UserError, explanation
+from flannel_pl.errors import Interrupted, UserError, explanation, foreign_place
 from flannel_pl.imports import quick_imports, stand_alone
 from flannel_pl.small_files import read_small
 from flannel_pl.terminal import plain_text
@@ -54,7 +54,10 @@ def _explained(words: list[str], *, debug: bool) -> int:
         known = explanation(error)
         if known is None or debug:
             traceback.print_exception(error)
-        fault = f"a fault of flannel-pl, please report it: {type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {error}"
+        fault = f"a fault of flannel-pl, please report it: {what}"
+        if (place := foreign_place(error)) is not None:
+            fault = f"{what}; raised by code that is not flannel-pl's: {place}"
         print(f"flannel-pl: error: {known or fault}", file=sys.stderr)
         return 2 if isinstance(known, UserError) else 1
 

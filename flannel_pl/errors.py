@@ -4,6 +4,27 @@ Anything else that reaches the top is a fault of ours and keeps its traceback.
 """
 
 import signal
+import sys
+import traceback
+from pathlib import Path
+
+_LIBRARIES = sys.stdlib_module_names | {
+    *("torch", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "transformers"),
+    *(
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "ml_dtypes",
+        "xxhash",
+        "jsonargparse",
+        "docstring_parser",
+        "yaml",
+    ),
+    *("typeshed_client", "fsspec", "matplotlib", "PIL", "rich", "tqdm"),
+}
+"""What we are built on: it calls us, and callbacks and plugins that a config names."""
+
+_OURS = Path(__file__).parent
 
 
 class UserError(ValueError):
@@ -42,6 +63,24 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
+
+
+def foreign_place(error: BaseException) -> str | None:
+    """Returns where in somebody else's code an error was raised, e.g. a callback's; None if it is not so.
+
+    Such code is called by a library, and has no code of ours between itself and the error.
+    """
+    place, before = None, ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        is_ours = _OURS in Path(file).parents
+        package = "" if is_ours else str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if is_ours:
+            place = None
+        elif package not in _LIBRARIES and (place or before in _LIBRARIES):
+            place = f"{file}, line {line}, in {frame.f_code.co_name}"
+        before = package
+    return place
 
 
 def explanation(error: Exception) -> UserError | RunError | None:

@@ -1,5 +1,6 @@
 """Loggers and callbacks of somebody else's, as a config may name them."""
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,11 @@ class Failing(Callback):
     def on_train_batch_end(self, trainer: Trainer, *others: Any) -> None:
         if trainer.global_step == self._step:
             raise self._error("odd")
+
+
+class FailingAtTheEnd(Failing):
+    """Raises an error in the last hook that there is, in a library that it uses."""
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        json.loads("{")
