@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.__main__ import _is_begun
+from flannel_pl.experiment import Experiment
+from flannel_pl.recording.sameness import meaning
 from flannel_pl.training.cli import resolve
 from tests.test_bad_input import Refuser, refuse
 
@@ -58,14 +60,82 @@ REPEATED = [
     {"model.n_layer": [1, 2, 1]},
     {"model.n_layer": [1, 2], "model.weight_decay": [0, 0.0]},
     {"trainer.gradient_clip_val": [1, 1.0]},
+    # One meaning in several words.
+    {"model.init_on": ["cpu", "device"]},
+    {"trainer.gradient_clip_val": [None, 0]},
+    {"trainer.gradient_clip_algorithm": [None, "norm"]},
+    {"trainer.gradient_clip_val": [0], "trainer.gradient_clip_algorithm": ["value", "norm"]},
+    {"trainer.deterministic": [None, False]},
+    {"trainer.benchmark": [None, False]},
+    {"trainer.benchmark": [True, False]},
+    {"trainer.min_steps": [None, 0]},
+    {"trainer.min_epochs": [None, 0]},
+    {"trainer.max_epochs": [None, -1]},
+    {"trainer.limit_train_batches": [None, 1.0]},
+    {"trainer.overfit_batches": [0, 0.0]},
+    {"trainer.limit_val_batches": [3, 4]},
+    {"trainer.inference_mode": [True, False]},
+    {"trainer.callbacks": [None, []]},
+    {"trainer.log_every_n_steps": [1, 50]},
+    {"trainer.strategy": ["auto", "single_device"]},
+    {"model.init_seed": [1, "1"]},
+    {"model.init_seed": [7], "data.order_seed": [8]},  # nothing is left to the seed
+    {"trainer.accumulate_grad_batches": [1, "1"]},
+    {"trainer.max_steps": [2, "2"]},
+    {"data.batch_size": ["4", 4]},
 ]
 
 
 @pytest.mark.parametrize("sweep", REPEATED, ids=map(str, REPEATED))
 def test_a_sweep_trains_nothing_twice(refuse: Refuser, sweep: dict[str, object]) -> None:
     code, message = refuse("--experiment.sweep", json.dumps(sweep), "--experiment.seeds", "1..2", verb="plan")
-    assert "which are the same; name it once" in message
+    assert "which are the same" in message
     assert code == 2
+
+
+def test_a_sweep_that_repeats_the_seed(refuse: Refuser) -> None:
+    sweep = {"model.init_seed": [None, 2]}
+    code, message = refuse("--experiment.sweep", json.dumps(sweep), "--experiment.seeds", "2", verb="plan")
+    assert '{"model.init_seed": null} and {"model.init_seed": 2}, which are the same' in message
+    assert code == 2
+
+
+DIFFERENT = [
+    {"model.init_on": ["cpu", "device"], "model.init_seed": [1, 2**53, 2**53 + 1], "data.order_seed": [0]},
+    {"trainer.limit_train_batches": [1, 1.0]},
+    {"trainer.gradient_clip_val": [0, 1], "trainer.gradient_clip_algorithm": ["value"]},
+    {"trainer.gradient_clip_val": [1], "trainer.gradient_clip_algorithm": ["value", "norm"]},
+    {"model.init_scale": [0.0, -0.0]},
+    {"trainer.max_epochs": [None, 1]},
+    {"model.lr_schedule": ["linear", "constant"]},
+]
+
+
+@pytest.mark.parametrize("sweep", DIFFERENT, ids=map(str, DIFFERENT))
+def test_runs_that_differ_mean_something_else(sweep: dict[str, object]) -> None:
+    config = resolve(["--experiment.sweep", json.dumps(sweep), "--trainer.max_steps", "3"])
+    experiment = Experiment.from_config(config)
+    meant = [
+        json.dumps(meaning(experiment.run_config(run), seed=run.seed, accelerator="cuda", known=run.swept))
+        for run in experiment.runs
+    ]
+    assert len(set(meant)) == len(meant)
+
+
+def test_texts_in_a_sweep_are_read_as_what_their_keys_are() -> None:
+    sweep = {
+        "trainer.max_steps": ["3", 4],
+        "model.learning_rate": ["1e-3"],
+        "model.tie_word_embeddings": ["false"],
+        "trainer.precision": ["bf16-mixed", None],
+        "data.corpus_path": ["1", "null"],
+    }
+    assert resolve(["--experiment.sweep", json.dumps(sweep)])["experiment"]["sweep"] == {
+        **sweep,
+        "trainer.max_steps": [3, 4],
+        "model.learning_rate": [0.001],
+        "model.tie_word_embeddings": [False],
+    }
 
 
 @pytest.mark.parametrize("first", ["int, float, None", "float, int, None"])

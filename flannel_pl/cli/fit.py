@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
@@ -41,12 +40,13 @@ from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.submission import Submission
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.sameness import comparable, has_own_data
+from flannel_pl.recording.sameness import has_own_data, meaning
 from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.leftovers import clear, has_leftovers
 from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.signals import interruptible
 from flannel_pl.terminal import is_terminal
+from flannel_pl.texts import from_file
 from flannel_pl.training.cli import resolve, to_yaml
 from flannel_pl.training.environment import check_environments
 from flannel_pl.training.fit import (
@@ -142,7 +142,9 @@ def _understand(words: list[str]) -> _Request:
     record = read_record(experiment)
     if record is not None:  # its files keep their names when its folder is renamed
         paths = ExperimentPaths(experiment.paths.folder, record.name)
-        experiment = dataclasses.replace(experiment, paths=paths)
+        # And its runs the words that it was begun with.
+        begun = tuple(Run(run.index, run.seed, from_file(run.swept)) for run in record.runs)
+        experiment = dataclasses.replace(experiment, paths=paths, runs=begun)
     checked = _check_all(experiment)
     corpus = checked[experiment.selected[0].index].corpus
     if record is not None:
@@ -161,6 +163,8 @@ def _understand(words: list[str]) -> _Request:
         check_gatherable(experiment, checked, plan.slots[0])
     check_environments(experiment, plan.runs, plan.slots[0])
     rehearse(experiment, plan.runs, plan.slots[0])
+    if record is None:
+        _refuse_equal_runs(experiment, checked, accelerator=plan.slots[0].accelerator)
     types = types_in_words({run.index: checked[run.index] for run in experiment.selected})
     return _Request(experiment, record, plan, corpus, types, words)
 
@@ -172,22 +176,12 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
     the one file of live and dead tokens that all of them are read with.
     """
     checked: dict[str, CheckedRun] = {}
-    combinations: dict[tuple[str, int], Run] = {}
     own_data = has_own_data(experiment.config["experiment"]["sweep"])
     runs = experiment.runs if own_data else experiment.selected
     for run in runs:
         key = json.dumps(run.swept, sort_keys=True)
         if key not in checked:
             checked[key] = check(experiment, run)
-        meant = {name: _one_type(name, value) for name, value in checked[key].swept.items()}
-        if "trainer.precision" in meant:  # which has several words for the same
-            meant["trainer.precision"] = str(checked[key].arithmetic)
-        typed = json.dumps(meant, sort_keys=True, default=str)
-        first = combinations.setdefault((typed, run.seed), run)
-        if first is not run:
-            raise UserError(
-                f"experiment.sweep has {json.dumps(first.swept)} and {key}, which are the same; name it once"
-            )
     found = {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in runs}
     for run in runs:
         if found[run.index].corpus.digests["masks"] != found[runs[0].index].corpus.digests["masks"]:
@@ -199,10 +193,28 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
     return found
 
 
-def _one_type(key: str, value: Any) -> Any:
-    """Returns a value of a key such that 1 and 1.0 are the same, unless they mean something else there."""
-    value = comparable(key, value)
-    return float(value) if type(value) is int else value
+def _refuse_equal_runs(experiment: Experiment, checked: dict[int, CheckedRun], *, accelerator: str) -> None:
+    """Refuses an experiment that would train one run under several numbers."""
+    trained: dict[str, Run] = {}
+    for run in experiment.selected:
+        known = {
+            "trainer.precision": str(checked[run.index].arithmetic),
+            "data": checked[run.index].corpus.digests,
+        }
+        meant = meaning(experiment.run_config(run), seed=run.seed, accelerator=accelerator, known=known)
+        first = trained.setdefault(json.dumps(meant, sort_keys=True), run)
+        if first is run:
+            continue
+        if first.swept == run.swept and first.seed != run.seed:
+            raise UserError(
+                f"experiment.seeds has {first.seed} and {run.seed}, which are the same where both "
+                "model.init_seed and data.order_seed are given; name one seed, or leave out one of these"
+            )
+        of_seeds = f" with seeds {first.seed} and {run.seed}" if first.seed != run.seed else ""
+        raise UserError(
+            f"experiment.sweep has {json.dumps(first.swept)} and {json.dumps(run.swept)}{of_seeds}, which "
+            "are the same; name it once"
+        )
 
 
 def _fit_one(request: _Request, plan: Plan) -> int:

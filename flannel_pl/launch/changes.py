@@ -7,7 +7,7 @@ from typing import Any
 
 from flannel_pl.experiment import Experiment, ExperimentConfig, Run, parse_seeds
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.sameness import decisive, differences, has_own_data
+from flannel_pl.recording.sameness import as_read, decisive, differences, has_own_data
 from flannel_pl.texts import for_file
 
 _DEFAULTS = dataclasses.asdict(ExperimentConfig())
@@ -68,7 +68,10 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**_DEFAULTS, **config["experiment"]}
     return {
         "experiment.seeds": parse_seeds(settings["seeds"]),
-        "experiment.sweep": settings["sweep"],
+        "experiment.sweep": {
+            key: list(map(as_read, values)) if isinstance(values, list) else values
+            for key, values in settings["sweep"].items()
+        },
         # The keys in the runs' files depend on it, see gathering/gather.py; single and none have the same.
         "experiment.gather": "index" if settings["gather"] == "index" else "single",
         # Whether files are deleted is not changed by the way.
@@ -80,9 +83,13 @@ def _other_runs(experiment: Experiment, record: ExperimentRecord) -> Iterator[st
     """Yields the first run that is another, e.g. because the keys of the sweep come in another order."""
     runs = [Run(run.index, run.seed, for_file(run.swept)) for run in experiment.runs]
     for theirs, ours in zip(record.runs, runs, strict=False):
-        if theirs != ours:
+        if _as_read(theirs) != _as_read(ours):
             there, now = (f"seed {run.seed}, {json.dumps(run.swept)}" for run in (theirs, ours))
             yield f"run {ours.index}: {there} there, {now} now"
             return
     if len(record.runs) != len(experiment.runs):
         yield f"number of runs: {len(record.runs)} there, {len(experiment.runs)} now"
+
+
+def _as_read(run: Run) -> Run:
+    return dataclasses.replace(run, swept={key: as_read(value) for key, value in run.swept.items()})

@@ -43,6 +43,35 @@ SHARES = frozenset(
 """Keys of which 1 is a number of batches, and 1.0 all of them."""
 
 
+_NOTHING = frozenset(
+    f"trainer.{name}"
+    for name in (
+        *("gradient_clip_val", "deterministic", "benchmark", "min_epochs", "min_steps", "max_time"),
+        *("overfit_batches", "callbacks", "plugins", "reload_dataloaders_every_n_epochs", "fast_dev_run"),
+    )
+)
+"""Keys of which null, false, 0 and nothing mean the same."""
+
+_WHEN_NULL = {
+    "trainer.gradient_clip_algorithm": "norm",
+    "trainer.limit_train_batches": 1.0,
+    "trainer.max_epochs": -1,
+}
+"""Key -> what null means."""
+
+_MOOT = frozenset(f"trainer.{name}" for name in ("strategy", "sync_batchnorm", "use_distributed_sampler"))
+"""Keys that decide nothing where a run has one device."""
+
+_OF_VALIDATION = frozenset(
+    f"trainer.{name}"
+    for name in (
+        *("limit_val_batches", "limit_test_batches", "limit_predict_batches", "num_sanity_val_steps"),
+        *("val_check_interval", "check_val_every_n_epoch", "inference_mode"),
+    )
+)
+"""Keys that decide nothing where nobody acts on a validation, as callbacks may."""
+
+
 def comparable(key: str, value: Any) -> Any:
     """Returns a value of a config key such that equal ones mean the same, and others do not."""
     return repr(value) if key in SHARES and value is not None else value
@@ -70,6 +99,59 @@ def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator
         ours, theirs = comparable(key, got.get(key)), comparable(key, expected.get(key))
         if ours != theirs:
             yield key, ours, theirs
+
+
+def meaning(
+    config: Mapping[str, Any], *, seed: int, accelerator: str, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what a run's config comes to: equal ones are trained to the same bits, in whatever words.
+
+    Args:
+        config: The run's resolved config, by group.
+        seed: Its seed.
+        accelerator: The kind of device that it is trained on.
+        known: Key -> what it comes to, where the config alone does not tell; and what else decides bits.
+    """
+    meant = {**decisive(config), **known}
+    for key in _NOTHING & meant.keys():
+        meant[key] = meant[key] or None
+    for key, default in _WHEN_NULL.items():
+        meant[key] = default if meant.get(key) is None else meant[key]
+    moot = set(_MOOT)
+    if meant.get("trainer.gradient_clip_val") is None:
+        moot.add("trainer.gradient_clip_algorithm")
+    if accelerator == "cpu":
+        moot |= {"model.init_on", "trainer.benchmark"}
+    if meant.get("trainer.callbacks") is None:
+        moot |= _OF_VALIDATION
+    seeds = ("model.init_seed", "data.order_seed")
+    left_to_seed = [key for key in seeds if meant.get(key) is None]
+    if left_to_seed or any(meant.get(f"trainer.{key}") is not None for key in ("callbacks", "plugins")):
+        meant["seed"] = seed
+    meant |= dict.fromkeys(left_to_seed, seed)
+    return {
+        key: _one_number(comparable(key, value)) for key, value in meant.items() if not _is_below(key, moot)
+    }
+
+
+def _one_number(value: Any) -> Any:
+    """Returns a number such that 1 and 1.0 are the same; 0 and -0.0 are not."""
+    is_whole = type(value) is float and value.is_integer() and str(value) != "-0.0"
+    return int(value) if is_whole else value
+
+
+def as_read(value: Any) -> Any:
+    """Returns a swept value such that a text of a number is that number, as earlier versions did not have it.
+
+    Example:
+        >>> as_read("1e-3"), as_read("true"), as_read("bf16")
+        (0.001, True, 'bf16')
+    """
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return read if read is None or isinstance(read, bool | int | float) else value
 
 
 def has_own_data(swept: Iterable[str]) -> bool:

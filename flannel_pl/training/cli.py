@@ -5,6 +5,7 @@ Trainer, module and data of one run from such a config (see `training/fit.py`).
 """
 
 import contextlib
+import copy
 import difflib
 import functools
 import itertools
@@ -23,7 +24,7 @@ from typing_extensions import override
 
 from flannel_pl.arguments import Text, loads, plain, read_exactly, typed
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path
+from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path, set_value
 from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
 from flannel_pl.recording.formats.schema import RECORDABLE
@@ -230,6 +231,10 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     if infinite:
         raise UserError(f"{', '.join(infinite)}: expected a finite number")
     _make_absolute(config)
+    sweep = config["experiment"]["sweep"]
+    for key, values in sweep.items():
+        if isinstance(values, list):
+            sweep[key] = [_of_its_type(config, key, value) for value in values]
     seed = config["seed_everything"]
     if seed is True:
         raise UserError(
@@ -240,6 +245,16 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
         config["experiment"]["seeds"] = seed
         config["seed_everything"] = False
     return config
+
+
+def _of_its_type(config: dict[str, Any], key: str, value: Any) -> Any:
+    """Returns a swept value; where a text is given for a number, that number."""
+    if not isinstance(value, str) or key not in dict(flatten(config)):
+        return value
+    of_run = copy.deepcopy(config)
+    set_value(of_run, key, value)
+    read = parse_config(of_run)[key]
+    return read if read is None or isinstance(read, bool | int | float) else value
 
 
 def _check_config_file(name: str) -> None:

@@ -20,6 +20,7 @@ from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.metadata import parse_json
@@ -36,7 +37,6 @@ from flannel_pl.recording.writing.lock import SILENT_S, Lock
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
-from flannel_pl.training.arithmetic import Arithmetic, unified
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
 from flannel_pl.training.cli import parse_config
 from flannel_pl.training.device import check_device
@@ -63,9 +63,6 @@ class CheckedRun:
 
     corpus: Corpus
     """What it is trained on, loaded."""
-
-    swept: dict[str, Any]
-    """Its swept values, of the types that their keys have."""
 
     schema: RecordingSchema
     arithmetic: Arithmetic
@@ -110,7 +107,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         skippable=_is_scaling(config["trainer"]),
     )
     num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
-    return CheckedRun(num_bytes, corpus, {key: parsed[key] for key in run.swept}, schema, arithmetic, ids)
+    return CheckedRun(num_bytes, corpus, schema, arithmetic, ids)
 
 
 def types_in_words(checked: Mapping[int, CheckedRun]) -> list[str]:

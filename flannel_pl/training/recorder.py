@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.arithmetic import AUTOCAST
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.opening import is_there
@@ -32,7 +33,6 @@ from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.recording.writing.writer import RecordingWriter, RowBuffer
-from flannel_pl.training.arithmetic import AUTOCAST
 from flannel_pl.training.checkpoint import identity_in_checkpoint, is_row, remove_checkpoints
 from flannel_pl.training.checkpointing import Checkpoints
 from flannel_pl.training.endings import why_ended
@@ -90,7 +90,7 @@ class StepRecorder(Callback):
             them, without the moments if the optimizer never keeps them. Whether `training_step` returns
             logits, the first batch tells.
         dtypes: Type to record a tensor in: bfloat16, float16, float32 or float64; its own (default; of the
-            loss, which `losses_f32` has as it is, bfloat16) loses nothing.
+            loss, which `losses_f32` has in float32, bfloat16) loses nothing.
         tokens: Rows of the parameter to record: `all`, `dead`, `live` (as the data module's `token_sets`
             names them), or the path of a text file with one token id per line.
         every_n_steps: Steps from one recorded row to the next.

@@ -16,8 +16,8 @@ from torch import nn
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
 from flannel_pl.models.tied_gpt2 import PARAM_DTYPES
+from flannel_pl.recording.arithmetic import unified
 from flannel_pl.recording.sameness import INCIDENTAL, comparable
-from flannel_pl.training.arithmetic import unified
 from flannel_pl.training.trainer import shown
 
 

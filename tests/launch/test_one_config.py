@@ -380,6 +380,24 @@ def test_the_holder_of_the_lock_is_named_only_if_the_config_is_the_same(
         assert "Different: model.learning_rate" in capsys.readouterr().err
 
 
+def test_numbers_that_an_earlier_version_kept_as_texts(
+    new: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new.words += ["--experiment.sweep", '{model.adam_epsilon: ["1e-8", 0.02], model.lr_schedule: [constant]}']
+    with monkeypatch.context() as earlier:
+        earlier.setattr(flannel_pl.training.cli, "_of_its_type", lambda config, key, value: value)
+        assert new("fit", "--experiment.run", "0") == 0
+    assert json.loads(new.paths.record.read_text())["runs"][0]["swept"]["model.adam_epsilon"] == "1e-8"
+    assert new("fit") == 0
+    assert verify(new.paths.folder).ok
+    assert "Different: experiment.sweep" in refused(
+        new,
+        capsys,
+        "--experiment.sweep",
+        '{model.adam_epsilon: ["1e-7", 0.02], model.lr_schedule: [constant]}',
+    )
+
+
 def test_keys_of_a_sweep_in_another_order_number_other_runs(
     new: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,5 +185,10 @@ def test_a_sweep_over_texts_with_other_live_tokens_is_refused(
         assert main(["plan", *arguments, *sweep, *run]) == 2
         expected = "gives run 0 and run 1 texts in which other tokens are live, or as often"
         assert expected in capsys.readouterr().err
-    texts[1].write_text(text, encoding="utf-8")
+    first, *middle, last = text.split(" ")
+    turned = " ".join((first, *middle[::-1], last))  # the same words, as often
+    texts[1].write_text(turned, encoding="utf-8")
     assert main(["plan", *arguments, *sweep]) == 0
+    texts[1].write_text(text, encoding="utf-8")
+    assert main(["plan", *arguments, *sweep]) == 2
+    assert "which are the same; name it once" in capsys.readouterr().err

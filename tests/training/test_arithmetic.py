@@ -8,9 +8,9 @@ from safetensors import safe_open
 
 import flannel_pl
 from flannel_pl.__main__ import main
+from flannel_pl.recording.arithmetic import Arithmetic
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.info import describe
-from flannel_pl.training.arithmetic import Arithmetic
 from tests.conftest import SmallData
 
 FLOAT32 = ["--model.param_dtype", "float32"]
