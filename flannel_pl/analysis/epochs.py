@@ -248,17 +248,18 @@ def _re_expansion(change_R: Array, steps_R: Array, *, sneeze: Mark, freeze: Mark
     """
     if sneeze.step is None:
         return Mark(None, reason="the sneeze was not found")
+    end = "the end of the recording" if freeze.step is None else "the freeze"
     smoothed_R = _smoothed(_smoothed(change_R, steps_R), steps_R)
     inside = (steps_R[:-1] >= sneeze.step) & (steps_R[:-1] < (freeze.step or steps_R[-1]))
     rows = np.flatnonzero(inside)
     if len(rows) < 2 * SMOOTHING_STEPS:
-        return Mark(None, reason="sneeze and freeze leave no room for it")
+        return Mark(None, reason=f"the sneeze and {end} leave no room for it")
     if np.isnan(smoothed_R[rows]).all():
-        return Mark(None, reason="between sneeze and freeze no step was taken")
+        return Mark(None, reason=f"between the sneeze and {end} no step was taken")
     lowest = rows[int(np.nanargmin(smoothed_R[rows]))]
     later = smoothed_R[lowest : rows[-1] + 1]
     if lowest > rows[-1] - SMOOTHING_STEPS:
-        return Mark(None, reason="the velocity falls until the freeze")
+        return Mark(None, reason=f"the velocity falls until {end}")
     if np.nanmax(later) < 2 * max(smoothed_R[lowest], 0) + FREEZE_FRACTION * (sneeze.value or 0):
         return Mark(None, reason="the velocity does not grow again after the sneeze")
     return Mark(int(steps_R[lowest]), float(np.nanmax(later)))

@@ -34,6 +34,9 @@ SCALARS = {
 }
 """What a scalar is called -> the columns that have it, the best first."""
 
+ALL_METRICS, LIVES = "every metric of tokens", "lives of tokens"
+"""What may be left out besides single metrics."""
+
 NO_EMBEDDINGS = "the embeddings are not recorded; --recorder.tensors [embeddings, losses] would"
 
 STRETCH_BYTES = 24 * 2**20
@@ -127,7 +130,7 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     """
     run = recording.run(index)
     if "embeddings" not in run.names:
-        left_out = {"every metric of tokens": NO_EMBEDDINGS}
+        left_out = {ALL_METRICS: NO_EMBEDDINGS}
         return RunMeasures(
             *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, left_out),
             skipped_R=skipped_rows(run),
@@ -140,7 +143,7 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
         reason = f"the weights were {trained} and are recorded as {W.dtype}, which rests at other times"
         if trained not in PARAM_DTYPES and W.dtype == trained:
             reason = f"the weights are {trained}; this is measured of {' and '.join(PARAM_DTYPES)} only"
-        left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, "lives of tokens"), reason)
+        left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, LIVES), reason)
     skipped_R = skipped_rows(run)
     optimizer = OptimizerMeter(recording, run)
     meter = Meter(W, run.steps, sets, optimizer, skipped_R=skipped_R, trained=trained)

@@ -9,8 +9,9 @@ import numpy as np
 from flannel_pl.recording.formats.attempts import deciding, fact_word
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES, TensorSpec
-from flannel_pl.recording.formats.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED, holds
+from flannel_pl.recording.formats.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
+from flannel_pl.recording.rounding import rounding
 from flannel_pl.recording.writing.disk import readable_bytes
 
 HIGHLIGHTS = {
@@ -28,9 +29,6 @@ MAX_DIFFERENT = 4
 """Of the values that runs have of one thing, so many are shown."""
 
 _WIDTH = 24
-
-_IN_BFLOAT16 = ("embeddings", "grads", "momentum", "variance")
-"""Tensors of the parameter that earlier versions recorded in bfloat16, whatever type they had."""
 
 
 def info_verb(path: Path) -> None:
@@ -74,38 +72,8 @@ def _overview(recording: Recording) -> list[str]:
         lines.append(_line(f"run {run.index}", f"seed {run.seed}{swept}, {_rows(run)}"))
         if (ended := EarlyEnd.of(run.metadata)) is not None:
             lines.append(_line("", str(ended)))
-        lines += [_line("", f"rounded: {words}") for words in _rounded(recording, run)]
-        lines += [_line("", f"of an earlier version: {words}") for words in _doubts(recording, run)]
+        lines += [_line("", words) for words in rounding(recording, run)]
     return lines
-
-
-def _rounded(recording: Recording, run: RunRecording) -> Iterator[str]:
-    """Yields which tensors are recorded in a narrower type than they had in training."""
-    config = run.metadata.get("config") or recording.metadata.get("config") or {}
-    own = run.metadata.get("own_dtypes")
-    if own is None:  # of an earlier version, which recorded in bfloat16 whatever the weights were
-        weights = run.swept.get("model.param_dtype", config.get("model", {}).get("param_dtype"))
-        own = {} if weights is None else dict.fromkeys(_IN_BFLOAT16, weights)
-    stored = {name: run.tensor(name).dtype for name in own if name in run.names}
-    narrower = [f"{name} from {own[name]} to {to}" for name, to in stored.items() if not holds(to, own[name])]
-    if narrower:
-        yield ", ".join(narrower)
-
-
-def _doubts(recording: Recording, run: RunRecording) -> Iterator[str]:
-    """Yields what a file of an earlier version may hold that this one records otherwise, and does not tell.
-
-    Of a run that `fit` made the config tells: the type of its weights, and its parameters have one rate.
-    """
-    is_ours = "schema" in recording.metadata or "schema" in run.metadata
-    has_config = bool(recording.metadata.get("config") or run.metadata.get("config"))
-    names = [name for name in _IN_BFLOAT16 if name in run.names]
-    if not is_ours or has_config or not names or "own_dtypes" in run.metadata:
-        return
-    if narrow := [name for name in names if run.tensor(name).dtype == "bfloat16"]:
-        yield f"{', '.join(narrow)} may be rounded"
-    if "learning_rates" in run.names:
-        yield "learning_rates may be those of the optimizer's first parameter group"
 
 
 def _rows(run: RunRecording) -> str:

@@ -47,6 +47,17 @@ def test_rule_b_finds_the_largest_change_and_the_winter() -> None:
     assert "not reached: " in str(epochs.re_expansion)
 
 
+@pytest.mark.parametrize(("from_step", "end"), [(450, "the freeze"), (10_000, "the end of the recording")])
+def test_where_no_re_expansion_ends_is_said(from_step: int, end: str) -> None:
+    slowing = rule_b(curve(), frozen_from(from_step), STEPS)
+    assert (slowing.freeze.step is None) == (from_step > STEPS[-1])
+    short = rule_b(curve()[:40], frozen_from(min(from_step, 32))[:40] * (from_step < 1000), STEPS[:40])
+    for reason in (slowing.re_expansion.reason, short.re_expansion.reason):
+        assert reason is not None
+        assert end in reason or "does not grow again" in reason
+    assert end in str(short.re_expansion)
+
+
 def test_a_second_burst_is_a_re_expansion() -> None:
     epochs = rule_b(curve(pause=0.1), frozen_from(500), STEPS)
     assert epochs.re_expansion.step is not None

@@ -162,6 +162,24 @@ def test_what_cannot_be_shown_is_left_out_with_its_reason(
     assert missing & shown == set()
 
 
+def test_a_figure_is_missing_for_the_reason_that_its_metric_is(tmp_path: Path) -> None:
+    import torch
+
+    path = save_recording(tmp_path / "r.safetensors", [walk(1), walk(2)], dtype=torch.float16)
+    text = report(path).page.read_text(encoding="utf-8")
+    for heading in ("Frozen tokens", "Phases of life", "Jumps on the lattice"):
+        why = text.partition(f"figure: {heading}")[2][:300]
+        assert "recorded as float16, which rests at other times" in why, heading
+
+
+def test_a_report_says_what_is_rounded(tmp_path: Path) -> None:
+    config = {"model": {"param_dtype": "float32"}, "trainer": {"precision": "32-true"}}
+    make_experiment(tmp_path / "old", num_runs=2, gather="index", config=config)
+    text = report(tmp_path / "old").page.read_text(encoding="utf-8")
+    assert "rounded: embeddings from float32 to bfloat16" in text
+    assert "logits from float32 to bfloat16" in text
+
+
 def test_without_embeddings_there_is_the_loss(tmp_path: Path) -> None:
     folder = tmp_path / "losses"
     make_experiment(folder, num_runs=2, gather="index", tensors=["losses"])

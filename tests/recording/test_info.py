@@ -150,3 +150,43 @@ def test_what_an_earlier_version_may_have_recorded_otherwise_is_said(tmp_path: P
         writer.finish()
         found = [line for line in facts(describe(tmp_path / name)) if "of an earlier version" in line]
         assert found == (doubts if is_doubted else []), name
+
+
+FLOAT32, MIXED = {"param_dtype": "float32"}, {"param_dtype": "bfloat16"}
+OF_WEIGHTS = ("embeddings", "grads", "momentum", "variance")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "own"),
+    [
+        (FLOAT32, "32-true", dict.fromkeys((*OF_WEIGHTS, "logits"), "float32")),
+        (FLOAT32, 32, dict.fromkeys((*OF_WEIGHTS, "logits"), "float32")),
+        (FLOAT32, None, dict.fromkeys((*OF_WEIGHTS, "logits"), "float32")),
+        (FLOAT32, "bf16-mixed", dict.fromkeys(OF_WEIGHTS, "float32")),
+        (FLOAT32, "16-mixed", dict.fromkeys(OF_WEIGHTS, "float32") | {"logits": "float16"}),
+        (MIXED, "bf16-mixed", {}),
+        (MIXED, "32-true", {}),  # as it was trained before it was refused
+    ],
+)
+def test_what_an_earlier_version_has_rounded_follows_from_its_config(
+    tmp_path: Path, model: dict[str, str], precision: Any, own: dict[str, str]
+) -> None:
+    config = {"model": model, "trainer": {"precision": precision}}
+    writer = make_writer(tmp_path, metadata={"run": 0, "seed": 1, "swept": {}, "schema": 1, "config": config})
+    write_rows(writer, range(7))
+    writer.finish()
+    rounded = [f"rounded: {', '.join(f'{name} from {dtype} to bfloat16' for name, dtype in own.items())}"]
+    assert [line for line in facts(describe(tmp_path)) if "rounded" in line] == (rounded if own else [])
+    with open_recording(tmp_path) as recording:  # which the report warns of
+        assert background_of(recording).rounding == (dict.fromkeys(rounded, (0,)) if own else {})
+
+
+@pytest.mark.parametrize("asked", [None, "float64"])
+def test_a_loss_of_float64_is_said_to_be_rounded(tmp_path: Path, asked: str | None) -> None:
+    own = dict.fromkeys((*OF_WEIGHTS, "logits"), "float64")
+    dtypes = {} if asked is None else {"losses": asked}
+    writer = make_writer(tmp_path, schema=make_schema(own_dtypes=own, dtypes=dtypes))
+    write_rows(writer, range(7))
+    writer.finish()
+    said = "rounded: losses_f32 from float64 to float32, if the loss was float64 as the weights were"
+    assert (said in facts(describe(tmp_path))) == (asked is None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from flannel_pl.analysis.drawing import figures, maps
+from flannel_pl.analysis.measure import LIVES
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Kind:
     needs: str
     """What is missing when there is no such figure."""
 
+    shows: str
+    """The metric without which there is none, or the like, as it is called where it is left out."""
+
 
 GALLERY = (
     Kind(
@@ -42,6 +46,7 @@ GALLERY = (
         "Shaded or not, the mean curve's epochs by rule A.",
         "origin radius = mean_i |w_i|, centroid radius = mean_i |w_i - c|, c = mean_i w_i",
         "the embeddings",
+        "origin_radius",
     ),
     Kind(
         "inhale",
@@ -52,6 +57,7 @@ GALLERY = (
         "",
         "100 * (mean_i |w_i(t)| / mean_i |w_i(0)| - 1)",
         "three recorded rows in the first 10 steps",
+        "origin_radius",
     ),
     Kind(
         "sneeze",
@@ -63,6 +69,7 @@ GALLERY = (
         "Shaded or not, the mean curve's epochs by rule A.",
         "v(t) = (mean_i |w_i(t+1)| - mean_i |w_i(t)|) per step",
         "three recorded rows in the first 120 steps",
+        "origin_radius",
     ),
     Kind(
         "speed",
@@ -75,6 +82,7 @@ GALLERY = (
         "by rule A.",
         "token speed = mean_i |dw_i|, centroid speed = |dc|, thermal speed = mean_i |dw_i - dc|",
         "two recorded rows, and some motion",
+        "token_speed",
     ),
     Kind(
         "frozen",
@@ -86,6 +94,7 @@ GALLERY = (
         "Shaded or not, the mean curve's epochs by rule A.",
         "frozen fraction = |{i : bits of w_i(t) = bits of w_i(t-1)}| / number of tokens",
         "two recorded rows",
+        "frozen_fraction",
     ),
     Kind(
         "lifecycle",
@@ -98,6 +107,7 @@ GALLERY = (
         "",
         "last t with |dW'|_2 > sqrt(D); with |dW'|_inf > 1; with |dW'|_1 > 0, where dW' = dW / ULP(W)",
         "two recorded rows, in the format that the weights have (bfloat16 or float32)",
+        LIVES,
     ),
     Kind(
         "displacement",
@@ -110,6 +120,7 @@ GALLERY = (
         "",
         "|dW'|_2, dW' = (W(t) - W(t-1)) / ULP(W(t-1)); in bfloat16 ULP = 2^(E - 134), E the exponent's bits",
         "two recorded rows, in the format that the weights have (bfloat16 or float32)",
+        "lattice_l2",
     ),
     Kind(
         "divergence",
@@ -121,6 +132,7 @@ GALLERY = (
         "Thin lines are pairs of runs; shaded or not, the mean curve's epochs by rule A.",
         "|| W_a(t) - W_b(t) ||_F for runs a and b; dashed || W_a(t) - W_a(0) ||_F",
         "two runs or more that differ in nothing but their seed, of the same tokens",
+        "origin_radius",
     ),
     Kind(
         "loss",
@@ -131,5 +143,6 @@ GALLERY = (
         "Grey: the loss of each batch, all runs. Shaded or not, the mean curve's epochs by rule A.",
         "mean cross-entropy over the predicted tokens of a batch, in nats",
         "the loss of a step",
+        "",
     ),
 )

@@ -11,6 +11,7 @@ from flannel_pl.analysis.words import counted
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.info import HIGHLIGHTS, merged
 from flannel_pl.recording.reader import Recording, RunRecording
+from flannel_pl.recording.rounding import rounding
 from flannel_pl.recording.writing.disk import readable_bytes
 
 PROVENANCE = (
@@ -44,6 +45,9 @@ class Background:
     missing_runs: tuple[int, ...]
     """Runs that were asked for and are not in the recording."""
 
+    rounding: dict[str, tuple[int, ...]]
+    """What is rounded, or may be -> the runs of which that is so."""
+
 
 def background_of(recording: Recording) -> Background:
     """Returns what a recording says of itself.
@@ -67,7 +71,16 @@ def background_of(recording: Recording) -> Background:
         config=config,
         swept={run.index: run.swept for run in recording},
         missing_runs=missing_runs(recording),
+        rounding=_rounding(recording),
     )
+
+
+def _rounding(recording: Recording) -> dict[str, tuple[int, ...]]:
+    runs_of: dict[str, tuple[int, ...]] = {}
+    for run in recording:
+        for words in rounding(recording, run):
+            runs_of[words] = (*runs_of.get(words, ()), run.index)
+    return runs_of
 
 
 def _facts(recording: Recording, first: RunRecording, config: dict[str, Any]) -> Iterator[tuple[str, str]]:

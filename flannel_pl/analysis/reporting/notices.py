@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flannel_pl.analysis.drawing.curves import in_words
+from flannel_pl.analysis.drawing.gallery import Kind
+from flannel_pl.analysis.measure import ALL_METRICS
 from flannel_pl.analysis.reporting.experiments import Experiment
 from flannel_pl.analysis.reporting.group_epochs import GroupEpochs
 from flannel_pl.analysis.words import counted
@@ -44,6 +46,10 @@ def _of_recording(one: Experiment) -> Iterator[str]:
         number = counted(len(missing), "run")
         yield f"{one.name}: {number} of the experiment {verb} not in this recording ({runs})."
     measured = one.measures.runs
+    for words, runs_of in one.background.rounding.items():
+        numbers = ", ".join(map(str, runs_of))
+        some = f", run {numbers}" if len(runs_of) < len(measured) else ""
+        yield f"{one.name}{some}: {words}."
     if len({len(run.steps_R) for run in measured}) > 1:
         end = min(int(run.steps_R[-1]) for run in measured)
         yield (
@@ -67,12 +73,12 @@ def _of_recording(one: Experiment) -> Iterator[str]:
             )
 
 
-def left_out(experiments: Sequence[Experiment], pictures: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def left_out(experiments: Sequence[Experiment], pictures: Sequence[Kind]) -> list[tuple[str, str]]:
     """Returns what could not be computed or drawn, and why.
 
     Args:
         experiments: Of the report.
-        pictures: Heading and need of the figures that were not drawn.
+        pictures: The figures that were not drawn.
     """
     lines = []
     for one in experiments:
@@ -85,4 +91,15 @@ def left_out(experiments: Sequence[Experiment], pictures: Sequence[tuple[str, st
         for (name, reason), runs in runs_of.items():
             some = f" ({', '.join(runs)})" if len(runs) < len(one.measures.runs) else ""
             lines.append((where + name, reason + some))
-    return lines + [(f"figure: {heading}", f"it needs {needs}") for heading, needs in pictures]
+    return lines + [(f"figure: {kind.heading}", _why_not(kind, experiments)) for kind in pictures]
+
+
+def _why_not(kind: Kind, experiments: Sequence[Experiment]) -> str:
+    """Returns why there is no such figure: why what it shows was not measured, if it was not in any run."""
+    reasons = [
+        run.left_out.get(kind.shows, run.left_out.get(ALL_METRICS) if kind.shows else None)
+        for one in experiments
+        for run in one.measures.runs
+    ]
+    known = [reason for reason in reasons if reason is not None]
+    return known[0] if len(known) == len(reasons) > 0 else f"it needs {kind.needs}"

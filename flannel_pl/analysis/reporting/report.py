@@ -102,7 +102,7 @@ def report(
         shown,
         asked=token_set,
         pictures=pictures,
-        missing=[(kind.heading, kind.needs) for kind in missing],
+        missing=missing,
         files=[(name, what) for name, (_, what) in texts.items()],
     )
     write_file(folder / "index.html", render(page).encode())

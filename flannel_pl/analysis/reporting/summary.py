@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flannel_pl.analysis.drawing.curves import Group, in_words
+from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.drawing.panels import Band
 from flannel_pl.analysis.reporting.background import Background
 from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
@@ -48,7 +49,7 @@ def page_of(
     *,
     asked: str,
     pictures: Sequence[Picture],
-    missing: Sequence[tuple[str, str]],
+    missing: Sequence[Kind],
     files: Sequence[tuple[str, str]],
 ) -> Page:
     """Returns the page of a report.
@@ -58,7 +59,7 @@ def page_of(
         token_set: dead, live or all, which all runs have.
         asked: The token set that was asked for.
         pictures: The figures.
-        missing: Heading and need of the figures that could not be drawn.
+        missing: The figures that could not be drawn.
         files: Name of each table, and what is in it.
     """
     groups = named_groups(experiments)
