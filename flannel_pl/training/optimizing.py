@@ -134,8 +134,24 @@ class OptimizerWatch:
             key is not None and self._group is not None and self._kept is not None and key not in self._kept
         )
 
-    def kept_dtype(self, key: str, *, of: str, wanted: str) -> str:
-        """Returns of which type the optimizer is going to keep something of the parameter.
+    def kept_dtypes(self, wanted: Mapping[str, str], *, of: str) -> dict[str, str]:
+        """Returns of which type the optimizer is going to keep each of some things of the parameter.
+
+        Args:
+            wanted: Recorded tensor -> its name in the optimizer's state.
+            of: The parameter's name, for the message.
+
+        Raises:
+            UserError: Names all that it never keeps.
+        """
+        if never := {name: key for name, key in wanted.items() if self.never_keeps(key)}:
+            raise UserError(self._keeps_none(never, of))
+        # Not asked for if nothing is wanted: then no copy steps.
+        dtypes = {name: (self._kept or {}).get(key, self.parameter.dtype) for name, key in wanted.items()}
+        return {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}
+
+    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
+        """Returns what the optimizer keeps of the parameter after a step; zeros as long as that is not there.
 
         Args:
             key: Its name in the optimizer's state.
@@ -143,16 +159,7 @@ class OptimizerWatch:
             wanted: The name of the recorded tensor, for the message.
 
         Raises:
-            UserError: If it never keeps that.
-        """
-        if self.never_keeps(key):
-            raise UserError(self._keeps_none(key, of, wanted))
-        return str((self._kept or {}).get(key, self.parameter.dtype)).removeprefix("torch.")
-
-    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
-        """Returns what the optimizer keeps of the parameter after a step; zeros as long as that is not there.
-
-        Args and errors as of `kept_dtype`; an error only where the optimizer could not be asked before.
+            UserError: If it is not there and the optimizer could not be asked before, or of another shape.
         """
         kept = self._optimizer.state.get(self.parameter, {})  # reading must not make an entry
         found = kept.get(key)
@@ -166,13 +173,14 @@ class OptimizerWatch:
                 )
             return found
         if self._kept is None and self.parameter.grad is not None and not self._skipped:
-            raise UserError(self._keeps_none(key, of, wanted))
+            raise UserError(self._keeps_none({wanted: key}, of))
         return torch.zeros_like(self.parameter)
 
-    def _keeps_none(self, key: str, of: str, wanted: str) -> str:
+    def _keeps_none(self, wanted: Mapping[str, str], of: str) -> str:
+        tensors, keys = (" and ".join(map(repr, names)) for names in (wanted, wanted.values()))
         return (
-            f"recorder.tensors has {wanted!r}, but {type(self._optimizer).__name__} keeps no {key!r} for "
-            f"{of}; leave it out of recorder.tensors"
+            f"recorder.tensors has {tensors}, but {type(self._optimizer).__name__} keeps no {keys} for {of}; "
+            f"leave {'it' if len(wanted) == 1 else 'them'} out of recorder.tensors"
         )
 
     @property

@@ -97,8 +97,9 @@ class RecordedParameter:
         )
         raise UserError(
             f"{self.name} was changed after its row of step {step - 1} was taken, so the gradient of step "
-            f"{step} belongs to weights that no row has; it may be the doing of {who}. A callback's "
-            "on_train_batch_end comes before the recorder; do it there, or leave it out"
+            f"{step}, or the step itself, belongs to weights that no row has; it may be the doing of {who}. "
+            "What a callback (not the module) does in on_train_batch_end comes before the recorder; do it "
+            "there, or leave it out"
         )
 
     def _where(self) -> tuple[int, int]:

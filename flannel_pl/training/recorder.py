@@ -52,6 +52,7 @@ OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 _WORDS = {
     "with --launch.mix_environments true": "with label=RunLabel(mix_environments=True)",
     "choose another experiment.name": "record into another folder",
+    "Choose another experiment.name or output_dir": "Record into another folder",
 }
 """What an experiment's messages advise -> what a script does instead."""
 
@@ -77,11 +78,11 @@ class StepRecorder(Callback):
     the first sequence's last position. A batch for which it returns None does not count; a step without any
     that does has NaN for a loss and 0 for the gradient's norm, and is no rest to a report.
 
-    Whatever its place in the Trainer's list, the recorder puts itself last: what other callbacks change in
-    `on_before_optimizer_step` and `on_train_batch_end` is recorded. What the module itself changes of the
-    gradient in its `on_before_optimizer_step` comes later, as clipping does. A parameter that is changed
-    after its row, before the next gradient is taken, ends the training with an error: no row would have its
-    weights.
+    Whatever its place in the Trainer's list, the recorder puts itself last: what other callbacks change of
+    the gradient in `on_before_optimizer_step` and of weights in `on_train_batch_end` is recorded. What the
+    module itself changes of the gradient in its `on_before_optimizer_step` comes later, as clipping does. A
+    parameter that is changed after its row, before the next step, ends the training with an error: no row
+    would have its weights.
 
     Args:
         folder: Where `recording.safetensors` and the run's journal are written.
@@ -303,7 +304,8 @@ class StepRecorder(Callback):
         if self.in_experiment or self._lock is not None:
             return
         make_folder(self.paths.folder)
-        lock = Lock(self.paths.lock, what=f"the recording in {self.paths.folder}")
+        what = f"the recording in {self.paths.folder}"
+        lock = Lock(self.paths.lock, what=what, has_status=False)
         lock.acquire()
         self._lock = lock
         if self.paths.recording.exists():
@@ -348,9 +350,8 @@ class StepRecorder(Callback):
         """Returns in which type each recorded tensor is; refuses those that the optimizer never keeps."""
         own = dict.fromkeys(("embeddings", "grads"), dtype_name(self._weight_VD))
         own["logits"] = AUTOCAST.get(str(trainer.precision), own["embeddings"])
-        for name in OPTIMIZER_STATE.keys() & set(self.tensors):
-            own[name] = watch.kept_dtype(OPTIMIZER_STATE[name], of=self.parameter, wanted=name)
-        return own
+        moments = {name: key for name, key in OPTIMIZER_STATE.items() if name in self.tensors}
+        return own | watch.kept_dtypes(moments, of=self.parameter)
 
     def _as_begun(self) -> tuple[bool, dict[str, str]]:
         """Returns whether the unfinished recording marks skipped steps, and of which types its tensors are.
@@ -446,8 +447,8 @@ class StepRecorder(Callback):
         """Adds this batch to the step's loss and, if that was its last batch, writes the step's row."""
         if self._writer is None or self._watch is None:
             return
-        self._writer.raise_if_failed()
         with self._options_named():
+            self._writer.raise_if_failed()
             self._returned.add(outputs)
         if trainer.global_step == self._recorded_step:
             return

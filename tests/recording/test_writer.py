@@ -299,9 +299,9 @@ def test_a_later_attempt_keeps_the_first_rows(tmp_path: Path) -> None:
 
 def test_a_later_attempt_with_other_settings_is_refused(tmp_path: Path) -> None:
     make_writer(tmp_path).abort("killed")
-    with pytest.raises(RunError, match=r"recording.partial was begun with other settings"):
+    with pytest.raises(RunError, match=r"other settings or metadata: num_rows 7, now 10\. Rep"):
         make_writer(tmp_path, first_row=1, schema=make_schema(max_steps=9))
-    with pytest.raises(RunError, match=r"recording.partial was begun with other settings or metadata"):
+    with pytest.raises(RunError, match=r"begun with other settings or metadata: seed 42, now 43\. R"):
         make_writer(tmp_path, first_row=1, metadata={"run": 0, "seed": 43, "swept": {}})
     with pytest.raises(RunError, match=r"Cannot write .*nowhere.*nowhere is not there any more"):
         make_writer(tmp_path / "nowhere", first_row=1)

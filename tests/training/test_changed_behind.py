@@ -78,8 +78,9 @@ def test_what_changes_after_its_row_is_refused_by_name(
 ) -> None:
     with pytest.raises(
         UserError,
-        match=r"table\.weight was changed after its row of step \d was taken, so the gradient of step \d "
-        r"belongs to weights that no row has; it may be the doing of Clamps\. .* do it there, or",
+        match=r"table\.weight was changed after its row of step \d was taken, so the gradient of step \d, "
+        r"or the step itself, belongs to weights that no row has; it may be the doing of Clamps\. .* "
+        r"do it there, or",
     ):
         fit(StepRecorder(tmp_path, "table.weight"), steps=5, callbacks=(in_hook(hook, change),))
     assert not (tmp_path / "recording.safetensors").exists()
@@ -132,6 +133,18 @@ def test_an_embedding_that_renormalises_itself_is_refused(tmp_path: Path) -> Non
         UserError, match=r"the doing of the module itself \(an Embedding with max_norm is one"
     ):
         fit(StepRecorder(tmp_path, "net.table.weight"), steps=3, module=module)
+
+
+def test_a_module_that_changes_it_in_its_own_hook_is_told_of_a_callbacks(tmp_path: Path) -> None:
+    class Clamps(Bigram):
+        @override
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            clamp(self)
+
+    with pytest.raises(
+        UserError, match=r"its own on_train_batch_end another\)\. What a callback \(not the module\) does in "
+    ):
+        fit(StepRecorder(tmp_path, "table.weight"), steps=3, module=Clamps())
 
 
 def replace_parameter(module: Any) -> None:

@@ -18,6 +18,7 @@ from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.writing.writer import RecordingWriter
 from flannel_pl.training.checkpoint import RunIdentity, _refuse_other_checkpoint
+from flannel_pl.training.checkpointing import Checkpoints
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
 STEPS = 6
@@ -85,7 +86,9 @@ def test_two_parameters_of_one_training(tmp_path: Path) -> None:
 
 
 def test_two_recorders_of_one_training_in_one_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the recording in \S+ is in use"):
+    with pytest.raises(
+        UserError, match=r"is in use by process \d+ on .* \(this process itself\); .* or take another"
+    ):
         fit(recorder_in(tmp_path), steps=2, callbacks=(StepRecorder(tmp_path, "head.weight"),))
 
 
@@ -193,7 +196,9 @@ def test_a_checkpoint_of_an_earlier_version_says_that_training_has_ended(tmp_pat
 def test_other_settings_are_told_in_a_scripts_words(tmp_path: Path) -> None:
     checkpoint = half(recorder_in(tmp_path))
     with pytest.raises(
-        RunError, match=r"other settings or metadata.* begun with, or record into another fol"
+        RunError,
+        match=r"other settings or metadata: grads F32 \(7, 12, 3\), now BF16 \(7, 12, 3\)\. Repeat what "
+        r"it was begun with, or record into another fol",
     ):
         fit(recorder_in(tmp_path, dtypes={"grads": "bfloat16"}), steps=STEPS, ckpt_path=checkpoint)
 
@@ -278,6 +283,20 @@ def test_what_lacks_nothing_but_its_name_is_kept_when_that_fails_again(
     monkeypatch.undo()
     fit(recorder_in(tmp_path), steps=4, ckpt_path=checkpoint)
     assert verify(tmp_path).ok
+
+
+def test_a_start_that_fails_keeps_what_it_would_have_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RunError("not today")
+
+    checkpoint = half(recorder_in(tmp_path))
+    monkeypatch.setattr(Checkpoints, "begin", fails)
+    with pytest.raises(RunError, match="not today"):
+        fit(recorder_in(tmp_path), steps=STEPS, ckpt_path=checkpoint)
+    monkeypatch.undo()
+    fit(recorder_in(tmp_path), steps=STEPS, ckpt_path=checkpoint)
 
 
 def test_no_tensors_at_all_are_not_all_of_them(tmp_path: Path) -> None:

@@ -146,3 +146,16 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
         UserError, match=r"as 'exp_avg_sq' for net\.table\.weight has shape \(4, 4\), expected \(12, 4\)"
     ):
         fit(StepRecorder(tmp_path, "net.table.weight"), steps=1, module=module)
+
+
+def test_all_moments_that_an_optimizer_never_keeps_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^tensors has 'momentum' and 'variance', but SGD keeps no 'exp_avg' and 'exp_avg_sq' for "
+        r"table\.weight; leave them out of tensors$",
+    ):
+        fit(
+            StepRecorder(tmp_path, "table.weight", tensors=["variance", "losses", "momentum"]),
+            steps=1,
+            module=Bigram(optimizer="SGD"),
+        )

@@ -52,12 +52,22 @@ class Lock:
         what: What is being kept from others, for the message, e.g. "the experiment runs/flannel3".
         beat_s: Seconds between signs of life.
         silent_s: Seconds after which a holder that gave none is taken for dead.
+        has_status: Whether `flannel-pl status` knows the folder; a script's recording it does not.
     """
 
-    def __init__(self, path: Path, *, what: str, beat_s: float = BEAT_S, silent_s: float = SILENT_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str,
+        beat_s: float = BEAT_S,
+        silent_s: float = SILENT_S,
+        has_status: bool = True,
+    ) -> None:
         self.path = path
         self.folder = path.absolute().parent
         self.what = what
+        self._has_status = has_status
         self._beat_s, self._silent_s = beat_s, silent_s
         self._put_back_s = silent_s - 2 * beat_s
         """Up to this silence nobody has had the lock meanwhile, however coarse the times of files are."""
@@ -157,12 +167,17 @@ class Lock:
                 return None if seen is None else seen.words
             if is_dead is False and time.monotonic() >= deadline_s:
                 assert seen is not None
-                raise UserError(
-                    f"{self.what} is in use by {seen.words or 'another process'}; wait for it, stop it, or "
-                    f"look at it with `flannel-pl status`. (The lock is {self.path}.)"
-                )
+                raise UserError(self._in_use(seen.words))
             time.sleep(min(0.2, self._beat_s / 4))
         return None
+
+    def _in_use(self, words: HolderWords | None) -> str:
+        itself = " (this process itself)" if words is not None and words.is_this_process else ""
+        instead = "look at it with `flannel-pl status`" if self._has_status else "take another folder"
+        return (
+            f"{self.what} is in use by {words or 'another process'}{itself}; wait for it, stop it, or "
+            f"{instead}. (The lock is {self.path}.)"
+        )
 
     def _inherit(self, seen: Seen | None, watch: Watch, candidate: Candidate) -> bool:
         """Takes a dead holder's lock over, as its only heir; or as the heir of an heir that died over it."""
@@ -217,8 +232,8 @@ class Lock:
                 self._lost = (
                     f"{self.what} was taken over by {seen.words or 'another process'}, after this process "
                     f"had given no sign of life for {silent_s:.0f} s (stopped, suspended, or cut off from "
-                    "the disk). So it ends here and writes nothing more; `flannel-pl status` shows how the "
-                    "other one gets on."
+                    "the disk). So it ends here and writes nothing more"
+                    + ("; `flannel-pl status` shows how the other one gets on." if self._has_status else ".")
                 )
 
     def _is_folder_gone(self) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,11 @@ class HolderWords:
     def to_bytes(self) -> bytes:
         """Returns what a lock file holds."""
         return json.dumps(asdict(self)).encode() + b"\n"
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether the holder is whoever asks."""
+        return (self.host, self.pid) == (socket.gethostname(), os.getpid())
 
     def __str__(self) -> str:
         """Returns who that is, for a message."""

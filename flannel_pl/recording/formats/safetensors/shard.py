@@ -10,17 +10,18 @@ other's place.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flannel_pl.errors import RunError
+from flannel_pl.experiment import flatten
 from flannel_pl.publish import sync
 from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.early_end import EarlyEnd
-from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata
+from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata, short
 from flannel_pl.recording.formats.safetensors.layout import (
     SPARE_HEADER_BYTES,
     FileLayout,
@@ -39,6 +40,12 @@ from flannel_pl.recording.writing.disk import (
     write_file,
 )
 from flannel_pl.recording.writing.space import give_back, preallocate
+
+_MAX_NAMED = 3
+"""How many differences a message names."""
+
+_OF_ATTEMPTS = frozenset({"attempts", "ended", CHECKSUM_KEY})
+"""What of the metadata is another one in each attempt."""
 
 Static = Mapping[str, "np.ndarray[Any, Any]"]
 """Tensors besides the per-row ones, by name without prefix."""
@@ -102,13 +109,12 @@ def reopen_shard(
         has_ended = "ended" in there.flannel
         if has_ended:  # but was cut off before it had its name: whoever goes on decides that anew
             said["num_rows"] = schema.num_rows
-        own = {"attempts", "ended", CHECKSUM_KEY}
-        if any(wanted.get(key) != said.get(key) for key in (wanted.keys() | said.keys()) - own) or not (
-            is_shortened(there.tensors, specs) if has_ended else there.tensors == specs
-        ):
+        differing = [*_differing(wanted, said)]
+        if differing or not (is_shortened(there.tensors, specs) if has_ended else there.tensors == specs):
+            differing = differing or [*_differing_tensors(specs, there.tensors)]
             raise RunError(
-                f"{path} was begun with other settings or metadata. Repeat what it was begun with, or choose "
-                "another experiment.name."
+                f"{path} was begun with other settings or metadata: {_few(differing)}. Repeat what it was "
+                "begun with, or choose another experiment.name."
             )
         if environment is not None and first_row < schema.num_rows:
             said["attempts"] = with_attempt(said, first_row, environment)
@@ -228,3 +234,30 @@ def _made_anew(
 
 def _specs(schema: RecordingSchema, static: Static) -> dict[str, TensorSpec]:
     return schema.specs({name: TensorSpec.of(array) for name, array in static.items()})
+
+
+def _differing(wanted: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what differs between metadata that is wanted and what a file has, besides what may."""
+    now, then = (
+        dict(flatten({key: value for key, value in one.items() if key not in _OF_ATTEMPTS}))
+        for one in (wanted, said)
+    )
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            yield f"{key} {short(then.get(key))}, now {short(now.get(key))}"
+
+
+def _differing_tensors(wanted: Mapping[str, TensorSpec], there: Mapping[str, TensorSpec]) -> Iterator[str]:
+    for name in sorted(wanted.keys() | there.keys()):
+        now, then = wanted.get(name), there.get(name)
+        if now != then:
+            yield f"{name} {_in_words(then)}, now {_in_words(now)}"
+
+
+def _in_words(spec: TensorSpec | None) -> str:
+    return "none" if spec is None else f"{spec.dtype} {spec.shape}"
+
+
+def _few(differing: Sequence[str]) -> str:
+    more = f"; and {len(differing) - _MAX_NAMED} more" if len(differing) > _MAX_NAMED else ""
+    return "; ".join(differing[:_MAX_NAMED]) + more
