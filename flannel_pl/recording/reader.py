@@ -15,6 +15,7 @@ from typing import Any
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.begun import how_it_goes_on, is_from_python
 from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
@@ -180,6 +181,11 @@ class Recording:
         if not self._masks:
             # By the file system's "..", which is right for symlinks too.
             beside = ExperimentPaths.find(self._folder / "..").masks
+            if "num_rows" in self.metadata and "config" not in self.metadata:
+                raise UserError(
+                    f"{self.path} has no masks: flannel-pl fit makes them of its text, and this was recorded "
+                    "from Python. Which tokens are meant can only be said by their numbers."
+                )
             if self.metadata.get("run") is None or not beside.exists():
                 raise UserError(
                     f"{self.path} has no masks: they are in the experiment's gathered file and in its "
@@ -274,8 +280,8 @@ def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
         return _files_of_folder(path)
     if path.suffix == ".partial":
         raise UserError(
-            f"{path} is not finished: rows not written yet read as zeros. "
-            "The same command again goes on from its last checkpoint; flannel-pl status shows how far it is."
+            f"{path} is not finished: rows not written yet read as zeros; {how_it_goes_on(path)}. "
+            f"flannel-pl {'verify' if is_from_python(path) else 'status'} shows how far it is."
         )
     if not path.exists():
         raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
@@ -294,6 +300,8 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
         begun = [path for path in (run.partial, experiment.growing) if path.exists()]
         begun += _in_runs(folder, run.partial.name)
         hint = f"; {begun[0]} is begun but not finished" if begun else ""
+        if run.partial in begun and is_from_python(run.partial):
+            raise UserError(f"{folder} holds no finished recording{hint}; {how_it_goes_on(run.partial)}.")
         raise UserError(f"{folder} holds no finished recording{hint}. flannel-pl fit makes or finishes one.")
     return [(shard, None) for shard in (*shards, experiment.masks) if os.path.lexists(shard)]
 

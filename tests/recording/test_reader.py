@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.recording.checking.findings import describe
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.safetensors import tensors
 from flannel_pl.recording.gathering.gather import gather
@@ -211,16 +212,19 @@ def test_a_run_takes_its_masks_from_the_experiments_folder(
 
 
 def test_where_masks_are_is_said_if_they_are_not_here(plain: Path, tmp_path: Path) -> None:
-    writer = make_writer(tmp_path)
-    write_rows(writer, range(7))
-    writer.finish()
-    for path in (plain, tmp_path):
-        with (
-            open_recording(path) as recording,
-            pytest.raises(
-                UserError, match=r"has no masks: .* gathered file and in its live_dead_tokens.safetensors"
-            ),
-        ):
+    elsewhere = r"has no masks: .* gathered file and in its live_dead_tokens.safetensors"
+    cases = [(plain, elsewhere)]
+    made: dict[str, tuple[dict[str, Any], str]] = {
+        "by fit": ({"config": {}}, elsewhere),
+        "from Python": ({}, r"has no masks: .* from Python. Which tokens are meant can only be said"),
+    }
+    for name, (more, expected) in made.items():
+        writer = make_writer(tmp_path / name, metadata={"run": 0, "seed": 42, "swept": {}, **more})
+        write_rows(writer, range(7))
+        writer.finish()
+        cases.append((tmp_path / name, expected))
+    for path, expected in cases:
+        with open_recording(path) as recording, pytest.raises(UserError, match=expected):
             _ = recording.masks
 
 
@@ -259,10 +263,32 @@ def test_nothing_is_read_after_closing(plain: Path) -> None:
         embeddings[0]
 
 
+def test_who_began_a_recording_goes_on_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    make_writer(folder).abort("killed")
+    partial = folder / "recording.partial"
+    for name, said in (
+        (None, "but none lies beside it; if there is none elsewhere, record into another folder"),
+        ("checkpoint-2-0123456789abcdef.ckpt", "ckpt_path='{}')"),
+    ):
+        if name is not None:
+            (folder / name).touch()
+        expected = said.format(folder / str(name))
+        for path in (partial, folder):
+            with pytest.raises(UserError) as refused:
+                open_recording(path)
+            assert expected in str(refused.value)
+            assert "flannel-pl fit" not in str(refused.value)
+        (part,) = verify(folder).parts
+        assert expected in "\n".join(describe(part))
+        assert "flannel-pl fit" not in "\n".join(describe(part))
+
+
 def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
-    make_writer(tmp_path / "exp" / "run_0").abort("killed")
+    by_fit = {"run": 0, "seed": 42, "swept": {}, "config": {}}
+    make_writer(tmp_path / "exp" / "run_0", metadata=by_fit).abort("killed")
     with pytest.raises(
-        UserError, match=r"recording.partial is not finished: .* goes on from its last checkpoint"
+        UserError, match=r"recording.partial is not finished: .* fit goes on with .* its last checkpoint"
     ):
         open_recording(tmp_path / "exp/run_0/recording.partial")
     for folder in (tmp_path / "exp", tmp_path / "exp/run_0"):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.begun import how_it_goes_on
 from flannel_pl.recording.checking.checks import (
     RunPart,
     bad_cells,
@@ -222,7 +223,7 @@ def _advice(part: CheckedPart) -> Iterator[str]:
         lost = "copies that run again, or records it again" if part.damage else "goes on with the others"
         yield f"that file gets its name when every run is in it; flannel-pl fit {lost}"
     elif part.unfinished:
-        yield "flannel-pl fit goes on with this run from its last checkpoint"
+        yield how_it_goes_on(part.path)
     elif part.damage and part.path.exists() and part.path.suffix == ".safetensors":
         folder = ExperimentPaths.find(part.path.parent.absolute())
         if part.path.name == RunPaths(folder.folder).recording.name:

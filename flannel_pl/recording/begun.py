@@ -1,0 +1,33 @@
+"""How a recording that is begun but not finished comes to its end: that depends on who began it."""
+
+from pathlib import Path
+
+from flannel_pl.errors import RunError, UserError
+from flannel_pl.experiment import RunPaths
+from flannel_pl.recording.formats.safetensors.layout import read_layout
+
+
+def is_from_python(partial: Path) -> bool:
+    """Tells whether an unfinished recording says that no `flannel-pl fit` began it."""
+    try:
+        said = read_layout(partial).flannel
+    except (RunError, UserError):  # whatever is wrong with it is said elsewhere
+        return False
+    return bool(said) and "config" not in said
+
+
+def how_it_goes_on(partial: Path) -> str:
+    """Returns what finishes an unfinished recording of one run.
+
+    Args:
+        partial: The recording.
+    """
+    if not is_from_python(partial):
+        return "flannel-pl fit goes on with this run from its last checkpoint"
+    known = RunPaths(partial.parent).checkpoints()
+    if not known:
+        return (
+            "the script that began it goes on from a checkpoint (Trainer.fit(..., ckpt_path=...)), but none "
+            "lies beside it; if there is none elsewhere, record into another folder"
+        )
+    return f"the script that began it goes on with Trainer.fit(..., ckpt_path={str(known[0][2])!r})"
