@@ -30,14 +30,12 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
 
     Args:
         optimizer: It need not have stepped.
-        parameter: Two-dimensional.
+        parameter: Two-dimensional. One that the optimizer does not hold may come to it later: it is asked
+            what it would keep of it in its first group.
 
     Returns:
-        Key in the optimizer's state -> type. Empty if the optimizer does not hold the parameter; None if it
-        cannot be told.
+        Key in the optimizer's state -> type; None if it cannot be told.
     """
-    if all(one is not parameter for group in optimizer.param_groups for one in group["params"]):
-        return {}
     devices = [parameter.device] if parameter.device.type == "cuda" else []
     try:
         with (
@@ -112,6 +110,8 @@ def _no_loss() -> Any:
 
 def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor) -> dict[str, torch.dtype]:
     # Sizes that differ, so that what is kept per row or per column does not pass for the whole.
+    held = [one for group in optimizer.param_groups for one in group["params"]]
+    is_held = any(one is parameter for one in held)
     stand_ins = {
         id(one): torch.zeros(
             [min(size, 3 - axis % 2) for axis, size in enumerate(one.shape)],
@@ -119,8 +119,7 @@ def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor) -> dict[str, torch
             device=one.device,
             requires_grad=one.requires_grad,
         )
-        for group in optimizer.param_groups
-        for one in group["params"]
+        for one in (*held, parameter)
     }
     memo: dict[int, Any] = {**stand_ins, id(optimizer.state): defaultdict(dict)}
     # A schedule replaces `step` on the object, and hooks may hold all of a training.
@@ -131,6 +130,8 @@ def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor) -> dict[str, torch
     )
     twin.__dict__.update({name: OrderedDict() for name in _HOOKS})
     stand_in = stand_ins[id(parameter)]
+    if not is_held:
+        twin.param_groups[0]["params"].append(stand_in)
     for _ in range(NUM_STEPS):
         stand_in.grad = torch.full_like(stand_in, 1e-3)
         twin.step(_no_loss)

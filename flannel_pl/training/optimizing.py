@@ -129,10 +129,8 @@ class OptimizerWatch:
         return kept_state(self._optimizer, self.parameter)
 
     def never_keeps(self, key: str | None) -> bool:
-        """Tells whether it is known that the optimizer, which holds the parameter, keeps no such thing."""
-        return (
-            key is not None and self._group is not None and self._kept is not None and key not in self._kept
-        )
+        """Tells whether it is known that the optimizer, if it holds the parameter, keeps no such thing."""
+        return key is not None and self._kept is not None and key not in self._kept
 
     def kept_dtypes(self, wanted: Mapping[str, str], *, of: str) -> dict[str, str]:
         """Returns of which type the optimizer is going to keep each of some things of the parameter.

@@ -159,3 +159,45 @@ def test_all_moments_that_an_optimizer_never_keeps_are_named_at_once(tmp_path: P
             steps=1,
             module=Bigram(optimizer="SGD"),
         )
+
+
+class Thaws(Bigram):
+    """Its table is held by no optimizer until the second step."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.table.requires_grad_(requires_grad=False)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        return self.kind(self.head.parameters(), lr=0.1)
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            self.table.requires_grad_(requires_grad=True)
+            self.trainer.optimizers[0].add_param_group({"params": [self.table.weight]})
+
+
+def test_moments_of_a_parameter_that_comes_to_the_optimizer_later(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path, "table.weight"), steps=4, module=Thaws(torch.optim.AdamW))
+    with flannel_pl.open_recording(tmp_path) as recording:
+        for name in ("momentum", "variance"):
+            there_R = [bool(np.any(row)) for row in recording.run(0).tensor(name)[:]]
+            assert there_R == [False, False, False, True, True], name
+
+
+def test_moments_that_it_will_have_none_of_then_are_refused_at_the_start(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path / "default", "table.weight"), steps=4, module=Thaws(torch.optim.SGD))
+    with flannel_pl.open_recording(tmp_path / "default") as recording:
+        assert not {"momentum", "variance"} & set(recording.run(0).names)
+    with pytest.raises(
+        UserError, match=r"tensors has 'variance', but Adamax keeps no 'exp_avg_sq' for table"
+    ):
+        fit(
+            StepRecorder(tmp_path / "asked", "table.weight", tensors=["momentum", "variance"]),
+            steps=4,
+            module=Thaws(torch.optim.Adamax),
+        )
+    assert not (tmp_path / "asked" / "recording.partial").exists()
