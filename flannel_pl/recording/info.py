@@ -94,14 +94,17 @@ def _rows(run: RunRecording) -> str:
 
 def _runs(recording: Recording) -> Iterator[list[str]]:
     """Yields one table for all runs that have the same tensors."""
-    groups: dict[tuple[tuple[str, TensorSpec], ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, TensorSpec, str], ...], list[int]] = {}
     for run in recording:
-        table = tuple((name, recording.tensors[f"run_{run.index}_{name}"]) for name in run.names)
+        meanings = {name: column.meaning for name, column in run.columns.items()}
+        table = tuple(
+            (name, recording.tensors[f"run_{run.index}_{name}"], meanings.get(name, "")) for name in run.names
+        )
         groups.setdefault(table, []).append(run.index)
     for table, runs in groups.items():
         times = f" x {len(runs)} runs" if len(runs) > 1 else ""
         named = f"run {runs[0]}" if len(runs) == 1 else f"runs {', '.join(map(str, runs))}"
-        yield [f"Tensors of {named}{times}", *(_tensor(name, spec) for name, spec in table)]
+        yield [f"Tensors of {named}{times}", *(_tensor(*row) for row in table)]
 
 
 def _shared(recording: Recording) -> list[str]:
@@ -186,10 +189,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def _tensor(name: str, spec: TensorSpec) -> str:
+def _tensor(name: str, spec: TensorSpec, meaning: str = "") -> str:
     shape = f"({', '.join(map(str, spec.shape))})"
     dtype = str(NUMPY_DTYPES[spec.dtype])
-    return f"  {name:<{_WIDTH}} {dtype:<9} {shape:<20} {readable_bytes(spec.num_bytes):>12}"
+    line = f"  {name:<{_WIDTH}} {dtype:<9} {shape:<20} {readable_bytes(spec.num_bytes):>12}"
+    return f"{line}  {meaning}".rstrip()
 
 
 def _line(name: str, value: object) -> str:

@@ -18,6 +18,7 @@ from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.begun import how_it_goes_on, is_from_python
 from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
+from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
 from flannel_pl.recording.formats.safetensors.tensors import Array, Framework, LazyTensor, TensorFile
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
@@ -57,7 +58,7 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
         for key in file.layout.tensors if keys is None else keys:
             if key not in file.layout.tensors:
                 raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
-            name = f"run_{file.layout.flannel.get('run', 0)}_{key}" if key in ALL_NAMES else key
+            name = f"run_{file.layout.flannel.get('run', 0)}_{key}" if _is_of_run(file, key) else key
             if _RUN_KEY.fullmatch(name) and not file.layout.tensors[key].shape:
                 raise RunError(f"{key} in {file_path} has no rows. Bring that file back from a copy.")
             if name in table:
@@ -78,16 +79,24 @@ class RunRecording:
         swept: Config key -> the value this run had of it.
         metadata: All the file says of this run.
         names: Names of its tensors.
+        columns: Name -> what each column is, as far as the file says it; those of schema 1 are known by name.
     """
 
     def __init__(
-        self, index: int, tensors: dict[str, LazyTensor], *, seed: int | None, metadata: dict[str, Any]
+        self,
+        index: int,
+        tensors: dict[str, LazyTensor],
+        *,
+        seed: int | None,
+        metadata: dict[str, Any],
+        columns: dict[str, ColumnSpec],
     ) -> None:
         self.index = index
         self.seed = seed
         self.metadata = metadata
         self.swept: dict[str, Any] = metadata.get("swept", {})
         self.names = tuple(tensors)
+        self.columns = columns
         self._tensors = tensors
 
     @property
@@ -258,7 +267,9 @@ class Recording:
         base_seed = self.scalars.get("base_seed")
         if seed is None and isinstance(base_seed, int):  # the notebook counts its seeds up from the first
             seed = base_seed + index
-        return RunRecording(index, tensors, seed=seed, metadata=metadata)
+        specs = {name: self.tensors[f"run_{index}_{name}"] for name in tensors}
+        columns = columns_of(self.metadata, metadata, specs)
+        return RunRecording(index, tensors, seed=seed, metadata=metadata, columns=columns)
 
 
 def read_masks(path: Path) -> dict[str, Array]:
@@ -343,6 +354,12 @@ def _metadata(files: list[TensorFile]) -> dict[str, Any]:
         return whole[0]
     shards = [metadata for metadata in found if "run" in metadata]
     return {"runs": [{"index": metadata["run"], **metadata} for metadata in shards]}
+
+
+def _is_of_run(file: TensorFile, key: str) -> bool:
+    """Tells whether a key that has no run_3_ before it belongs to the one run of its file all the same."""
+    names = (*ALL_NAMES, *file.layout.flannel.get("checksum_columns", ()))
+    return key in names
 
 
 def _is_small(key: str, file: TensorFile, inner: str) -> bool:

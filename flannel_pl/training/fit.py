@@ -105,6 +105,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         every_n_steps=recorder.every_n_steps,
         own_dtypes=arithmetic.own_dtypes,
         skippable=_is_scaling(config["trainer"]),
+        parameter=recorder.parameter,
     )
     num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
     return CheckedRun(num_bytes, corpus, schema, arithmetic, ids)

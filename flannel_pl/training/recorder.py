@@ -28,7 +28,14 @@ from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import read_layout
-from flannel_pl.recording.formats.schema import RECORDABLE, RECORDED_TOKENS, SKIPPED, RecordingSchema, holds
+from flannel_pl.recording.formats.schema import (
+    RECORDABLE,
+    RECORDED_TOKENS,
+    SCHEMA_VERSION,
+    SKIPPED,
+    RecordingSchema,
+    holds,
+)
 from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.recording.writing.lock import Lock
@@ -166,6 +173,7 @@ class StepRecorder(Callback):
             dtypes=self.dtypes,
             every_n_steps=self.every_n_steps,
             key_prefix=self.label.key_prefix,
+            parameter=self.parameter,
             **sizes,
         )
 
@@ -250,15 +258,14 @@ class StepRecorder(Callback):
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         self._hold_folder(first_row, step=trainer.global_step)
         if first_row == 0:
-            skippable, own_dtypes = may_skip(trainer, module), self._own_dtypes(trainer, watch)
+            begun = {"skippable": may_skip(trainer, module), "own_dtypes": self._own_dtypes(trainer, watch)}
         else:
-            skippable, own_dtypes = self._as_begun()
+            begun = self._as_begun()
         schema = self._schema(
             num_tokens=num_tokens if ids is None else len(ids),
             hidden_dim=hidden_dim,
             max_steps=trainer.max_steps,
-            skippable=skippable,
-            own_dtypes=own_dtypes,
+            **begun,
         )
         now = environment(self._weight_VD.device, name=self.label.device)
         if first_row > 0 and not self._ended:
@@ -353,13 +360,15 @@ class StepRecorder(Callback):
         moments = {name: key for name, key in OPTIMIZER_STATE.items() if name in self.tensors}
         return own | watch.kept_dtypes(moments, of=self.parameter)
 
-    def _as_begun(self) -> tuple[bool, dict[str, str]]:
-        """Returns whether the unfinished recording marks skipped steps, and of which types its tensors are.
+    def _as_begun(self) -> dict[str, Any]:
+        """Returns whether the unfinished recording marks skipped steps, of which types its tensors are, ...
 
-        One of an earlier version does not know either.
+        One of an earlier version does not know of them.
         """
         said = read_layout(self.paths.partial).flannel
-        return SKIPPED in said.get("checksum_columns", ()), said.get("own_dtypes", {})
+        skippable = SKIPPED in said.get("checksum_columns", ())
+        own_dtypes, version = said.get("own_dtypes", {}), said.get("schema", SCHEMA_VERSION)
+        return {"skippable": skippable, "own_dtypes": own_dtypes, "version": version}
 
     def _chosen_ids(self, trainer: Trainer, num_tokens: int) -> TokenIds | None:
         datamodule: Any = getattr(trainer, "datamodule", None)

@@ -28,6 +28,12 @@ SCALARS = {
     **{name: f"model.{name}" for name in ("adam_beta1", "adam_beta2")},
 }
 MASKS = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_occurrence_counts")
+TAKEN = {
+    **dict.fromkeys(("embeddings", "momentum", "variance"), "after_step"),
+    **dict.fromkeys(("grads", "learning_rates", "grad_norms"), "before_step"),
+    **dict.fromkeys(("logits", "losses", "losses_f32"), "forward"),
+}
+COLUMN_KEYS = {"dtype", "sizes", "dims", "taken", "row0", "meaning", "parameter", "quantity", "labels"}
 SHARED = {"n_runs", "base_seed", "n_live", "n_dead", "seeds", *SCALARS, *MASKS}
 
 
@@ -77,7 +83,7 @@ def read(path: Path) -> File:
     field = rb"header_checksum\": \""
     assert header.count(field + digits) == 1
     assert xxhash.xxh3_64_hexdigest(header.replace(field + digits, field + b"0" * 16)).encode() == digits
-    assert metadata["schema"] == 1
+    assert metadata["schema"] == 2
     return File(header, metadata, tensors, fillers)
 
 
@@ -110,6 +116,10 @@ def check_run(
     columns = [name for name in CHOSEN if name in wanted["tensors"]]
     columns = ["recorded_steps", *columns, "losses_f32", "learning_rates", "grad_norms"]
     assert said["checksum_columns"] == columns
+    listed = {
+        name: {**file.metadata["columns"].get(name, {}), **said.get("columns", {}).get(name, {})}
+        for name in columns
+    }
     subset = wanted["tokens"] != "all"
     assert set(said["static_checksums"]) == ({"recorded_tokens"} if subset else set())
     v, d = config["model"]["vocab_size"], config["model"]["hidden_dim"]
@@ -132,6 +142,13 @@ def check_run(
         assert tensor.dtype == DTYPES[code], name
         row_shape = {"logits": (v,)}.get(name, (v, d) if name in CHOSEN[:4] else ())
         assert tensor.shape == (rows, *row_shape), name
+        assert (listed[name]["dtype"], listed[name]["sizes"]) == (code, list(row_shape))
+        assert listed[name]["dims"] == {0: [], 1: ["V"], 2: ["V", "D"]}[len(row_shape)]
+        assert set(listed[name]) <= COLUMN_KEYS
+        check_first_row(listed[name]["row0"], tensor[0])
+        assert listed[name].get("taken") == TAKEN.get(name)
+        assert listed[name].get("parameter", wanted["parameter"]) == wanted["parameter"]
+        assert listed[name]["meaning"]
         assert [xxhash.xxh3_64_intdigest(row.tobytes()) for row in tensor[:written]] == list(
             sums[:written, column]
         )
@@ -147,6 +164,15 @@ def check_run(
     losses = file.tensors[prefix + "losses"]
     assert (file.tensors[prefix + "losses_f32"][1:written].astype(losses.dtype) == losses[1:written]).all()
     return {prefix + name for name in (*columns, "checksums", *said["static_checksums"])}
+
+
+def check_first_row(kind: str, row: "np.ndarray[Any, Any]") -> None:
+    if kind == "zero":
+        assert not row.any()
+    elif kind == "nan":
+        assert np.isnan(row).all()
+    else:
+        assert (kind, np.isfinite(row.astype(np.float64)).all()) == ("initial", True)
 
 
 def check_experiment(file: File) -> set[str]:

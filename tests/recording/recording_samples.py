@@ -1,5 +1,6 @@
 """Small recordings for the tests of this folder, made by the real writer."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata
 from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
 from flannel_pl.recording.formats.schema import RECORDABLE, RecordingSchema
@@ -89,9 +91,13 @@ def make_experiment(
     swept: Callable[[int], Mapping[str, Any]] = lambda run: {},
     config: Mapping[str, Mapping[str, Any]] | None = None,
     static: Mapping[str, Any] | None = None,
+    more: Callable[[int], Sequence[ColumnSpec]] = lambda run: (),
     **schema_changes: Any,
 ) -> ExperimentPaths:
-    """Records a whole experiment with seeds 42, 43, ...; `config` goes over the samples' own."""
+    """Records a whole experiment with seeds 42, 43, ...; `config` goes over the samples' own.
+
+    `more` gives the columns that a run has beyond the usual ones.
+    """
     changes = config or {}
     paths = ExperimentPaths(folder, folder.name)
     folder.mkdir(parents=True)
@@ -121,6 +127,7 @@ def make_experiment(
         metadata = run_metadata(record, run)
         max_steps = run["swept"].get("trainer.max_steps", config["trainer"]["max_steps"])
         schema = make_schema(key_prefix=prefix, **(schema_changes | {"max_steps": max_steps}))
+        schema = dataclasses.replace(schema, columns=(*schema.columns, *more(run["index"])))
         run_folder, entry = paths.run(run["index"]).folder, make_entry(run["index"])
         writer = make_writer(
             run_folder, schema=schema, metadata=metadata, journal_entry=entry, static=dict(static or {})

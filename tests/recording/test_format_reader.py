@@ -21,6 +21,7 @@ KEYS = {
 }
 KEYS["ended early"] = KEYS["shard"].copy()
 KEYS["shard"].remove("ended")
+SHARED = {"config", "schema", "run", "header_checksum", "columns"}  # columns: where no run differs
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_gathered_file_and_its_shards(example_runs: Path) -> None:
         shard = read(folder / f"run_{index}" / "recording.safetensors")
         check_shard(shard)
         assert set(shard.metadata) == KEYS["shard"]
-        assert set(said) == KEYS["shard"] - {"config", "schema", "run", "header_checksum"} | {"index"}
+        assert set(said) == KEYS["shard"] - SHARED | {"index"}
         assert {key: shard.metadata[key] for key in said if key != "index"} == {
             key: value for key, value in said.items() if key != "index"
         }

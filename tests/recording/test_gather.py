@@ -65,7 +65,9 @@ def test_single_has_the_notebooks_keys_and_the_shards_bytes(tmp_path: Path) -> N
         text = file.metadata()["flannel"]
     metadata = json.loads(text)
     assert text == json.dumps(metadata, sort_keys=True)
-    assert metadata["schema"] == 1
+    assert metadata["schema"] == 2
+    assert list(metadata["columns"]) == sorted(make_schema().names)
+    assert not any("columns" in run for run in metadata["runs"])
     assert metadata["provenance"]["torch"] == "2.13"
     assert [(run["index"], run["seed"], run["swept"]) for run in metadata["runs"]] == [
         (run, 42 + run, {"model.weight_decay": 0.1 * run}) for run in range(3)

@@ -28,13 +28,13 @@ def test_a_gathered_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for line in (
         str(paths.folder),
         f"size {num_bytes:,} bytes ({num_bytes / 1024:.2f} KiB)",
-        "schema 1",
+        "schema 2",
         "runs 3",
         "run 2 seed 44, model.weight_decay 1.0, 7 rows (steps 0 to 6)",
         "Tensors of runs 0, 1, 2 x 3 runs",
-        "embeddings bfloat16 (7, 30, 4) 1.64 KiB",
+        "embeddings bfloat16 (7, 30, 4) 1.64 KiB token embedding after the step",
         "checksums uint64 (7, 10) 560 bytes",
-        "losses_f32 float32 (7) 28 bytes",
+        "losses_f32 float32 (7) 28 bytes loss at the weights of the step before",
         "n_runs int64 () 8 bytes = 3",
         "learning_rate float32 () 4 bytes = 0.001",
         "live_mask bool (30) 30 bytes",
@@ -82,7 +82,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
     paths = make_experiment(tmp_path / "flannel3", gather="index")
     for text in (describe(paths.folder), describe(gather(paths.folder))):
         lines = facts(text)
-        assert "schema 1" in lines
+        assert "schema 2" in lines
         assert "Tensors of runs 0, 1, 2 x 3 runs" in lines
         assert "git.commit abc" in lines
         assert any(line.startswith("size ") and line.endswith("in 4 files") for line in lines)

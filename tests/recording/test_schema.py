@@ -7,7 +7,7 @@ from tests.recording.recording_samples import make_schema
 
 def test_columns_follow_the_format() -> None:
     schema = make_schema(tensors=["losses", "embeddings", "logits"], dtypes={"logits": "float32"})
-    assert [(c.name, c.dtype, c.row_shape, c.row_bytes) for c in schema.columns] == [
+    assert [(c.name, c.dtype, c.sizes, c.row_bytes) for c in schema.columns] == [
         ("recorded_steps", "I64", (), 8),
         ("embeddings", "BF16", (30, 4), 240),
         ("logits", "F32", (30,), 120),
@@ -16,7 +16,7 @@ def test_columns_follow_the_format() -> None:
         ("learning_rates", "F32", (), 4),
         ("grad_norms", "F32", (), 4),
     ]
-    assert schema.checksum_column.row_shape == (7,)
+    assert schema.checksum_column.sizes == (7,)
     assert schema.row_bytes == 8 + 240 + 120 + 2 + 12 + 7 * 8
 
 

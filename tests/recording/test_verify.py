@@ -243,7 +243,7 @@ def foreign_shard(folder: Path, **changes: Any) -> Path:
     ("changes", "words"),
     [
         ({"num_rows": 8}, "embeddings is BF16 of shape (7, 30, 4), expected BF16 of shape (8, 30, 4)"),
-        ({"schema": 2}, "its schema is 2, this flannel-pl knows 1"),
+        ({"schema": 3}, "its schema is 3, this flannel-pl knows 1 and 2"),
         ({"every_n_steps": None}, "the metadata do not say every_n_steps"),
         (
             {"checksum_columns": ["recorded_steps", "losses"]},

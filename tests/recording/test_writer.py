@@ -88,7 +88,8 @@ def test_metadata_and_size(tmp_path: Path) -> None:
     assert layout.header_is_right
     assert layout.flannel == {
         "header_checksum": layout.flannel["header_checksum"],
-        **{"schema": 1, "run": 5, "seed": 47, "swept": {"model.learning_rate": 0.1}, "num_rows": 7},
+        "columns": {column.name: column.said for column in writer.schema.columns},
+        **{"schema": 2, "run": 5, "seed": 47, "swept": {"model.learning_rate": 0.1}, "num_rows": 7},
         **{"every_n_steps": 1, "checksum_columns": list(writer.schema.names), "static_checksums": {}},
     }
     assert writer.schema.file_bytes(metadata=layout.metadata["flannel"]) == layout.total_bytes

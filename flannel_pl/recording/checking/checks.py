@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from flannel_pl.errors import UserError
+from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec, said_columns
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.metadata import short
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, TensorSpec
@@ -23,9 +24,9 @@ from flannel_pl.recording.formats.safetensors.tensors import TensorFile
 from flannel_pl.recording.formats.schema import (
     DTYPE_CODES,
     EXPERIMENT_TENSORS,
+    KNOWN_SCHEMAS,
     RECORDABLE,
     RECORDED_TOKENS,
-    SCHEMA_VERSION,
     SKIPPED,
     RecordingSchema,
     static_checksum,
@@ -53,6 +54,9 @@ class RunPart:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config that the file says it was recorded with, by group; of a gathered file that of all runs."""
+
+    columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name -> what the file says of each column; empty in one of schema 1."""
 
     @property
     def num_rows(self) -> int:
@@ -88,10 +92,13 @@ def parts_of(layout: FileLayout) -> list[RunPart]:
     metadata = layout.flannel
     config = metadata.get("config", {})
     if "runs" in metadata:
-        return [RunPart(run["index"], f"run_{run['index']}_", run, config) for run in metadata["runs"]]
+        return [
+            RunPart(run["index"], f"run_{run['index']}_", run, config, said_columns(metadata, run))
+            for run in metadata["runs"]
+        ]
     prefix = f"run_{metadata.get('run')}_"
     prefix = prefix if f"{prefix}checksums" in layout.tensors else ""
-    return [RunPart(metadata.get("run"), prefix, metadata, config)]
+    return [RunPart(metadata.get("run"), prefix, metadata, config, said_columns(metadata, metadata))]
 
 
 def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
@@ -106,8 +113,13 @@ def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
         yield f"its config cannot be: {error}"
         return
     yield from _other_rows(part)
-    if schema.names != tuple(part.metadata["checksum_columns"]):
-        yield f"the columns are {part.metadata['checksum_columns']}, expected {list(schema.names)}"
+    names = part.metadata["checksum_columns"]
+    added = [name for name in names if name not in NOTEBOOK and name in part.columns]
+    if [*schema.names, *added] != names:
+        yield f"the columns are {names}, expected {[*schema.names, *added]}"
+    yield from _other_columns(schema, part)
+    more = [ColumnSpec.of(name, part.columns[name]) for name in added]
+    schema = dataclasses.replace(schema, columns=(*schema.columns, *more))
     static = {}
     if _has_token_subset(part):
         static[RECORDED_TOKENS] = TensorSpec("I64", (_row_sizes(layout, part)[0],))
@@ -119,6 +131,19 @@ def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
     for key in sorted(expected.keys() | got.keys()):
         if got.get(key) != expected.get(key):
             yield f"{key} is {_describe(got.get(key))}, expected {_describe(expected.get(key))}"
+
+
+def _other_columns(schema: RecordingSchema, part: RunPart) -> Iterator[str]:
+    """Yields in what the file's list of columns contradicts the config."""
+    for column in schema.columns if part.columns else ():
+        listed = part.columns.get(column.name)
+        if listed is None:
+            yield f"its columns lack {column.name}"
+        elif (listed.get("dtype"), listed.get("sizes")) != (column.dtype, list(column.sizes)):
+            yield (
+                f"its columns say {listed.get('dtype')} of row shape {listed.get('sizes')} of {column.name}, "
+                f"expected {column.dtype} of {list(column.sizes)}"
+            )
 
 
 def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
@@ -304,8 +329,9 @@ def _hash_long_row(file: TensorFile, key: str, piece: _Piece, memory: memoryview
 def shared_problems(layout: FileLayout, parts: list[RunPart]) -> Iterator[str]:
     """Yields what of the keys and metadata that belong to no run is not as it should be."""
     metadata = layout.flannel
-    if metadata.get("schema") != SCHEMA_VERSION:
-        yield f"its schema is {metadata.get('schema')!r}, this flannel-pl knows {SCHEMA_VERSION}"
+    if metadata.get("schema") not in KNOWN_SCHEMAS:
+        known = " and ".join(map(str, KNOWN_SCHEMAS))
+        yield f"its schema is {metadata.get('schema')!r}, this flannel-pl knows {known}"
     if "runs" in metadata:
         of_runs = tuple(part.prefix for part in parts)
         got = {key for key in layout.tensors if not key.startswith(of_runs)}

@@ -63,7 +63,7 @@ def token_problems(file: TensorFile, part: RunPart) -> Iterator[str]:
 def _record(metadata: dict[str, Any]) -> ExperimentRecord:
     """Returns the record of the experiment that a gathered file was made of."""
     runs = [{name: run.get(name) for name in ("index", "seed", "swept")} for run in metadata["runs"]]
-    said = {name: metadata.get(name) for name in ("schema", "name", "config", "provenance")}
+    said = {name: metadata.get(name) for name in ("name", "config", "provenance")}
     return ExperimentRecord.parse(json.dumps({**said, "runs": runs}).encode())
 
 

@@ -65,6 +65,9 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     columns, static = metadata.get("checksum_columns", []), metadata.get("static_checksums", {})
     if not all(isinstance(text, str) for text in (*columns, *static.values())):
         raise ValueError("its metadata have checksum_columns or static_checksums that are no text")
+    for name, column in metadata.get("columns", {}).items():
+        if not isinstance(column, dict) or not all(map(_is_of_column, column.items())):
+            raise ValueError(f"its metadata have the column {name} {short(column)}")
     groups = {name: metadata.get("config", {}).get(name, {}) for name in _CONFIG_GROUPS}
     groups["data hashes"] = metadata.get("provenance", {}).get("data") or {}
     for name, group in groups.items():
@@ -76,11 +79,26 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         check_metadata({key: value for key, value in run.items() if key != "runs"})
 
 
+def _is_of_column(item: tuple[str, Any]) -> bool:
+    """Tells whether a key of a column's description has a value of its type; others are not for us."""
+    key, value = item
+    if key in ("dims", "sizes"):
+        kind: type = str if key == "dims" else int
+        return isinstance(value, list) and all(type(one) is kind for one in value)
+    if key == "labels":
+        return isinstance(value, dict) and all(isinstance(names, list) for names in value.values())
+    return key not in _COLUMN_TEXTS or isinstance(value, str)
+
+
+_COLUMN_TEXTS = ("dtype", "taken", "row0", "meaning", "parameter", "quantity")
+
 _CONFIG_GROUPS = ("experiment", "trainer", "model", "data", "recorder")
 
 _METADATA_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schema", "run", "index", "num_rows", "every_n_steps"), (int,)),
-    **dict.fromkeys(("swept", "config", "provenance", "static_checksums", "own_dtypes", "ended"), (dict,)),
+    **dict.fromkeys(
+        ("swept", "config", "provenance", "static_checksums", "own_dtypes", "ended", "columns"), (dict,)
+    ),
     **dict.fromkeys(("checksum_columns", "runs", "attempts"), (list,)),
     **dict.fromkeys(("name", CHECKSUM_KEY), (str,)),
     "seed": (int, type(None)),

@@ -27,7 +27,6 @@ they belong to the weights of t-1 although the hook comes after the step.
 """
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +35,7 @@ import numpy as np
 import xxhash
 
 from flannel_pl.errors import UserError
+from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec
 from flannel_pl.recording.formats.metadata import dump_metadata, short
 from flannel_pl.recording.formats.safetensors.layout import (
     NUMPY_DTYPES,
@@ -44,8 +44,11 @@ from flannel_pl.recording.formats.safetensors.layout import (
     plan_layout,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised by every change to the file format, see docs/format.md."""
+
+KNOWN_SCHEMAS = (1, SCHEMA_VERSION)
+"""Those that can be read, gathered and gone on with."""
 
 RECORDABLE = ("embeddings", "grads", "momentum", "variance", "logits", "losses")
 """The tensors a user may ask for; the table above says what each is."""
@@ -98,22 +101,6 @@ _HELD = {"float32": ("bfloat16", "float16"), "float64": ("bfloat16", "float16", 
 
 
 @dataclass(frozen=True)
-class Column:
-    """One per-row tensor of a recording: shape (R, *row_shape)."""
-
-    name: str
-    dtype: str
-    """Code in a safetensors header, e.g. BF16."""
-
-    row_shape: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row."""
-        return math.prod(self.row_shape) * NUMPY_DTYPES[self.dtype].itemsize
-
-
-@dataclass(frozen=True)
 class RecordingSchema:
     """Every per-row tensor of one run's recording, in order; make one with `build`.
 
@@ -133,7 +120,7 @@ class RecordingSchema:
     num_rows: int
     """R = 1 + max_steps // every_n_steps."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[ColumnSpec, ...]
     """recorded_steps, the recorded tensors in the order of `RECORDABLE`, `SCALAR_COLUMNS`, then `SKIPPED`."""
 
     every_n_steps: int
@@ -142,6 +129,9 @@ class RecordingSchema:
 
     own_dtypes: Mapping[str, str] = field(default_factory=dict)
     """Recorded tensor -> the type that it has in training, as far as that is known."""
+
+    version: int = SCHEMA_VERSION
+    """Of the file format: an unfinished file is gone on with as it was begun."""
 
     @classmethod
     def build(
@@ -156,6 +146,8 @@ class RecordingSchema:
         own_dtypes: Mapping[str, str] | None = None,
         skippable: bool = False,
         key_prefix: str = "",
+        version: int = SCHEMA_VERSION,
+        parameter: str = "",
     ) -> "RecordingSchema":
         """Checks the user's wishes and lays out the columns.
 
@@ -169,6 +161,8 @@ class RecordingSchema:
             own_dtypes: Tensor -> the type that it has in training; bfloat16 for those not named.
             skippable: Whether a step may be left out.
             key_prefix: Goes before every key of the file.
+            version: Of the file format.
+            parameter: Name of the recorded parameter.
 
         Raises:
             UserError: Names everything that is wrong with the arguments, not only the first mistake.
@@ -186,21 +180,18 @@ class RecordingSchema:
             )
         if mistakes:
             raise UserError("; ".join(mistakes))
-        row_shapes = dict.fromkeys(RECORDABLE, (num_tokens, hidden_dim)) | {
-            "logits": (num_tokens,),
-            "losses": (),
-        }
-        columns = (
-            Column("recorded_steps", "I64", ()),
-            *(
-                Column(name, DTYPE_CODES[dtypes.get(name, own.get(name, "bfloat16"))], row_shapes[name])
-                for name in RECORDABLE
-                if name in tensors
-            ),
-            *(Column(name, dtype, ()) for name, dtype in SCALAR_COLUMNS.items()),
-            *([Column(SKIPPED, "BOOL", ())] if skippable else []),
-        )
-        return cls(1 + max_steps // every_n_steps, columns, every_n_steps, key_prefix, own)
+        sizes = {"V": num_tokens, "D": hidden_dim}
+        dtype_of = {"recorded_steps": "I64", **SCALAR_COLUMNS, **({SKIPPED: "BOOL"} if skippable else {})}
+        for name in tensors:
+            dtype_of[name] = DTYPE_CODES[dtypes.get(name, own.get(name, "bfloat16"))]
+        columns = []
+        for name, (dims, taken, row0, meaning) in NOTEBOOK.items():
+            if name in dtype_of:
+                row_shape = tuple(sizes[dim] for dim in dims)
+                of = parameter if "D" in dims or name == "learning_rates" else ""
+                columns.append(ColumnSpec(name, dtype_of[name], row_shape, dims, taken, row0, meaning, of))
+        num_rows = 1 + max_steps // every_n_steps
+        return cls(num_rows, tuple(columns), every_n_steps, key_prefix, own, version)
 
     @property
     def narrowed(self) -> dict[str, tuple[str, str]]:
@@ -215,9 +206,9 @@ class RecordingSchema:
         return tuple(column.name for column in self.columns)
 
     @property
-    def checksum_column(self) -> Column:
+    def checksum_column(self) -> ColumnSpec:
         """`checksums`: for every row one xxh3-64 per column."""
-        return Column("checksums", "U64", (len(self.columns),))
+        return ColumnSpec("checksums", "U64", (len(self.columns),), ("column",))
 
     @property
     def row_bytes(self) -> int:
@@ -231,9 +222,7 @@ class RecordingSchema:
             static: Tensors besides the per-row ones, e.g. `recorded_tokens`, by name.
         """
         columns = (*self.columns, self.checksum_column)
-        specs = {
-            column.name: TensorSpec(column.dtype, (self.num_rows, *column.row_shape)) for column in columns
-        }
+        specs = {column.name: TensorSpec(column.dtype, (self.num_rows, *column.sizes)) for column in columns}
         return {self.key_prefix + name: spec for name, spec in (specs | dict(static or {})).items()}
 
     def file_bytes(self, *, metadata: str = "", num_recorded_tokens: int | None = None) -> int:
@@ -261,10 +250,11 @@ class RecordingSchema:
         return dump_metadata(
             {
                 **run,
-                "schema": SCHEMA_VERSION,
+                "schema": self.version,
                 "num_rows": self.num_rows,
                 "every_n_steps": self.every_n_steps,
                 "checksum_columns": list(self.names),
+                **({} if self.version == 1 else {"columns": {one.name: one.said for one in self.columns}}),
                 **({"own_dtypes": dict(self.own_dtypes)} if self.own_dtypes else {}),
                 "static_checksums": {name: static_checksum(array) for name, array in static.items()},
             }

@@ -11,11 +11,17 @@ from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.formats.columns import share_columns, with_columns
 from flannel_pl.recording.formats.metadata import dump_metadata
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
 from flannel_pl.recording.formats.safetensors.tensors import Array
-from flannel_pl.recording.formats.schema import CONFIG_SCALARS, SCHEMA_VERSION, static_checksum
+from flannel_pl.recording.formats.schema import (
+    CONFIG_SCALARS,
+    KNOWN_SCHEMAS,
+    SCHEMA_VERSION,
+    static_checksum,
+)
 from flannel_pl.recording.gathering.membership import said_of_run
 from flannel_pl.recording.reader import read_masks
 from flannel_pl.recording.sameness import decisive, differences, has_own_data
@@ -125,8 +131,9 @@ def run_contradictions(
         config: Its config, or its experiment's.
         digests: Name of each data file that it is trained on -> hash of its content, as far as known.
     """
+    if metadata.get("schema") not in KNOWN_SCHEMAS:
+        yield f"its schema is {metadata.get('schema')!r}, expected one of {KNOWN_SCHEMAS}"
     for name, expected in (
-        ("schema", SCHEMA_VERSION),
         ("run", run.index),
         ("seed", run.seed),
         ("swept", run.swept),
@@ -207,7 +214,8 @@ def tensors_of(record: ExperimentRecord, masks: Mapping[str, Array]) -> Extras:
 
 def run_metadata(shard: Shard) -> dict[str, Any]:
     """Returns what a gathered recording says of one run: the shard's own metadata, but for what is shared."""
-    return said_of_run(shard.layout.flannel, shard.index)
+    specs = {key.removeprefix(shard.prefix): shard.layout.tensors[inner] for key, inner in shard.keys.items()}
+    return said_of_run(with_columns(shard.layout.flannel, specs), shard.index)
 
 
 def gathered_metadata(
@@ -220,13 +228,15 @@ def gathered_metadata(
         runs: Of each run in turn its `run_metadata`.
         extras: The experiment's tensors.
     """
+    columns, sayings = share_columns(runs)
     return dump_metadata(
         {
             "schema": SCHEMA_VERSION,
             "name": record.content["name"],
             "config": record.content["config"],
             "provenance": record.provenance,
-            "runs": list(runs),
+            "columns": columns,
+            "runs": sayings,
             "static_checksums": {name: static_checksum(array) for name, array in extras.items()},
         }
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flannel_pl.recording.formats.columns import said_columns
 from flannel_pl.recording.sameness import decisive, differences
 
 _SHARED = ("config", "header_checksum", "run", "schema")
@@ -26,10 +27,13 @@ def index_contradictions(metadata: Mapping[str, Any], extras: Mapping[str, Any])
         yield f"it is of run {number!r}, which the index has not"
         return
     ours = said_of_run(metadata, expected[0]["index"])
-    for key, got, wanted in differences(ours, expected[0]):
+    theirs = {**expected[0], "columns": said_columns(extras, expected[0])}
+    if not (theirs["columns"] and "columns" in ours):  # one of them is of schema 1
+        ours, theirs = ({**one, "columns": {}} for one in (ours, theirs))
+    for key, got, wanted in differences(ours, theirs):
         is_short = not isinstance(got, (dict, list)) and not isinstance(wanted, (dict, list))
         yield f"its {key} is {got!r}, expected {wanted!r}" if is_short else f"its {key} is another"
     swept = ours.get("swept") or {}
-    theirs, there = (decisive(one.get("config") or {}, without=swept) for one in (metadata, extras))
-    for key, got, wanted in differences(theirs, there):
+    here, there = (decisive(one.get("config") or {}, without=swept) for one in (metadata, extras))
+    for key, got, wanted in differences(here, there):
         yield f"its {key} is {got!r}, expected {wanted!r}"

@@ -15,6 +15,7 @@ import xxhash
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.formats.columns import with_columns
 from flannel_pl.recording.formats.metadata import check_metadata
 from flannel_pl.recording.formats.opening import is_there, unreachable
 from flannel_pl.recording.formats.safetensors.layout import (
@@ -103,6 +104,7 @@ class GatherNotes:
             runs = {int(index): metadata for index, metadata in body["runs"].items()}
             notes = cls(body["header_bytes"], [kinds[kind] for kind in body["kind_of_run"]], runs)
             notes._check()
+            notes.runs = {index: with_columns(one, notes.taken(index)) for index, one in runs.items()}
             return notes
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"{path} is not as this version of flannel-pl writes it ({error!r})") from error

@@ -27,9 +27,10 @@ import xxhash
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.publish import sync
 from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.safetensors.shard import create_shard, end_early, reopen_shard, shard_layout
-from flannel_pl.recording.formats.schema import Column, RecordingSchema, no_batch_counted
+from flannel_pl.recording.formats.schema import RecordingSchema, no_batch_counted
 from flannel_pl.recording.writing.disk import disk_error, explained, publish, write_at, write_file
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal, JournalEntry, State
@@ -51,7 +52,7 @@ class RowBuffer:
     """One row in memory. Fill every tensor in place before submitting it."""
 
     tensors: dict[str, torch.Tensor]
-    """Column name -> a view of the ring, shape `Column.row_shape`, on the CPU."""
+    """Column name -> a view of the ring, shape `ColumnSpec.sizes`, on the CPU."""
 
     row_bytes: dict[str, memoryview]
     """The same memory as bytes, which is what the thread writes."""
@@ -422,7 +423,7 @@ class RecordingWriter:
         if job.then is not None:
             job.then()
 
-    def _write_cell(self, column: Column, row: int, data: memoryview) -> None:
+    def _write_cell(self, column: ColumnSpec, row: int, data: memoryview) -> None:
         write_at(self._fd, data, self._start(column.name) + row * column.row_bytes)
 
     def _start(self, column_name: str) -> int:
@@ -469,8 +470,6 @@ def _make_buffers(schema: RecordingSchema, *, num_buffers: int, pin_memory: bool
     buffers = []
     for memory in ring:
         cells = {c.name: memory[starts[c.name] : starts[c.name] + c.row_bytes] for c in schema.columns}
-        tensors = {
-            c.name: cells[c.name].view(TORCH_DTYPES[c.dtype]).view(c.row_shape) for c in schema.columns
-        }
+        tensors = {c.name: cells[c.name].view(TORCH_DTYPES[c.dtype]).view(c.sizes) for c in schema.columns}
         buffers.append(RowBuffer(tensors, {name: cell.numpy().data for name, cell in cells.items()}))
     return buffers
