@@ -151,6 +151,8 @@ class StepRecorder(Callback):
 
         # Sizes are known only once there is a module; everything else a user can get wrong is refused here.
         with self._options_named():
+            if not self.tensors:
+                raise UserError(f"recorder.tensors is empty, expected some of {', '.join(RECORDABLE)}")
             self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
             self._checkpoints = Checkpoints(
                 self.paths, every=checkpoint_every, asked=lambda: self.stop_signal
