@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
@@ -40,7 +41,7 @@ from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.submission import Submission
 from flannel_pl.launch.summary import summarize
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.sameness import has_own_data, meaning
+from flannel_pl.recording.sameness import has_own_data, meaning, with_seed
 from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.leftovers import clear, has_leftovers
 from flannel_pl.recording.writing.lock import Lock
@@ -195,13 +196,16 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
 
 def _refuse_equal_runs(experiment: Experiment, checked: dict[int, CheckedRun], *, accelerator: str) -> None:
     """Refuses an experiment that would train one run under several numbers."""
+    meanings: dict[str, dict[str, Any]] = {}
     trained: dict[str, Run] = {}
     for run in experiment.selected:
-        known = {
-            "trainer.precision": str(checked[run.index].arithmetic),
-            "data": checked[run.index].corpus.digests,
-        }
-        meant = meaning(experiment.run_config(run), seed=run.seed, accelerator=accelerator, known=known)
+        swept = json.dumps(run.swept, sort_keys=True)
+        if swept not in meanings:
+            of_run = checked[run.index]
+            known = {"trainer.precision": str(of_run.arithmetic), "data": of_run.corpus.digests}
+            config = experiment.run_config(run)
+            meanings[swept] = meaning(config, accelerator=accelerator, known=known)
+        meant = with_seed(meanings[swept], run.seed)
         first = trained.setdefault(json.dumps(meant, sort_keys=True), run)
         if first is run:
             continue

@@ -62,6 +62,8 @@ _WHEN_NULL = {
 _MOOT = frozenset(f"trainer.{name}" for name in ("strategy", "sync_batchnorm", "use_distributed_sampler"))
 """Keys that decide nothing where a run has one device."""
 
+_SEEDS = ("model.init_seed", "data.order_seed")
+
 _OF_VALIDATION = frozenset(
     f"trainer.{name}"
     for name in (
@@ -101,14 +103,13 @@ def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator
             yield key, ours, theirs
 
 
-def meaning(
-    config: Mapping[str, Any], *, seed: int, accelerator: str, known: Mapping[str, Any]
-) -> dict[str, Any]:
+def meaning(config: Mapping[str, Any], *, accelerator: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a run's config comes to: equal ones are trained to the same bits, in whatever words.
+
+    Seeds that are left to the run's are None, see `with_seed`.
 
     Args:
         config: The run's resolved config, by group.
-        seed: Its seed.
         accelerator: The kind of device that it is trained on.
         known: Key -> what it comes to, where the config alone does not tell; and what else decides bits.
     """
@@ -124,14 +125,18 @@ def meaning(
         moot |= {"model.init_on", "trainer.benchmark"}
     if meant.get("trainer.callbacks") is None:
         moot |= _OF_VALIDATION
-    seeds = ("model.init_seed", "data.order_seed")
-    left_to_seed = [key for key in seeds if meant.get(key) is None]
-    if left_to_seed or any(meant.get(f"trainer.{key}") is not None for key in ("callbacks", "plugins")):
-        meant["seed"] = seed
-    meant |= dict.fromkeys(left_to_seed, seed)
+    left_to_seed = [key for key in _SEEDS if meant.get(key) is None]
+    if any(meant.get(f"trainer.{key}") is not None for key in ("callbacks", "plugins")):
+        left_to_seed.append("seed")  # which may draw numbers
+    meant.update(dict.fromkeys(left_to_seed))
     return {
         key: _one_number(comparable(key, value)) for key, value in meant.items() if not _is_below(key, moot)
     }
+
+
+def with_seed(meant: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Returns what a `meaning` comes to with a seed."""
+    return {**meant, **{key: seed for key in (*_SEEDS, "seed") if key in meant and meant[key] is None}}
 
 
 def _one_number(value: Any) -> Any:
