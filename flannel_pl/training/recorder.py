@@ -220,8 +220,6 @@ class StepRecorder(Callback):
 
     def _begin_anew(self) -> None:
         """Forgets an earlier training of the same recorder, which an exception may have ended anywhere."""
-        if self._takes_what_there_is:
-            self.tensors = RECORDABLE
         self._row = None
         self._recorded_step = self._gradient_step = 0
         self._ended, self.early_end, self._is_resumed_at_end = "", None, False
@@ -250,14 +248,13 @@ class StepRecorder(Callback):
         self._recorded = RecordedParameter(module, self.parameter)
         self._weight_VD = self._recorded.tensor
         watch = self._watch = OptimizerWatch(trainer, module, self._weight_VD)
+        first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         if self._takes_what_there_is:
-            there = (name for name in self.tensors if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
-            self.tensors = tuple(there)
+            self.tensors = self._what_there_is(watch, first_row)
         num_tokens, hidden_dim = self._weight_VD.shape
         self._returned = Returned(self.parameter, num_tokens if "logits" in self.tensors else None)
         ids = self._chosen_ids(trainer, num_tokens)
         self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
-        first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         self._hold_folder(first_row, step=trainer.global_step)
         if first_row == 0:
             begun = {"skippable": may_skip(trainer, module), "own_dtypes": self._own_dtypes(trainer, watch)}
@@ -361,6 +358,13 @@ class StepRecorder(Callback):
         own["logits"] = AUTOCAST.get(str(trainer.precision), own["embeddings"])
         moments = {name: key for name, key in OPTIMIZER_STATE.items() if name in self.tensors}
         return own | watch.kept_dtypes(moments, of=self.parameter)
+
+    def _what_there_is(self, watch: OptimizerWatch, first_row: int) -> tuple[str, ...]:
+        """Returns the tensors that can be recorded; of a recording that goes on, those that it has."""
+        if first_row > 0 and is_there(self.paths.partial):
+            begun = read_layout(self.paths.partial).flannel.get("checksum_columns", ())
+            return tuple(name for name in RECORDABLE if name in begun)
+        return tuple(name for name in RECORDABLE if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
 
     def _as_begun(self) -> dict[str, Any]:
         """Returns whether the unfinished recording marks skipped steps, of which types its tensors are, ...

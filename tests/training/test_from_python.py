@@ -16,9 +16,11 @@ from flannel_pl import StepRecorder
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.schema import RECORDABLE
 from flannel_pl.recording.writing.writer import RecordingWriter
 from flannel_pl.training.checkpoint import RunIdentity, _refuse_other_checkpoint
 from flannel_pl.training.checkpointing import Checkpoints
+from flannel_pl.training.optimizing import OptimizerWatch
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
 STEPS = 6
@@ -297,6 +299,25 @@ def test_a_start_that_fails_keeps_what_it_would_have_gone_on_from(
         fit(recorder_in(tmp_path), steps=STEPS, ckpt_path=checkpoint)
     monkeypatch.undo()
     fit(recorder_in(tmp_path), steps=STEPS, ckpt_path=checkpoint)
+
+
+def test_a_tensor_that_is_left_out_on_going_on_is_named(tmp_path: Path) -> None:
+    checkpoint = half(recorder_in(tmp_path))
+    fewer = [name for name in RECORDABLE if name != "variance"]
+    with pytest.raises(RunError, match=r"or metadata: columns\.variance .*, now None; own_dtypes\.variance"):
+        fit(recorder_in(tmp_path, tensors=fewer), steps=STEPS, ckpt_path=checkpoint)
+
+
+def test_a_recording_goes_on_with_the_tensors_that_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An earlier version took moments for possible that a frozen parameter never has.
+    monkeypatch.setattr(OptimizerWatch, "never_keeps", lambda self, key: False)
+    checkpoint = half(recorder_in(tmp_path), Bigram(optimizer="SGD"))
+    monkeypatch.undo()
+    fit(recorder_in(tmp_path), steps=STEPS, module=Bigram(optimizer="SGD"), ckpt_path=checkpoint)
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert {"momentum", "variance"} <= set(recording.run(0).names)
 
 
 def test_no_tensors_at_all_are_not_all_of_them(tmp_path: Path) -> None:

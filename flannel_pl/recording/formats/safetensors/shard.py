@@ -248,7 +248,8 @@ def _differing(wanted: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[s
         dict(flatten({key: value for key, value in one.items() if key not in _OF_ATTEMPTS}))
         for one in (wanted, said)
     )
-    for key in sorted(now.keys() | then.keys()):
+    # The long list last: what it lacks, other keys tell in fewer words.
+    for key in sorted(now.keys() | then.keys(), key=lambda key: (key == "checksum_columns", key)):
         if now.get(key) != then.get(key):
             yield f"{key} {short(then.get(key))}, now {short(now.get(key))}"
 
