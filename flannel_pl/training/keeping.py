@@ -6,6 +6,7 @@ the random numbers of torch, Python and numpy stay as they are. What somebody's 
 (prints, files, a module's variables) cannot be taken back; so nobody asks where no moments are recorded.
 """
 
+import contextlib
 import copy
 import random
 import sys
@@ -37,17 +38,19 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
         Key in the optimizer's state -> type; None if it cannot be told.
     """
     devices = [parameter.device] if parameter.device.type == "cuda" else []
-    try:
+    # Some make what they keep when they are made, and cannot step without it.
+    for with_state in (False, True):
+        # Whatever somebody's own optimizer cannot do with a copy of itself.
         with (
+            contextlib.suppress(Exception),
             torch.random.fork_rng(devices),
             _others_random_numbers_kept(),
             _classes_kept(type(optimizer)),
             _no_hooks_of_all_optimizers(),
             torch.enable_grad(),
         ):
-            return _steps_of_a_copy(optimizer, parameter)
-    except Exception:  # whatever somebody's own optimizer cannot do with a copy of itself
-        return None
+            return _steps_of_a_copy(optimizer, parameter, with_state=with_state)
+    return None
 
 
 @contextmanager
@@ -104,11 +107,21 @@ def _fill(value: Any, content: Any) -> None:
     (value.extend if isinstance(value, list) else value.update)(content)
 
 
+def _smaller(state: Mapping[str, Any], of: Tensor, stand_in: Tensor) -> dict[str, Any]:
+    """Returns what an optimizer keeps of a parameter, for another that is smaller."""
+    return {
+        key: torch.zeros_like(stand_in, dtype=value.dtype)
+        if isinstance(value, Tensor) and value.shape == of.shape
+        else copy.deepcopy(value)
+        for key, value in state.items()
+    }
+
+
 def _no_loss() -> Any:
     return torch.zeros(())
 
 
-def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor) -> dict[str, torch.dtype]:
+def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor, *, with_state: bool) -> dict[str, torch.dtype]:
     # Sizes that differ, so that what is kept per row or per column does not pass for the whole.
     held = [one for group in optimizer.param_groups for one in group["params"]]
     is_held = any(one is parameter for one in held)
@@ -121,7 +134,10 @@ def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor) -> dict[str, torch
         )
         for one in (*held, parameter)
     }
-    memo: dict[int, Any] = {**stand_ins, id(optimizer.state): defaultdict(dict)}
+    state: defaultdict[Any, Any] = defaultdict(dict)
+    for one in held if with_state else ():
+        state[stand_ins[id(one)]] = _smaller(optimizer.state.get(one, {}), one, stand_ins[id(one)])
+    memo: dict[int, Any] = {**stand_ins, id(optimizer.state): state}
     # A schedule replaces `step` on the object, and hooks may hold all of a training.
     attributes = {name: value for name, value in vars(optimizer).items() if not callable(value)}
     twin = object.__new__(type(optimizer))

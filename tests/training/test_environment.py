@@ -1,5 +1,6 @@
 """A run says in which environment which of its rows were made, and does not mix them unless told to."""
 
+import importlib.metadata
 import json
 import platform
 import sys
@@ -173,7 +174,7 @@ def test_what_can_change_bits_is_recorded(
     ]
     assert [event["environment"] for event in started] == [one.environment for one in attempts]
     environment = attempts[1].environment
-    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["versions"]["torch"] == importlib.metadata.version("torch")
     assert environment["device"] == "cpu"
     assert environment["cpu"]["capability"] == torch.backends.cpu.get_cpu_capability()
     assert environment["device_name"] == environment["cpu"]["name"]
@@ -203,7 +204,10 @@ def test_a_run_begun_by_an_earlier_version_goes_on(
     small_data: SmallData, tmp_path: Path, stop_after: StopAfter, calm: dict[str, bytes]
 ) -> None:
     paths = begun(small_data, tmp_path, stop_after)
-    old: dict[str, Any] = {"versions": {"torch": torch.__version__}, "python": platform.python_version()}
+    old: dict[str, Any] = {
+        "versions": {"torch": importlib.metadata.version("torch")},
+        "python": platform.python_version(),
+    }
     old |= {"host": "old", "device": "cpu", "device_name": "x86_64", "threads": 1, "git": None}
     make_old(paths.partial, old)
     assert main(["fit", *command(small_data, tmp_path)]) == 0

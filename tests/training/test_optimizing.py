@@ -43,6 +43,44 @@ def test_an_optimizers_own_random_numbers_stay_what_they_were(tmp_path: Path) ->
     assert torch.equal(*trained)
 
 
+class Eager(Optimizer):
+    """Makes what it keeps when it is made, as torch's Adagrad did once."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["exp_avg"] = torch.full_like(parameter, 0.5)
+            self.state[parameter]["rows"] = torch.zeros(parameter.shape[:1])
+
+    @override
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                mean = self.state[parameter]["exp_avg"]
+                if parameter.grad is not None:
+                    mean.lerp_(parameter.grad, 0.1)
+                    self.state[parameter]["rows"].add_(1)
+                parameter.sub_(mean, alpha=self.param_groups[0]["lr"])
+        return loss
+
+
+def test_what_an_optimizer_makes_at_once_is_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tensors has 'variance', but Eager keeps no 'exp_avg_sq'"):
+        fit(
+            StepRecorder(tmp_path / "x", "net.table.weight", tensors=["momentum", "variance"]),
+            steps=3,
+            module=Module(Case(optimizer=Eager)),
+        )
+    module: Any = Module(Case(optimizer=Eager))
+    fit(StepRecorder(tmp_path / "y", "net.table.weight"), steps=3, module=module)
+    with flannel_pl.open_recording(tmp_path / "y") as recording:
+        run = recording.run(0)
+        assert "variance" not in run.names
+        kept = module.trainer.optimizers[0].state[module.net.table.weight]["exp_avg"]
+        assert run.momentum[3].tobytes() == kept.numpy().tobytes()
+
+
 class Counting(torch.optim.Adam):
     """Keeps books for all optimizers of its kind."""
 
