@@ -176,7 +176,9 @@ def test_what_an_earlier_version_has_rounded_follows_from_its_config(
     write_rows(writer, range(7))
     writer.finish()
     rounded = [f"rounded: {', '.join(f'{name} from {dtype} to bfloat16' for name, dtype in own.items())}"]
-    assert [line for line in facts(describe(tmp_path)) if "rounded" in line] == (rounded if own else [])
+    assert [line for line in facts(describe(tmp_path)) if line.startswith("rounded: ")] == (
+        rounded if own else []
+    )
     with open_recording(tmp_path) as recording:  # which the report warns of
         assert background_of(recording).rounding == (dict.fromkeys(rounded, (0,)) if own else {})
 
