@@ -39,6 +39,9 @@ ALLOWED = {
     "or, if those jobs have ended, move {} away first": (
         "the list of jobs at a Slurm that cannot be asked from here; no recording is in it"
     ),
+    "{}, move it away, or record into another folder": (
+        "a script's own unfinished recording, perhaps without a checkpoint; going on with it comes first"
+    ),
 }
 """Part of a text, {} where something is filled in -> why there is no other way."""
 
