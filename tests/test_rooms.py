@@ -15,6 +15,7 @@ ROOMS = {
     "__main__": {"cli", "corpus", "recording", "launch", "analysis"},
     "cli": {"corpus", "training", "recording", "launch"},
     "arguments": set[str](),
+    "arrays": set[str](),
     "errors": set[str](),
     "experiment": set[str](),
     "imports": set[str](),
@@ -25,14 +26,25 @@ ROOMS = {
     "terminal": set[str](),
     "texts": set[str](),
     "corpus": set[str](),
+    "metrics": set[str](),
     "recording": set[str](),
     "models": {"corpus"},
     "training": {"corpus", "models", "recording"},
     "launch": {"recording"},
-    "analysis": {"recording"},
+    "analysis": {"metrics", "recording"},
 }
 FOR_ALL = {
-    *("arguments", "errors", "experiment", "imports", "provenance", "publish", "signals", "small_files"),
+    *(
+        "arguments",
+        "arrays",
+        "errors",
+        "experiment",
+        "imports",
+        "provenance",
+        "publish",
+        "signals",
+        "small_files",
+    ),
     *("terminal", "texts"),
 }
 
@@ -75,6 +87,19 @@ def violations() -> Iterator[str]:
 
 def test_every_import_is_in_the_table() -> None:
     assert sorted(set(violations())) == []
+
+
+def test_metrics_know_nothing_but_arrays() -> None:
+    """The report measures with them, and so may whatever has a row of weights."""
+    allowed = {"arrays", "errors", "metrics"}
+    strangers = {
+        f"{file.name} imports {name}"
+        for file in (PACKAGE / "metrics").rglob("*.py")
+        for name in imports_of(file)
+        if (parts := name.split("."))[0] not in sys.stdlib_module_names | {"numpy", "ml_dtypes"}
+        and not (parts[0] == "flannel_pl" and parts[1] in allowed)
+    }
+    assert not strangers
 
 
 def test_every_room_is_in_the_table() -> None:

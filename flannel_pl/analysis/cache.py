@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 import xxhash
 
+import flannel_pl
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.measure import RunMeasures
+from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.writing.disk import write_file
 from flannel_pl.small_files import open_regular
 
 MEASURING = (
-    *("sets", "settings", "skipped", "metrics", "lattice", "lifecycle", "ulps", "adam", "replay"),
-    *("meter", "measure", "divergence"),
+    *("metrics/cloud", "metrics/lattice", "metrics/ulps", "metrics/adam"),
+    *("analysis/sets", "analysis/settings", "analysis/skipped", "analysis/lifecycle", "analysis/replay"),
+    *("analysis/meter", "analysis/measure", "analysis/divergence"),
 )
 """Modules that decide what is measured; the others only show it."""
 
@@ -134,9 +136,9 @@ def _joined(fingerprints: Iterable[str]) -> str:
 
 def _code() -> bytes:
     """Returns a hash of the code that measures, which may measure something else tomorrow."""
-    digest = hashlib.sha256()
+    digest, package = hashlib.sha256(), Path(flannel_pl.__file__).parent
     for name in MEASURING:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        digest.update((package / f"{name}.py").read_bytes())
     return digest.digest()
 
 

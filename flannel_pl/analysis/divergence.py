@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.lattice import widen
 from flannel_pl.analysis.sets import token_ids
+from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.metrics.lattice import widen
 from flannel_pl.recording.reader import RunRecording
 
 SPACE_BYTES = 256 * 2**20

@@ -24,7 +24,7 @@ import numpy as np
 
 from flannel_pl.analysis.series import Spread, smoothed, spread, velocity
 from flannel_pl.analysis.words import counted
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 INHALE_WINDOW_A, INHALE_WINDOW_B = 10, 19
 """Last step at which the two rules look for the inhale's end."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 PHASES = ("early", "midlife", "late", "fimbulwinter")
 NEVER = -1

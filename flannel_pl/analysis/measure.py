@@ -21,7 +21,7 @@ from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.settings import PARAM_DTYPES, is_exact, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 from flannel_pl.recording.reader import Recording, RunRecording
 
 Advance = Callable[[int], object]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis import lattice, metrics
 from flannel_pl.analysis.lifecycle import Lifecycle
 from flannel_pl.analysis.replay import OptimizerMeter
 from flannel_pl.analysis.settings import is_exact
-from flannel_pl.recording.formats.safetensors.tensors import Array, LazyTensor
+from flannel_pl.arrays import Array
+from flannel_pl.metrics import cloud, lattice
+from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
 
 MOTION = (
     *("token_speed", "thermal_speed", "radial_fraction", "abs_radial_fraction"),
@@ -123,8 +124,8 @@ class Meter:
 
     def _row(self, stored_VD: Array) -> _Row:
         W_VD = lattice.widen(stored_VD).astype(np.float64)
-        centroids = {name: metrics.centroid(self._of(W_VD, name)) for name in self.sets}
-        squares_V = metrics.dot_products(W_VD, W_VD)
+        centroids = {name: cloud.centroid(self._of(W_VD, name)) for name in self.sets}
+        squares_V = cloud.dot_products(W_VD, W_VD)
         return _Row(stored_VD, W_VD, squares_V, np.sqrt(squares_V), centroids)
 
     def _of(self, values: Array, name: str) -> Array:
@@ -135,14 +136,14 @@ class Meter:
     def _measure_cloud(self, result: Stretch, position: int, row: _Row) -> None:
         for name in self.sets:
             centroid_D, W_SD = row.centroids[name], self._of(row.W_VD, name)
-            centred_SD = metrics.centred(W_SD, centroid_D)
-            distances_S = metrics.token_norms(centred_SD)
+            centred_SD = cloud.centred(W_SD, centroid_D)
+            distances_S = cloud.token_norms(centred_SD)
             result.centroids[name][position] = centroid_D
             series = result.series[name]
-            series["origin_radius"][position] = metrics.origin_radius(self._of(row.norms_V, name))
-            series["centroid_radius"][position] = metrics.centroid_radius(distances_S)
-            series["bounding_radius"][position] = metrics.bounding_radius(distances_S)
-            series["std_per_dim"][position] = metrics.std_per_dim(centred_SD)
+            series["origin_radius"][position] = cloud.origin_radius(self._of(row.norms_V, name))
+            series["centroid_radius"][position] = cloud.centroid_radius(distances_S)
+            series["bounding_radius"][position] = cloud.bounding_radius(distances_S)
+            series["std_per_dim"][position] = cloud.std_per_dim(centred_SD)
 
     def _measure_optimizer(
         self,
@@ -170,19 +171,19 @@ class Meter:
     def _measure_motion(
         self, result: Stretch, position: int, before: _Row, row: _Row, dW_VD: Array, *, step: int
     ) -> None:
-        lengths_V = metrics.token_norms(dW_VD)
-        radial_V = metrics.radial_fractions(before.W_VD, dW_VD, before.norms_V, lengths_V)
-        change_V = metrics.radius_changes(before.W_VD, row.W_VD, before.squares_V, row.squares_V)
+        lengths_V = cloud.token_norms(dW_VD)
+        radial_V = cloud.radial_fractions(before.W_VD, dW_VD, before.norms_V, lengths_V)
+        change_V = cloud.radius_changes(before.W_VD, row.W_VD, before.squares_V, row.squares_V)
         for name in self.sets:
             series = result.series[name]
             dc_D = row.centroids[name] - before.centroids[name]
             radial_S = self._of(radial_V, name)
-            series["token_speed"][position] = metrics.mean(self._of(lengths_V, name))
-            thermal_S = metrics.token_norms(metrics.centred(self._of(dW_VD, name), dc_D))
-            series["thermal_speed"][position] = metrics.mean(thermal_S)
-            series["radial_fraction"][position] = metrics.mean_or_nan(radial_S)
-            series["abs_radial_fraction"][position] = metrics.mean_or_nan(np.abs(radial_S))
-            outward, inward, zero = metrics.sign_fractions(self._of(change_V, name))
+            series["token_speed"][position] = cloud.mean(self._of(lengths_V, name))
+            thermal_S = cloud.token_norms(cloud.centred(self._of(dW_VD, name), dc_D))
+            series["thermal_speed"][position] = cloud.mean(thermal_S)
+            series["radial_fraction"][position] = cloud.mean_or_nan(radial_S)
+            series["abs_radial_fraction"][position] = cloud.mean_or_nan(np.abs(radial_S))
+            outward, inward, zero = cloud.sign_fractions(self._of(change_V, name))
             series["outward_fraction"][position] = outward
             series["inward_fraction"][position] = inward
             series["zero_fraction"][position] = zero
@@ -209,11 +210,11 @@ class Meter:
         for name in self.sets:
             series = result.series[name]
             series["frozen_fraction"][position] = 1 - self._of(changed_V, name).mean()
-            series["zero_component_fraction"][position] = metrics.mean(self._of(zeros_V, name))
+            series["zero_component_fraction"][position] = cloud.mean(self._of(zeros_V, name))
             l1_S, l2_S, linf_S = (self._of(norms_V, name) for norms_V in (l1_V, l2_V, linf_V))
-            series["lattice_l1"][position] = metrics.mean(l1_S)
-            series["lattice_l2"][position] = metrics.mean(l2_S)
-            series["lattice_linf"][position] = metrics.mean(linf_S)
+            series["lattice_l1"][position] = cloud.mean(l1_S)
+            series["lattice_l2"][position] = cloud.mean(l2_S)
+            series["lattice_linf"][position] = cloud.mean(linf_S)
             hops_S = self._of(hops_V, name)
             series["lattice_hop_fraction"][position] = (hops_S == lattice.LATTICE).mean()
             series["thermal_hop_fraction"][position] = (hops_S == lattice.THERMAL).mean()

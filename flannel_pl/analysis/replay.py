@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flannel_pl.analysis.adam import AdamSettings, cos_grad_step, predicted_weights, reproduced
-from flannel_pl.analysis.lattice import widen
-from flannel_pl.analysis.metrics import mean
 from flannel_pl.analysis.settings import is_exact, setting, trained_dtype
 from flannel_pl.analysis.skipped import skipped_rows
-from flannel_pl.recording.formats.safetensors.tensors import Array, LazyTensor
+from flannel_pl.arrays import Array
+from flannel_pl.metrics.adam import AdamSettings, cos_grad_step, predicted_weights, reproduced
+from flannel_pl.metrics.cloud import mean
+from flannel_pl.metrics.lattice import widen
+from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
 from flannel_pl.recording.reader import Recording, RunRecording
 
 COSINE = "cos_grad_step"

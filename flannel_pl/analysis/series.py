@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Shape suffixes: V recorded tokens, S tokens of a set.
 
 import numpy as np
 
+from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
 

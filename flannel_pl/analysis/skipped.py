@@ -7,7 +7,7 @@ Shape suffixes: R rows.
 
 import numpy as np
 
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 from flannel_pl.recording.formats.schema import SKIPPED, no_batch_counted
 from flannel_pl.recording.reader import RunRecording
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.begun import how_it_goes_on, is_from_python
@@ -20,7 +21,7 @@ from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
-from flannel_pl.recording.formats.safetensors.tensors import Array, Framework, LazyTensor, TensorFile
+from flannel_pl.recording.formats.safetensors.tensors import Framework, LazyTensor, TensorFile
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.small_files import read_small

@@ -22,9 +22,9 @@ from flannel_pl.analysis import series
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.drawing import curves, figures, maps, panels
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
-from flannel_pl.analysis.lattice import HISTOGRAM_EDGES
 from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
 from flannel_pl.analysis.measure import Measures, RunMeasures
+from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 from tests.analysis.synthetic import BANDS, make_measures
 
 Array = np.ndarray[Any, Any]

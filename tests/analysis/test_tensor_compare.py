@@ -16,8 +16,8 @@ from flannel_pl.analysis.comparing.tensor_compare import (
     TensorComparison,
     compare_tensor,
 )
-from flannel_pl.analysis.lattice import widen
-from flannel_pl.analysis.ulps import ulp_distance
+from flannel_pl.metrics.lattice import widen
+from flannel_pl.metrics.ulps import ulp_distance
 from tests.analysis.compare_samples import Array, copy, flip, put, read, record, write
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -13,8 +13,8 @@ from flannel_pl.analysis.comparing import origins
 from flannel_pl.analysis.comparing.pairing import Pairing, pair_rows, pair_runs
 from flannel_pl.analysis.comparing.tensor_compare import TensorComparison, compare_tensor
 from flannel_pl.analysis.missing import missing_runs
+from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.reader import Recording, open_recording
 
 

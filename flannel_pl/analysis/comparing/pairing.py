@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flannel_pl.analysis.comparing.tensor_compare import Alignment
+from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
 

@@ -9,7 +9,7 @@ from flannel_pl.analysis.comparing.compare import Comparison, RunComparison
 from flannel_pl.analysis.comparing.pairing import numbers
 from flannel_pl.analysis.comparing.tensor_compare import Element, TensorComparison
 from flannel_pl.analysis.words import counted
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 _WIDTH = 16
 

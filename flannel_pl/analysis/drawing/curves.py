@@ -11,7 +11,7 @@ import numpy as np
 from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.measure import Measures, RunMeasures
 from flannel_pl.analysis.series import mean_and_std, smoothed, velocity
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 Experiments = Measures | Sequence[tuple[str, Measures]]
 """One experiment, or several with a name each."""

@@ -37,7 +37,7 @@ from flannel_pl.analysis.drawing.panels import (
     new_figure,
 )
 from flannel_pl.analysis.series import smoothed
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 INHALE_LAST_STEP = 10
 SNEEZE_LAST_STEP = 120

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flannel_pl.analysis.drawing.curves import Curve, Group, legend, thinned
 from flannel_pl.analysis.series import mean_and_std
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 from flannel_pl.recording.writing.disk import write_file
 
 Place = Literal["lower right", "upper left", "upper right"]

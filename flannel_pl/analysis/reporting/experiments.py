@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flannel_pl.analysis.drawing.curves import Group, groups_of
 from flannel_pl.analysis.measure import Measures
 from flannel_pl.analysis.reporting.background import Background
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 
 @dataclass(frozen=True)

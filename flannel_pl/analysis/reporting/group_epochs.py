@@ -14,7 +14,7 @@ import numpy as np
 from flannel_pl.analysis.drawing.curves import Group, curves_of
 from flannel_pl.analysis.epochs import Epochs, Mark, over_runs, rule_a, rule_b
 from flannel_pl.analysis.series import Spread, mean_and_std
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 MARKS = {
     "inhale": "inhale ends",

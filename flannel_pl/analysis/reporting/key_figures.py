@@ -8,8 +8,8 @@ import numpy as np
 from flannel_pl.analysis.drawing.curves import Group
 from flannel_pl.analysis.lifecycle import freeze_quantiles
 from flannel_pl.analysis.measure import RunMeasures
-from flannel_pl.analysis.metrics import liftoff_step
 from flannel_pl.analysis.series import Spread, spread
+from flannel_pl.metrics.cloud import liftoff_step
 
 
 @dataclass(frozen=True)

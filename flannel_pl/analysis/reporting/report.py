@@ -22,9 +22,9 @@ from flannel_pl.analysis.reporting.files import tables_of
 from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.sets import SET_NAMES, token_ids, token_sets
+from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.writing.disk import make_folder, why_not_writable, write_file
 

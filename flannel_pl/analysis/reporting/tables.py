@@ -13,7 +13,7 @@ from flannel_pl.analysis.drawing.curves import Group, curves_of, distances_of
 from flannel_pl.analysis.measure import Measures
 from flannel_pl.analysis.reporting.key_figures import KeyFigure
 from flannel_pl.analysis.series import mean_and_std
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 
 def metrics_csv(measures: Measures) -> str:

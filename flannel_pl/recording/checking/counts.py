@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from flannel_pl.arrays import Array
 from flannel_pl.recording.formats.safetensors.layout import TensorSpec
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.formats.schema import MASK_NAMES
 
 

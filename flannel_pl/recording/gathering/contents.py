@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.checking.counts import mask_problems
@@ -15,7 +16,6 @@ from flannel_pl.recording.formats.columns import share_columns, with_columns
 from flannel_pl.recording.formats.metadata import dump_metadata
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.formats.schema import (
     CONFIG_SCALARS,
     KNOWN_SCHEMAS,

@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, TensorSpec, is_readable, plan_layout
-from flannel_pl.recording.formats.safetensors.tensors import Array
 from flannel_pl.recording.gathering.contents import Shard
 from flannel_pl.recording.writing.disk import new_file, write_at, write_file
 from flannel_pl.texts import for_file

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError
 from flannel_pl.recording.formats.opening import Descriptor, Identity, read_at, replaced, unreachable
 from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES, FileLayout, layout_of
@@ -21,7 +22,6 @@ BLOCK_BYTES = 64 * 2**20
 """Most bytes that are read at once when only a part of them is wanted."""
 
 Framework = Literal["np", "pt"]
-Array = np.ndarray[Any, Any]
 
 
 class TensorFile:

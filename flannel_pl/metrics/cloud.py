@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 
 def token_norms(W_SD: Array) -> Array:

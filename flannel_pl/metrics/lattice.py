@@ -12,7 +12,7 @@ Shape suffixes: S tokens, D dimensions.
 
 import numpy as np
 
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 FROZEN, LATTICE, THERMAL = 0, 1, 2
 """Classes of `hop_classes`."""

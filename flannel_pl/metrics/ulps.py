@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
 
 FLOATS: Mapping[str, type[np.signedinteger[Any]]] = {
     "bfloat16": np.int16,

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.lattice import widen
-from flannel_pl.analysis.metrics import dot_products, token_norms
-from flannel_pl.analysis.ulps import ulp_distance
-from flannel_pl.recording.formats.safetensors.tensors import Array
+from flannel_pl.arrays import Array
+from flannel_pl.metrics.cloud import dot_products, token_norms
+from flannel_pl.metrics.lattice import widen
+from flannel_pl.metrics.ulps import ulp_distance
 
 TILE_ELEMENTS = 2**16
 """Worked on at once: the intermediate results stay in a core's cache."""

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from flannel_pl.analysis import lattice
-from flannel_pl.analysis.metrics import token_norms
+from flannel_pl.metrics import lattice
+from flannel_pl.metrics.cloud import token_norms
 
 Array = np.ndarray[Any, Any]
 

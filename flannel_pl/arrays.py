@@ -1,0 +1,8 @@
+"""What annotations call an array of numpy, of any shape and type."""
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+"""Names of variables say the shape, e.g. `W_SD`: tokens of a set, dimensions."""

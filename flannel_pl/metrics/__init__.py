@@ -1,0 +1,1 @@
+"""Numbers from one row of weights: pure functions of arrays."""
