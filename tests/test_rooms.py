@@ -102,6 +102,22 @@ def test_metrics_know_nothing_but_arrays() -> None:
     assert not strangers
 
 
+def test_analysis_leaves_files_of_recordings_to_their_room() -> None:
+    """What `open_recording` opens may be of any format."""
+    formats = (
+        "safetensors",
+        "flannel_pl.recording.formats.safetensors",
+        "flannel_pl.recording.formats.opening",
+    )
+    strangers = {
+        f"{file.name} imports {name}"
+        for file in (PACKAGE / "analysis").rglob("*.py")
+        for name in imports_of(file)
+        if f"{name}.".startswith(tuple(f"{one}." for one in formats))
+    }
+    assert not strangers
+
+
 def test_every_room_is_in_the_table() -> None:
     there = {room_of(file) for file in PACKAGE.rglob("*.py")}
     assert there == set(ROOMS)

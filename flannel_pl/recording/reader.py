@@ -21,7 +21,8 @@ from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
-from flannel_pl.recording.formats.safetensors.tensors import Framework, LazyTensor, TensorFile
+from flannel_pl.recording.formats.safetensors.tensors import Framework, TensorFile
+from flannel_pl.recording.formats.safetensors.tensors import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.small_files import read_small

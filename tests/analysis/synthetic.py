@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.drawing.gallery import GALLERY
 from flannel_pl.analysis.drawing.panels import to_svg
-from flannel_pl.analysis.measure import Measures, RunMeasures
+from flannel_pl.analysis.measuring.divergence import Divergence
+from flannel_pl.analysis.measuring.results import Measures, RunMeasures
 from flannel_pl.analysis.reporting.page import Page, Picture, Table
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis import cache
-from flannel_pl.analysis.divergence import measure_divergence
-from flannel_pl.analysis.measure import measure_run
+from flannel_pl.analysis.measuring import cache
+from flannel_pl.analysis.measuring.divergence import measure_divergence
+from flannel_pl.analysis.measuring.one_run import measure_run
 from tests.analysis.samples import save_recording, walk
 from tests.recording.recording_samples import make_experiment
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis.divergence import Divergence, measure_divergence
+from flannel_pl.analysis.measuring.divergence import Divergence, measure_divergence
 from flannel_pl.errors import UserError
 from tests.analysis.samples import save_recording, walk
 

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from flannel_pl.analysis import series
-from flannel_pl.analysis.divergence import Divergence
 from flannel_pl.analysis.drawing import curves, figures, maps, panels
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
-from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
-from flannel_pl.analysis.measure import Measures, RunMeasures
+from flannel_pl.analysis.measuring.divergence import Divergence
+from flannel_pl.analysis.measuring.lifecycle import PHASES, phase_fractions
+from flannel_pl.analysis.measuring.results import Measures, RunMeasures
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 from tests.analysis.synthetic import BANDS, make_measures
 

@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flannel_pl.analysis.lifecycle import NEVER, PHASES, Lifecycle, freeze_quantiles, phase_fractions
+from flannel_pl.analysis.measuring.lifecycle import (
+    NEVER,
+    PHASES,
+    Lifecycle,
+    freeze_quantiles,
+    phase_fractions,
+)
 
 Array = np.ndarray[Any, Any]
 NUM_ROWS, NUM_TOKENS, DIM = 40, 30, 4

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import flannel_pl
 from flannel_pl.__main__ import main
-from flannel_pl.analysis import measure as measure_module
-from flannel_pl.analysis.measure import RunMeasures, measure_run
-from flannel_pl.analysis.measured import measure_experiment
+from flannel_pl.analysis.measuring import one_run
+from flannel_pl.analysis.measuring.all_runs import measure_experiment
+from flannel_pl.analysis.measuring.one_run import measure_run
+from flannel_pl.analysis.measuring.results import RunMeasures
 from tests.conftest import SmallData
 from tests.metrics.test_adam import naive_cosines
 
@@ -59,7 +60,7 @@ def test_every_weight_of_a_real_run_is_reproduced(
     arguments: tuple[str, ...],
     stretch_bytes: int,
 ) -> None:
-    monkeypatch.setattr(measure_module, "STRETCH_BYTES", stretch_bytes)
+    monkeypatch.setattr(one_run, "STRETCH_BYTES", stretch_bytes)
     folder = fit(small_data, tmp_path, *arguments)
     assert_all_reproduced(measured(folder))  # gathered: the config is the experiment's
     assert_all_reproduced(measured(folder / "run_0"))  # a shard: its own

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis.divergence import measure_divergence
+from flannel_pl.analysis.measuring.divergence import measure_divergence
 from flannel_pl.analysis.reporting.report import Report, home_of, report
 from flannel_pl.errors import UserError
 from tests.analysis.browser import check_drawing, visit

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 import flannel_pl
 from flannel_pl.__main__ import main
-from flannel_pl.analysis import cache
 from flannel_pl.analysis.drawing.curves import curves_of, groups_of
 from flannel_pl.analysis.epochs import rule_a, rule_b
-from flannel_pl.analysis.lifecycle import NEVER, phase_fractions
-from flannel_pl.analysis.measure import RunMeasures, measure_run
-from flannel_pl.analysis.measured import measure_experiment
+from flannel_pl.analysis.measuring import cache
+from flannel_pl.analysis.measuring.all_runs import measure_experiment
+from flannel_pl.analysis.measuring.lifecycle import NEVER, phase_fractions
+from flannel_pl.analysis.measuring.one_run import measure_run
+from flannel_pl.analysis.measuring.results import RunMeasures
 from flannel_pl.analysis.reporting.key_figures import key_figures
 from flannel_pl.analysis.reporting.report import report
 from tests.analysis.samples import Array, save_recording, walk

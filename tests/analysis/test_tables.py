@@ -8,7 +8,8 @@ import pytest
 
 import flannel_pl
 from flannel_pl.analysis.drawing.curves import groups_of
-from flannel_pl.analysis.measure import Measures, measure_run
+from flannel_pl.analysis.measuring.one_run import measure_run
+from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.reporting.key_figures import key_figures
 from flannel_pl.analysis.reporting.tables import key_figures_csv, metrics_csv, steps_csv
 from tests.analysis.samples import save_recording, walk

@@ -15,8 +15,8 @@ from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import StepRecorder
-from flannel_pl.analysis.measure import measure_run
-from flannel_pl.analysis.skipped import skipped_rows
+from flannel_pl.analysis.measuring.one_run import measure_run
+from flannel_pl.analysis.measuring.skipped import skipped_rows
 from flannel_pl.errors import UserError
 from flannel_pl.recording.writing.journal import Journal
 from tests.training.foreign_models import SAM, Case, Module, Net

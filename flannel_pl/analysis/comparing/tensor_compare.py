@@ -17,7 +17,7 @@ import numpy as np
 from flannel_pl.arrays import Array
 from flannel_pl.metrics.lattice import widen
 from flannel_pl.metrics.ulps import FLOATS, ulp_distance
-from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
+from flannel_pl.recording.reader import LazyTensor
 
 PIECE_BYTES = 4 * 2**20
 """Read at once from each recording by each thread; one row at least."""

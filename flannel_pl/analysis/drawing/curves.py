@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flannel_pl.analysis.divergence import Divergence
-from flannel_pl.analysis.measure import Measures, RunMeasures
+from flannel_pl.analysis.measuring.divergence import Divergence
+from flannel_pl.analysis.measuring.results import Measures, RunMeasures
 from flannel_pl.analysis.series import mean_and_std, smoothed, velocity
 from flannel_pl.arrays import Array
 

@@ -68,7 +68,7 @@ def radius(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
     Example:
         >>> from pathlib import Path
         >>> from flannel_pl.analysis.drawing.panels import save
-        >>> from flannel_pl.analysis.measured import measure_experiment
+        >>> from flannel_pl.analysis.measuring.all_runs import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     figure = radius(measure_experiment(recording), bands=[("inhale", 0, 2)])
         >>> png, svg = save(figure, Path("radius"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from flannel_pl.analysis.drawing import figures, maps
-from flannel_pl.analysis.measure import LIVES
+from flannel_pl.analysis.measuring.results import LIVES
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from flannel_pl.analysis.drawing.curves import Experiments, Group, groups_and_set, in_words
 from flannel_pl.analysis.drawing.panels import SHADE, STYLE, Band, add_legend, new_figure
-from flannel_pl.analysis.lifecycle import PHASES, phase_fractions
+from flannel_pl.analysis.measuring.lifecycle import PHASES, phase_fractions
 from flannel_pl.arrays import Array
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 

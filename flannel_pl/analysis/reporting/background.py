@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.analysis.missing import missing_runs
-from flannel_pl.analysis.sets import token_sets
 from flannel_pl.analysis.words import counted
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.info import HIGHLIGHTS, merged

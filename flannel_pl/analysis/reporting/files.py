@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from flannel_pl.analysis.drawing.curves import in_words
+from flannel_pl.analysis.measuring.token_sets import SET_NAMES
 from flannel_pl.analysis.reporting import tables
 from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
 from flannel_pl.analysis.reporting.group_epochs import epochs_csv, epochs_of
@@ -12,7 +13,6 @@ from flannel_pl.analysis.reporting.published import (
     comparison_csv,
     comparison_markdown,
 )
-from flannel_pl.analysis.sets import SET_NAMES
 
 
 def tables_of(experiments: Sequence[Experiment]) -> dict[str, tuple[str, str]]:

@@ -69,7 +69,7 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
 
     Example:
         >>> from flannel_pl.analysis.drawing.curves import groups_of
-        >>> from flannel_pl.analysis.measured import measure_experiment
+        >>> from flannel_pl.analysis.measuring.all_runs import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))
         >>> rule_a, rule_b = epochs_of(group, "dead")

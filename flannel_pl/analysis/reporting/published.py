@@ -114,7 +114,7 @@ def compare_with_published(group: Group) -> list[Comparison]:
 
     Example:
         >>> from flannel_pl.analysis.drawing.curves import groups_of
-        >>> from flannel_pl.analysis.measured import measure_experiment
+        >>> from flannel_pl.analysis.measuring.all_runs import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))
         >>> first = compare_with_published(group)[0]

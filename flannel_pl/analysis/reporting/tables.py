@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from flannel_pl.analysis.drawing.curves import Group, curves_of, distances_of
-from flannel_pl.analysis.measure import Measures
+from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.reporting.key_figures import KeyFigure
 from flannel_pl.analysis.series import mean_and_std
 from flannel_pl.arrays import Array

@@ -1,26 +1,24 @@
-"""Streams recordings through the metrics, a few rows of a run at a time, on all cores.
+"""Measures one run: streams its rows through the metrics, a few at a time, on all cores.
 
 Nothing but the rows at hand and one number per row and metric is in memory, so a recording may be as large
 as it likes. Stretches of rows are independent: each begins with the row before it.
 
-Shape suffixes: R rows, V recorded tokens, S tokens of a set, D dimensions, N runs, P pairs of runs.
+Shape suffixes: R rows, V recorded tokens, S tokens of a set, D dimensions.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flannel_pl.analysis.divergence import Divergence
-from flannel_pl.analysis.meter import LATTICE, STANDSTILL, Meter, Stretch
-from flannel_pl.analysis.replay import OptimizerMeter
-from flannel_pl.analysis.sets import token_sets
-from flannel_pl.analysis.settings import PARAM_DTYPES, is_exact, trained_dtype
-from flannel_pl.analysis.skipped import skipped_rows
+from flannel_pl.analysis.measuring.optimizer_meter import OptimizerMeter
+from flannel_pl.analysis.measuring.results import ALL_METRICS, LIVES, RunMeasures
+from flannel_pl.analysis.measuring.settings import PARAM_DTYPES, is_exact, trained_dtype
+from flannel_pl.analysis.measuring.skipped import skipped_rows
+from flannel_pl.analysis.measuring.token_meter import LATTICE, STANDSTILL, Stretch, TokenMeter
+from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.arrays import Array
 from flannel_pl.recording.reader import Recording, RunRecording
 
@@ -34,9 +32,6 @@ SCALARS = {
 }
 """What a scalar is called -> the columns that have it, the best first."""
 
-ALL_METRICS, LIVES = "every metric of tokens", "lives of tokens"
-"""What may be left out besides single metrics."""
-
 NO_EMBEDDINGS = "the embeddings are not recorded; --recorder.tensors [embeddings, losses] would"
 
 STRETCH_BYTES = 24 * 2**20
@@ -44,68 +39,6 @@ STRETCH_BYTES = 24 * 2**20
 
 MAX_THREADS = 8
 """More would take more memory than a gigabyte, and hardly any disk is faster than so many."""
-
-
-@dataclass(frozen=True)
-class RunMeasures:
-    """What was measured of one run."""
-
-    run: int
-    """Its number in the experiment."""
-
-    label: str
-    """E.g. "seed 42", or "seed 42, model.init_scale 0.01"."""
-
-    steps_R: Array
-    """Step of each row, int64."""
-
-    series: dict[str, dict[str, Array]]
-    """Token set -> metric -> (R,) float64; NaN where it is undefined, e.g. motion in row 0 and where the
-    optimizer skipped a step."""
-
-    scalars: dict[str, Array]
-    """loss, learning_rate, grad_norm, as far as they are recorded -> (R,) float64."""
-
-    tokens: dict[str, dict[str, Array]]
-    """Token set -> freeze_step, early_end, midlife_end, late_end -> (S,) int64, see `lifecycle`."""
-
-    histogram: dict[str, Array]
-    """Token set -> (R, bins) int64: tokens by the L2 norm of their lattice displacement."""
-
-    left_out: dict[str, str]
-    """Metric -> why it could not be computed."""
-
-    num_tokens: dict[str, int] = field(default_factory=dict)
-    """Token set -> S."""
-
-    skipped_R: Array = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """Whether the optimizer skipped the step of each row, (R,) bool; empty if it skipped none."""
-
-    @property
-    def moved_R(self) -> Array:
-        """The last step up to each row that the optimizer took, int64: to that a row's weights belong."""
-        if not self.skipped_R.any():
-            return self.steps_R
-        taken_R: Array = np.maximum.accumulate(np.where(self.skipped_R, 0, self.steps_R))
-        return taken_R
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What was measured of an experiment."""
-
-    path: Path
-    title: str
-    runs: tuple[RunMeasures, ...]
-
-    pairs: dict[str, Divergence]
-    """Token set -> how far the runs are from each other; empty for a single run."""
-
-    dim: int
-    """D, width of an embedding."""
-
-    left_out: dict[str, str]
-    """Metric -> why no run has it."""
 
 
 def measure_run(recording: Recording, index: int, *, advance: Advance | None = None) -> RunMeasures:
@@ -137,24 +70,12 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
         )
     sets, left_out = token_sets(recording, run)
     left_out = {f"the {name} tokens": reason for name, reason in left_out.items()}
-    W = run.tensor("embeddings")
-    trained = trained_dtype(recording, run)
-    if not is_exact(W.dtype, trained):
-        reason = f"the weights were {trained} and are recorded as {W.dtype}, which rests at other times"
-        if trained not in PARAM_DTYPES and W.dtype == trained:
-            reason = f"the weights are {trained}; this is measured of {' and '.join(PARAM_DTYPES)} only"
-        left_out |= dict.fromkeys((*STANDSTILL, *LATTICE, LIVES), reason)
-    skipped_R = skipped_rows(run)
+    skipped_R, trained = skipped_rows(run), trained_dtype(recording, run)
     optimizer = OptimizerMeter(recording, run)
-    meter = Meter(W, run.steps, sets, optimizer, skipped_R=skipped_R, trained=trained)
-    left_out |= meter.optimizer.left_out
-    advance = advance or (lambda num_bytes: None)
-    stretches = list(_stretches(len(W), meter.row_bytes))
-    parts: list[Stretch] = []
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-        for part, rows in zip(threads.map(meter.measure, stretches), stretches, strict=True):
-            parts.append(part)
-            advance(len(rows) * meter.row_bytes)
+    W = run.tensor("embeddings")
+    meter = TokenMeter(W, run.steps, sets, optimizer, skipped_R=skipped_R, trained=trained)
+    left_out |= _without_lattice(W.dtype, trained) | optimizer.left_out
+    parts = _all_stretches(meter, len(W), advance or (lambda num_bytes: None))
     last_step = int(run.steps[~skipped_R][-1])
     return RunMeasures(
         run=index,
@@ -180,6 +101,26 @@ def measured_bytes(recording: Recording, index: int) -> int:
         return 0
     W = run.tensor("embeddings")
     return len(W) * (W.row_bytes + OptimizerMeter(recording, run).row_bytes)
+
+
+def _without_lattice(recorded: str, trained: str) -> dict[str, str]:
+    """Returns what cannot be measured of weights that are not recorded to the bit -> why."""
+    if is_exact(recorded, trained):
+        return {}
+    reason = f"the weights were {trained} and are recorded as {recorded}, which rests at other times"
+    if trained not in PARAM_DTYPES and recorded == trained:
+        reason = f"the weights are {trained}; this is measured of {' and '.join(PARAM_DTYPES)} only"
+    return dict.fromkeys((*STANDSTILL, *LATTICE, LIVES), reason)
+
+
+def _all_stretches(meter: TokenMeter, num_rows: int, advance: Advance) -> list[Stretch]:
+    stretches = list(_stretches(num_rows, meter.row_bytes))
+    parts = []
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+        for part, rows in zip(threads.map(meter.measure, stretches), stretches, strict=True):
+            parts.append(part)
+            advance(len(rows) * meter.row_bytes)
+    return parts
 
 
 def _stretches(num_rows: int, row_bytes: int) -> Iterator[range]:

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flannel_pl
-from flannel_pl.analysis import measure as measure_module
-from flannel_pl.analysis.measure import RunMeasures, measure_run, measured_bytes
+from flannel_pl.analysis.measuring import one_run
+from flannel_pl.analysis.measuring.one_run import measure_run, measured_bytes
+from flannel_pl.analysis.measuring.results import RunMeasures
 from tests.analysis.samples import Array, save_recording, walk
 
 DEAD = [0, 1, 4, 5]
@@ -67,7 +68,7 @@ def naive(W_RSD: Array) -> dict[str, list[float]]:
 def test_every_metric_of_every_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_bytes: int
 ) -> None:
-    monkeypatch.setattr(measure_module, "STRETCH_BYTES", stretch_bytes)
+    monkeypatch.setattr(one_run, "STRETCH_BYTES", stretch_bytes)
     runs = [walk(1), walk(2)]
     path = save_recording(tmp_path / "r.safetensors", runs, dead=DEAD)
     live = [token for token in range(9) if token not in DEAD]

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flannel_pl.analysis.settings import is_exact, setting, trained_dtype
-from flannel_pl.analysis.skipped import skipped_rows
+from flannel_pl.analysis.measuring.settings import is_exact, setting, trained_dtype
+from flannel_pl.analysis.measuring.skipped import skipped_rows
 from flannel_pl.arrays import Array
 from flannel_pl.metrics.adam import AdamSettings, cos_grad_step, predicted_weights, reproduced
 from flannel_pl.metrics.cloud import mean
 from flannel_pl.metrics.lattice import widen
-from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
-from flannel_pl.recording.reader import Recording, RunRecording
+from flannel_pl.recording.reader import LazyTensor, Recording, RunRecording
 
 COSINE = "cos_grad_step"
 """Median over the moving tokens of the cosine between gradient and step, see `adam.cos_grad_step`."""

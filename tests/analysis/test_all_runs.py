@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis.divergence import Divergence, joined
-from flannel_pl.analysis.measure import Measures
-from flannel_pl.analysis.measured import measure_experiment
+from flannel_pl.analysis.measuring.all_runs import measure_experiment
+from flannel_pl.analysis.measuring.divergence import Divergence, joined
+from flannel_pl.analysis.measuring.results import Measures
 from tests.analysis.samples import save_recording, walk
 from tests.recording.recording_samples import make_experiment
 
@@ -51,7 +51,7 @@ def test_a_second_time_reads_only_what_has_changed(tmp_path: Path, monkeypatch: 
     assert measured(path, folder)[1:] == (7 * ROW_BYTES, 7 * ROW_BYTES)
     (folder / "pairs.npz").write_bytes(b"damaged")
     assert measured(path, folder)[1:] == (2 * 7 * ROW_BYTES, 2 * 7 * ROW_BYTES)
-    monkeypatch.setattr("flannel_pl.analysis.cache._code", lambda: b"other formulas")
+    monkeypatch.setattr("flannel_pl.analysis.measuring.cache._code", lambda: b"other formulas")
     assert measured(path, folder)[2] == 2 * 2 * 7 * ROW_BYTES
 
 

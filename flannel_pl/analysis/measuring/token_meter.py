@@ -1,4 +1,4 @@
-"""Measures stretches of a run's rows: where the tokens are, how they move, what the optimizer did.
+"""Measures a run's tokens, a stretch of rows at a time: where they are, how they move, when they rest.
 
 Shape suffixes: r rows of a stretch, V recorded tokens, S tokens of a set, D dimensions.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.lifecycle import Lifecycle
-from flannel_pl.analysis.replay import OptimizerMeter
-from flannel_pl.analysis.settings import is_exact
+from flannel_pl.analysis.measuring.lifecycle import Lifecycle
+from flannel_pl.analysis.measuring.optimizer_meter import OptimizerMeter
+from flannel_pl.analysis.measuring.settings import is_exact
 from flannel_pl.arrays import Array
 from flannel_pl.metrics import cloud, lattice
-from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
+from flannel_pl.recording.reader import LazyTensor
 
 MOTION = (
     *("token_speed", "thermal_speed", "radial_fraction", "abs_radial_fraction"),
@@ -51,7 +51,7 @@ class _Row:
     centroids: dict[str, Array]
 
 
-class Meter:
+class TokenMeter:
     """Measures stretches of a run's rows, several at the same time.
 
     Args:

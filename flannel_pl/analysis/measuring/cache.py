@@ -16,20 +16,16 @@ import numpy as np
 import xxhash
 
 import flannel_pl
-from flannel_pl.analysis.divergence import Divergence
-from flannel_pl.analysis.measure import RunMeasures
+from flannel_pl.analysis.measuring.divergence import Divergence
+from flannel_pl.analysis.measuring.results import RunMeasures
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.writing.disk import write_file
 from flannel_pl.small_files import open_regular
 
-MEASURING = (
-    *("metrics/cloud", "metrics/lattice", "metrics/ulps", "metrics/adam"),
-    *("analysis/sets", "analysis/settings", "analysis/skipped", "analysis/lifecycle", "analysis/replay"),
-    *("analysis/meter", "analysis/measure", "analysis/divergence"),
-)
-"""Modules that decide what is measured; the others only show it."""
+MEASURING = ("metrics", "analysis/measuring")
+"""Folders of the code that decides what is measured; the rest only shows it."""
 
 _FACTS = "facts"
 _CHECKSUM_BYTES = 8
@@ -137,8 +133,8 @@ def _joined(fingerprints: Iterable[str]) -> str:
 def _code() -> bytes:
     """Returns a hash of the code that measures, which may measure something else tomorrow."""
     digest, package = hashlib.sha256(), Path(flannel_pl.__file__).parent
-    for name in MEASURING:
-        digest.update((package / f"{name}.py").read_bytes())
+    for file in sorted(file for folder in MEASURING for file in (package / folder).glob("*.py")):
+        digest.update(file.read_bytes())
     return digest.digest()
 
 

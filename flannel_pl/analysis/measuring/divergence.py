@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.sets import token_ids
+from flannel_pl.analysis.measuring.token_sets import token_ids
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.metrics.lattice import widen
@@ -65,7 +65,7 @@ def measure_divergence(
         UserError: If runs have other tokens, other dimensions or other steps.
 
     Example:
-        >>> from flannel_pl.analysis.sets import token_sets
+        >>> from flannel_pl.analysis.measuring.token_sets import token_sets
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     sets, _ = token_sets(recording, recording.run(0))
         ...     found = measure_divergence(list(recording), sets)

@@ -1,12 +1,13 @@
-"""Measures a whole experiment, with what was measured before."""
+"""Measures all runs of an experiment, with what was measured before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flannel_pl.analysis import cache
-from flannel_pl.analysis.divergence import Divergence, joined, measure_divergence
-from flannel_pl.analysis.measure import Advance, Measures, measure_run, measured_bytes
-from flannel_pl.analysis.sets import token_sets
+from flannel_pl.analysis.measuring import cache
+from flannel_pl.analysis.measuring.divergence import Divergence, joined, measure_divergence
+from flannel_pl.analysis.measuring.one_run import Advance, measure_run, measured_bytes
+from flannel_pl.analysis.measuring.results import Measures
+from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.formats.schema import ALL_NAMES, RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
@@ -46,16 +47,14 @@ def measure_experiment(
         _check_shapes(run)
     marks = {index: cache.fingerprint(recording, index) for index in recording.runs} if cache_folder else {}
     found = {
-        index: cache.load_run(cache_folder / f"run_{index}.npz", marks[index]) if cache_folder else None
+        index: cache.load_run(_kept(cache_folder, index), marks[index]) if cache_folder else None
         for index in recording.runs
     }
     pairs = cache.load_divergence(cache_folder / "pairs.npz", marks.values()) if cache_folder else None
     alike = _alike(recording)
     if expect is not None:
         again = [index for index, measures in found.items() if measures is None]
-        paired = [run for runs in alike for run in runs] if pairs is None else []
-        num_bytes = sum(measured_bytes(recording, index) for index in again)
-        expect(num_bytes + sum(run.num_rows * run.tensor("embeddings").row_bytes for run in paired))
+        expect(_num_bytes(recording, again, alike if pairs is None else []))
     if cache_folder is not None:
         make_folder(cache_folder)
     runs = []
@@ -63,7 +62,7 @@ def measure_experiment(
         if measures is None:
             measures = measure_run(recording, index, advance=advance)
             if cache_folder is not None:
-                cache.save_run(cache_folder / f"run_{index}.npz", marks[index], measures)
+                cache.save_run(_kept(cache_folder, index), marks[index], measures)
         runs.append(measures)
     left_out: dict[str, str] = {}
     if pairs is None:
@@ -74,6 +73,17 @@ def measure_experiment(
         if cache_folder is not None and pairs:
             cache.save_divergence(cache_folder / "pairs.npz", marks.values(), pairs)
     return Measures(recording.path, title_of(recording), tuple(runs), pairs, _dim(recording), left_out)
+
+
+def _kept(cache_folder: Path, index: int) -> Path:
+    return cache_folder / f"run_{index}.npz"
+
+
+def _num_bytes(recording: Recording, again: Sequence[int], alike: Sequence[Sequence[RunRecording]]) -> int:
+    """Returns how many recorded bytes there are of runs to measure, and of runs whose distances are to be."""
+    paired = [run for runs in alike for run in runs]
+    num_bytes = sum(run.num_rows * run.tensor("embeddings").row_bytes for run in paired)
+    return num_bytes + sum(measured_bytes(recording, index) for index in again)
 
 
 def title_of(recording: Recording) -> str:

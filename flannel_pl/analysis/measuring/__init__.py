@@ -1,0 +1,1 @@
+"""Runs become series: one number per row and metric, read a few rows at a time."""
