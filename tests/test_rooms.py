@@ -102,6 +102,21 @@ def test_metrics_know_nothing_but_arrays() -> None:
     assert not strangers
 
 
+def test_within_analysis_imports_lead_one_way() -> None:
+    order = ["measuring", "statistics", "drawing", "reporting"]
+    before = {room: {*order[: order.index(room)], room} for room in order} | {
+        "comparing": {"drawing", "comparing"}
+    }
+    strangers = {
+        f"{file.relative_to(PACKAGE)} imports {name}"
+        for room, allowed in before.items()
+        for file in (PACKAGE / "analysis" / room).rglob("*.py")
+        for name in imports_of(file)
+        if name.startswith("flannel_pl.analysis.") and name.split(".")[2] in set(before) - allowed
+    }
+    assert not strangers
+
+
 def test_analysis_leaves_files_of_recordings_to_their_room() -> None:
     """What `open_recording` opens may be of any format."""
     formats = (

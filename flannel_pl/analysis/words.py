@@ -1,8 +1,8 @@
-"""Numbers as a report writes them."""
+"""Numbers and names as a report writes them."""
 
 import math
 
-from flannel_pl.analysis.series import Spread
+from flannel_pl.analysis.statistics.series import Spread
 
 
 def number(value: float | None) -> str:
@@ -36,7 +36,7 @@ def reached(over: Spread) -> str:
     """Returns how many runs have a number: of all, unless they all do.
 
     Example:
-        >>> from flannel_pl.analysis.series import spread
+        >>> from flannel_pl.analysis.statistics.series import spread
         >>> reached(spread([1.0, 2.0])), reached(spread([1.0, None])), reached(spread([]))
         ('2', '1 of 2', '-')
     """
@@ -53,3 +53,13 @@ def counted(count: int, noun: str) -> str:
         ('1 run', '3,699 tokens')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def in_words(token_set: str) -> str:
+    """Returns what a title calls a token set.
+
+    Example:
+        >>> in_words("dead"), in_words("all")
+        ('the dead tokens', 'all tokens')
+    """
+    return "all tokens" if token_set == "all" else f"the {token_set} tokens"

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flannel_pl.analysis.epochs import Epochs, over_runs, rule_a, rule_b
-from flannel_pl.analysis.series import spread
+from flannel_pl.analysis.statistics.epochs import Epochs, over_runs, rule_a, rule_b
+from flannel_pl.analysis.statistics.series import spread
 
 Array = np.ndarray[Any, Any]
 STEPS = np.arange(601)

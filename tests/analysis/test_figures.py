@@ -18,12 +18,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from flannel_pl.analysis import series
-from flannel_pl.analysis.drawing import curves, figures, maps, panels
+from flannel_pl.analysis.drawing import colors, figures, maps, panels
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
 from flannel_pl.analysis.measuring.divergence import Divergence
 from flannel_pl.analysis.measuring.lifecycle import PHASES, phase_fractions
 from flannel_pl.analysis.measuring.results import Measures, RunMeasures
+from flannel_pl.analysis.statistics import groups, series
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 from tests.analysis.synthetic import BANDS, make_measures
 
@@ -86,7 +86,7 @@ def test_every_figure_has_a_title_and_names_its_axes(kind: Kind) -> None:
     ],
     ids=["a single run", "two rows", "no dead tokens", "nine experiments"],
 )
-def test_every_figure_copes(kind: Kind, measures: curves.Experiments) -> None:
+def test_every_figure_copes(kind: Kind, measures: groups.Experiments) -> None:
     figure = kind.draw(measures, bands=BANDS)
     if figure is not None:
         drawn(figure)
@@ -404,7 +404,7 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("color", [*curves.COLORS, panels.SHADE])
+@pytest.mark.parametrize("color", [*colors.COLORS, panels.SHADE])
 def test_lines_are_seen_on_white_and_in_the_dark(color: str) -> None:
     assert contrast(color, "#ffffff") > 3
     assert contrast(color, "#1a1e23") > 3
@@ -415,7 +415,7 @@ def test_a_thinned_line_keeps_its_extremes_and_its_gaps() -> None:
     values_R = draw.normal(0, 1, 10_000)
     values_R[[777, 5000]] = 50, -50
     values_R[2000:4000] = np.nan
-    rows = curves.thinned(values_R, max_points=100)
+    rows = panels.thinned(values_R, max_points=100)
     assert len(rows) <= 102
     assert (rows[0], rows[-1]) == (0, 9999)
     assert {777, 5000} <= set(rows.tolist())

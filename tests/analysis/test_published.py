@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import yaml
 
-from flannel_pl.analysis.drawing.curves import Group, groups_of
-from flannel_pl.analysis.reporting.group_epochs import epochs_csv, epochs_of
 from flannel_pl.analysis.reporting.published import (
     NUM_TOKENS,
     PUBLISHED,
@@ -22,7 +20,10 @@ from flannel_pl.analysis.reporting.published import (
     comparison_markdown,
     other_settings,
 )
-from flannel_pl.analysis.series import spread
+from flannel_pl.analysis.reporting.tables import epochs_csv
+from flannel_pl.analysis.statistics.group_epochs import epochs_of
+from flannel_pl.analysis.statistics.groups import Group, groups_of
+from flannel_pl.analysis.statistics.series import spread
 from flannel_pl.experiment import flatten
 from tests.analysis.synthetic import INHALE_STEP, make_measures
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis.epochs import rule_b
+from flannel_pl.analysis.statistics.epochs import rule_b
 from tests.analysis.test_columns import KINDS, make
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")

@@ -10,15 +10,16 @@ from safetensors.torch import load_file, save_file
 
 import flannel_pl
 from flannel_pl.__main__ import main
-from flannel_pl.analysis.drawing.curves import curves_of, groups_of
-from flannel_pl.analysis.epochs import rule_a, rule_b
 from flannel_pl.analysis.measuring import cache
 from flannel_pl.analysis.measuring.all_runs import measure_experiment
 from flannel_pl.analysis.measuring.lifecycle import NEVER, phase_fractions
 from flannel_pl.analysis.measuring.one_run import measure_run
 from flannel_pl.analysis.measuring.results import RunMeasures
-from flannel_pl.analysis.reporting.key_figures import key_figures
 from flannel_pl.analysis.reporting.report import report
+from flannel_pl.analysis.statistics.curves import curves_of
+from flannel_pl.analysis.statistics.epochs import rule_a, rule_b
+from flannel_pl.analysis.statistics.groups import groups_of
+from flannel_pl.analysis.statistics.key_figures import key_figures
 from tests.analysis.samples import Array, save_recording, walk
 from tests.conftest import SmallData
 from tests.training.test_resume import SCALED

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import flannel_pl
-from flannel_pl.analysis.drawing.curves import groups_of
 from flannel_pl.analysis.measuring.one_run import measure_run
 from flannel_pl.analysis.measuring.results import Measures
-from flannel_pl.analysis.reporting.key_figures import key_figures
 from flannel_pl.analysis.reporting.tables import key_figures_csv, metrics_csv, steps_csv
+from flannel_pl.analysis.statistics.groups import groups_of
+from flannel_pl.analysis.statistics.key_figures import key_figures
 from tests.analysis.samples import save_recording, walk
 
 

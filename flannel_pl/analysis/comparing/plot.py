@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flannel_pl.analysis.comparing.compare import Comparison, RunComparison
-from flannel_pl.analysis.drawing.curves import COLORS
+from flannel_pl.analysis.drawing.colors import COLORS
 from flannel_pl.analysis.drawing.panels import STYLE, add_legend, new_figure
 from flannel_pl.arrays import Array
 from flannel_pl.recording.writing.disk import write_file

@@ -16,16 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from flannel_pl.analysis.drawing.curves import (
-    Curve,
-    Experiments,
-    Group,
-    curves_of,
-    distances_of,
-    groups_and_set,
-    groups_of,
-    in_words,
-)
+from flannel_pl.analysis.drawing.colors import color_of, legend
 from flannel_pl.analysis.drawing.panels import (
     SHADE,
     STYLE,
@@ -36,7 +27,10 @@ from flannel_pl.analysis.drawing.panels import (
     draw_line,
     new_figure,
 )
-from flannel_pl.analysis.series import smoothed
+from flannel_pl.analysis.statistics.curves import Curve, curves_of, distances_of
+from flannel_pl.analysis.statistics.groups import Experiments, Group, groups_and_set, groups_of
+from flannel_pl.analysis.statistics.series import smoothed
+from flannel_pl.analysis.words import in_words
 from flannel_pl.arrays import Array
 
 INHALE_LAST_STEP = 10
@@ -157,7 +151,7 @@ def sneeze(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
     draw_curves(panels[0], curves)
     for velocity, smooth_R in zip(velocities, smooth, strict=True):
         draw_curves(panels[1], [velocity], mean=False)
-        draw_line(panels[1], velocity.steps_R, smooth_R, color=velocity.group.color)
+        draw_line(panels[1], velocity.steps_R, smooth_R, color=color_of(velocity.group))
     panels[0].set_ylabel(ORIGIN_RADIUS)
     panels[1].set_ylabel("its growth per step")
     panels[0].set_xlim(0, max(curve.steps_R[-1] for curve in curves))
@@ -201,7 +195,7 @@ def speed(experiments: Experiments, *, token_set: str = "dead", bands: Sequence[
             draw_curves(axes, curves, linestyle=linestyle, each=False, spread=False, label="")
             axes.plot([], [], color=SHADE, linestyle=linestyle, label=label)
     for group in groups if len(groups) > 1 else ():
-        axes.plot([], [], color=group.color, label=group.legend)
+        axes.plot([], [], color=color_of(group), label=legend(group.name))
     axes.set_ylim(SMALLEST_SPEED * highest, 1.6 * highest)
     axes.set_ylabel(f"length of a step{_spacing(groups)}")
     add_bands([axes], bands)
@@ -291,7 +285,7 @@ def divergence(
         group = distance.group
         pairs = len(distance.values_NR)
         label = f"between runs, mean of {pairs} pairs" if pairs > 1 else "between the two runs"
-        draw_curves(axes, [distance], label=label if alone else group.legend, each=alone)
+        draw_curves(axes, [distance], label=label if alone else legend(group.name), each=alone)
         draw_curves(
             axes,
             [evolution],

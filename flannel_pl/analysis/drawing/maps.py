@@ -13,9 +13,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from flannel_pl.analysis.drawing.curves import Experiments, Group, groups_and_set, in_words
+from flannel_pl.analysis.drawing.colors import legend
 from flannel_pl.analysis.drawing.panels import SHADE, STYLE, Band, add_legend, new_figure
 from flannel_pl.analysis.measuring.lifecycle import PHASES, phase_fractions
+from flannel_pl.analysis.statistics.groups import Experiments, Group, groups_and_set
+from flannel_pl.analysis.words import in_words
 from flannel_pl.arrays import Array
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 
@@ -66,7 +68,7 @@ def lifecycle(
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         if len(groups) > 1:
-            axes.set_title(group.legend, loc="left", fontsize=10)
+            axes.set_title(legend(group.name), loc="left", fontsize=10)
     panels[len(panels) // 2].set_ylabel("tokens in the phase")
     add_legend(panels[-1], columns=4)
     return figure
@@ -103,7 +105,7 @@ def displacement(
         axes.axhline(reach, color=SHADE, linewidth=1, linestyle="--")
         axes.text(1, reach, r"$\sqrt{D}$ ", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
         if len(groups) > 1:
-            axes.set_title(group.legend, loc="left", fontsize=10)
+            axes.set_title(legend(group.name), loc="left", fontsize=10)
     panels[len(panels) // 2].set_ylabel(r"displacement $|dW'|_2$ (ULP)")
     bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=panels, pad=0.02, aspect=30)
     bar.set_label("fraction of tokens")

@@ -2,7 +2,7 @@
 
 Matplotlib's object-oriented interface only; nothing here or in `figures` touches pyplot's global state.
 
-Shape suffixes: R rows, N runs.
+Shape suffixes: R rows, N runs, K rows that are drawn.
 """
 
 import io
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flannel_pl.analysis.drawing.curves import Curve, Group, legend, thinned
-from flannel_pl.analysis.series import mean_and_std
+from flannel_pl.analysis.drawing.colors import color_of, legend
+from flannel_pl.analysis.statistics.curves import Curve
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.series import mean_and_std
 from flannel_pl.arrays import Array
 from flannel_pl.recording.writing.disk import write_file
 
@@ -47,6 +50,9 @@ LEGEND_LINE_INCHES = 0.18
 
 FEW_ROWS = 25
 """Up to so many rows are drawn as points, which makes a single one visible."""
+
+MAX_POINTS = 600
+"""Of a line; a panel is some 350 points wide."""
 
 STYLE: Mapping[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so files are the same on every host
@@ -105,7 +111,7 @@ def draw_curves(
         spread: Whether the area is; a logarithmic axis has no place for a mean - std below 0.
     """
     for curve in curves:
-        hue, steps_R = color or curve.group.color, curve.steps_R
+        hue, steps_R = color or color_of(curve.group), curve.steps_R
         mean_R, std_R = mean_and_std(curve.values_NR)
         rows = thinned(mean_R)
         if spread and len(curve.values_NR) > 1:
@@ -125,9 +131,9 @@ def draw_curves(
 def describe(group: Group, *, alone: bool) -> str:
     """Returns a group's words in a legend."""
     if len(group.runs) == 1:
-        return legend(group.runs[0].label) if alone else group.legend
+        return legend(group.runs[0].label) if alone else legend(group.name)
     words = f"mean of {len(group.runs)} runs"
-    return f"{words} \u00b1 standard deviation" if alone else f"{group.legend}, {words}"
+    return f"{words} \u00b1 standard deviation" if alone else f"{legend(group.name)}, {words}"
 
 
 def new_figure(title: str, panels: int = 1, *, height: float = 3.6) -> tuple[Figure, list[Axes]]:
@@ -280,3 +286,28 @@ def _svg(figure: Figure) -> bytes:
 def _rounded(path: re.Match[bytes]) -> bytes:
     """Returns a path's coordinates with two decimals instead of six, which halves a file."""
     return re.sub(rb"(\.\d\d)\d+", rb"\1", path[0])
+
+
+def thinned(values_R: Array, max_points: int = MAX_POINTS) -> Array:
+    """Returns the rows that a line has to go through to look the same: of every stretch the extremes.
+
+    Args:
+        values_R: A series, perhaps with NaN.
+        max_points: About so many are kept.
+
+    Returns:
+        (K,) ascending positions, the first and the last among them.
+
+    Example:
+        >>> thinned(np.array([0.0, 1.0, 9.0, 1.0, 0.0, 1.0]), max_points=4).tolist()
+        [0, 2, 3, 4, 5]
+    """
+    num_rows = len(values_R)
+    if num_rows <= max_points:
+        return np.arange(num_rows)
+    keep = {0, num_rows - 1}
+    for rows in np.array_split(np.arange(num_rows), max_points // 2):
+        part = values_R[rows]
+        keep.add(int(rows[np.argmin(np.where(np.isnan(part), np.inf, part))]))
+        keep.add(int(rows[np.argmax(np.where(np.isnan(part), -np.inf, part))]))
+    return np.array(sorted(keep))

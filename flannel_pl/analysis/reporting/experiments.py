@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flannel_pl.analysis.drawing.curves import Group, groups_of
 from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.reporting.background import Background
+from flannel_pl.analysis.statistics.groups import Group, groups_of
 from flannel_pl.arrays import Array
 
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from flannel_pl.analysis.drawing.curves import in_words
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES
 from flannel_pl.analysis.reporting import tables
 from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
-from flannel_pl.analysis.reporting.group_epochs import epochs_csv, epochs_of
-from flannel_pl.analysis.reporting.key_figures import key_figures
 from flannel_pl.analysis.reporting.published import (
     compare_with_published,
     comparison_csv,
     comparison_markdown,
 )
+from flannel_pl.analysis.reporting.tables import epochs_csv
+from flannel_pl.analysis.statistics.group_epochs import epochs_of
+from flannel_pl.analysis.statistics.key_figures import key_figures
+from flannel_pl.analysis.words import in_words
 
 
 def tables_of(experiments: Sequence[Experiment]) -> dict[str, tuple[str, str]]:

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from flannel_pl.analysis.drawing.curves import in_words
 from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.measuring.results import ALL_METRICS
 from flannel_pl.analysis.reporting.experiments import Experiment
-from flannel_pl.analysis.reporting.group_epochs import GroupEpochs
-from flannel_pl.analysis.words import counted
+from flannel_pl.analysis.statistics.group_epochs import GroupEpochs
+from flannel_pl.analysis.words import counted, in_words
 
 
 def warnings(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flannel_pl.analysis.drawing.curves import Group
-from flannel_pl.analysis.reporting.group_numbers import (
+from flannel_pl.analysis.reporting.tables import shortest
+from flannel_pl.analysis.statistics.group_numbers import (
     NONE,
     Find,
     distance_at,
@@ -26,8 +26,8 @@ from flannel_pl.analysis.reporting.group_numbers import (
     mean_loss,
     series_at,
 )
-from flannel_pl.analysis.reporting.tables import shortest
-from flannel_pl.analysis.series import Spread
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.series import Spread
 from flannel_pl.analysis.words import plus_minus, reached
 from flannel_pl.experiment import flatten
 
@@ -113,7 +113,7 @@ def compare_with_published(group: Group) -> list[Comparison]:
         A line for each of `PUBLISHED`; nothing if the group has no dead tokens.
 
     Example:
-        >>> from flannel_pl.analysis.drawing.curves import groups_of
+        >>> from flannel_pl.analysis.statistics.groups import groups_of
         >>> from flannel_pl.analysis.measuring.all_runs import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))

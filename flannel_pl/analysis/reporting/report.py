@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_pl.analysis.drawing.curves import shown_set
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
 from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measuring.all_runs import measure_experiment, title_of
@@ -22,6 +21,7 @@ from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
 from flannel_pl.analysis.reporting.files import tables_of
 from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
+from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths

@@ -2,14 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from flannel_pl.analysis.drawing.curves import Group, in_words
 from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.drawing.panels import Band
 from flannel_pl.analysis.reporting.background import Background
 from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
-from flannel_pl.analysis.reporting.group_epochs import MARKS, MEAN_CURVE, GroupEpochs, epochs_of
-from flannel_pl.analysis.reporting.group_numbers import NONE, Find, distance_at, mean_loss, series_at
-from flannel_pl.analysis.reporting.key_figures import KeyFigure, key_figures
 from flannel_pl.analysis.reporting.notices import left_out, warnings
 from flannel_pl.analysis.reporting.page import Page, Picture, Table
 from flannel_pl.analysis.reporting.published import (
@@ -20,8 +16,12 @@ from flannel_pl.analysis.reporting.published import (
     comparison_cells,
     other_settings,
 )
-from flannel_pl.analysis.series import Spread
-from flannel_pl.analysis.words import counted, number, plus_minus
+from flannel_pl.analysis.statistics.group_epochs import MARKS, MEAN_CURVE, GroupEpochs, epochs_of
+from flannel_pl.analysis.statistics.group_numbers import NONE, Find, distance_at, mean_loss, series_at
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.key_figures import KeyFigure, key_figures
+from flannel_pl.analysis.statistics.series import Spread
+from flannel_pl.analysis.words import counted, in_words, number, plus_minus
 
 RULES = {
     "A": "Rule A: the inhale ends at the smallest origin radius of steps 0 to 10; the sneeze peaks where the "

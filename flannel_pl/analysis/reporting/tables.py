@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from flannel_pl.analysis.drawing.curves import Group, curves_of, distances_of
 from flannel_pl.analysis.measuring.results import Measures
-from flannel_pl.analysis.reporting.key_figures import KeyFigure
-from flannel_pl.analysis.series import mean_and_std
+from flannel_pl.analysis.statistics.curves import curves_of, distances_of
+from flannel_pl.analysis.statistics.epochs import Mark
+from flannel_pl.analysis.statistics.group_epochs import MARKS, MEAN_CURVE, GroupEpochs
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.key_figures import KeyFigure
+from flannel_pl.analysis.statistics.series import mean_and_std
 from flannel_pl.arrays import Array
 
 
@@ -44,7 +47,7 @@ def steps_csv(groups: Sequence[Group], token_set: str) -> str:
     """Returns mean and sample standard deviation over runs of each series: a line per group and step.
 
     Args:
-        groups: Runs that differ in their seed only, see `curves.groups_of`.
+        groups: Runs that differ in their seed only, see `groups.groups_of`.
         token_set: dead, live or all.
 
     Returns:
@@ -154,6 +157,28 @@ def key_figures_csv(groups: Sequence[tuple[Group, Sequence[KeyFigure]]], *, by_r
                 numbers = (over.mean, over.std, over.least, over.most)
                 cells = ["" if cell is None else shortest(cell) for cell in numbers]
                 writer.writerow([group.name, figure.name, *cells, over.num_reached, over.num_runs])
+    return text.getvalue()
+
+
+def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:
+    """Returns every boundary: a line per group, rule and curve, with step and value, or the reason for none.
+
+    Args:
+        several: Name of a group, and what was found in it.
+
+    Returns:
+        CSV text with a header.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "set", "rule", "run", "boundary", "step", "value", "reason"])
+    for name, one in several:
+        for label, epochs in zip((MEAN_CURVE, *one.labels), (one.mean, *one.runs), strict=True):
+            for mark in MARKS:
+                found: Mark = getattr(epochs, mark)
+                value = "" if found.value is None else repr(float(found.value))
+                step = "" if found.step is None else found.step
+                writer.writerow([name, one.token_set, one.rule, label, mark, step, value, found.reason or ""])
     return text.getvalue()
 
 

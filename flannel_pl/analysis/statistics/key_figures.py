@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.drawing.curves import Group
 from flannel_pl.analysis.measuring.lifecycle import freeze_quantiles
 from flannel_pl.analysis.measuring.results import RunMeasures
-from flannel_pl.analysis.series import Spread, spread
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.series import Spread, spread
 from flannel_pl.metrics.cloud import liftoff_step
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.series import Spread, smoothed, spread, velocity
+from flannel_pl.analysis.statistics.series import Spread, smoothed, spread, velocity
 from flannel_pl.analysis.words import counted
 from flannel_pl.arrays import Array
 

@@ -3,17 +3,15 @@
 Shape suffixes: R rows.
 """
 
-import csv
-import io
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.drawing.curves import Group, curves_of
-from flannel_pl.analysis.epochs import Epochs, Mark, over_runs, rule_a, rule_b
-from flannel_pl.analysis.series import Spread, mean_and_std
+from flannel_pl.analysis.statistics.curves import curves_of
+from flannel_pl.analysis.statistics.epochs import Epochs, over_runs, rule_a, rule_b
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.series import Spread, mean_and_std
 from flannel_pl.arrays import Array
 
 MARKS = {
@@ -68,7 +66,7 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
         Rule A, rule B; B only if the tokens' standstill was measured. Nothing if the group has no such set.
 
     Example:
-        >>> from flannel_pl.analysis.drawing.curves import groups_of
+        >>> from flannel_pl.analysis.statistics.groups import groups_of
         >>> from flannel_pl.analysis.measuring.all_runs import measure_experiment
         >>> with flannel_pl.open_recording("runs/quickstart") as recording:
         ...     (group,) = groups_of(measure_experiment(recording))
@@ -124,25 +122,3 @@ def _skipped(group: Group, num_rows: int) -> list[Array | None]:
     several = [run.skipped_R if run.skipped_R.any() else None for run in group.runs]
     each = [skipped_R[:num_rows] for skipped_R in several if skipped_R is not None]
     return [np.logical_and.reduce(each) if len(each) == len(several) else None, *several]
-
-
-def epochs_csv(several: Iterable[tuple[str, GroupEpochs]]) -> str:
-    """Returns every boundary: a line per group, rule and curve, with step and value, or the reason for none.
-
-    Args:
-        several: Name of a group, and what was found in it.
-
-    Returns:
-        CSV text with a header.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "set", "rule", "run", "boundary", "step", "value", "reason"])
-    for name, one in several:
-        for label, epochs in zip((MEAN_CURVE, *one.labels), (one.mean, *one.runs), strict=True):
-            for mark in MARKS:
-                found: Mark = getattr(epochs, mark)
-                value = "" if found.value is None else repr(float(found.value))
-                step = "" if found.step is None else found.step
-                writer.writerow([name, one.token_set, one.rule, label, mark, step, value, found.reason or ""])
-    return text.getvalue()

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from flannel_pl.analysis.drawing.curves import Curve, Group, curves_of, distances_of
-from flannel_pl.analysis.reporting.group_epochs import epochs_of
-from flannel_pl.analysis.reporting.key_figures import mean_loss_of
-from flannel_pl.analysis.series import Spread, spread, velocity
+from flannel_pl.analysis.statistics.curves import Curve, curves_of, distances_of
+from flannel_pl.analysis.statistics.group_epochs import epochs_of
+from flannel_pl.analysis.statistics.groups import Group
+from flannel_pl.analysis.statistics.key_figures import mean_loss_of
+from flannel_pl.analysis.statistics.series import Spread, spread, velocity
 
 Find = Callable[[Group], Spread]
 

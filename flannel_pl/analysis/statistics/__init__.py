@@ -1,0 +1,1 @@
+"""What runs that differ in their seed only have in common: groups, curves, epochs, single numbers."""
