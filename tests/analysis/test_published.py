@@ -13,7 +13,7 @@ from flannel_pl.analysis.reporting.published import (
     NUM_TOKENS,
     PUBLISHED,
     SETTINGS,
-    Comparison,
+    BesidePublished,
     PublishedFigure,
     compare_with_published,
     comparison_csv,
@@ -36,11 +36,11 @@ def group() -> Group:
     return only
 
 
-def found(group: Group) -> dict[str, Comparison]:
+def found(group: Group) -> dict[str, BesidePublished]:
     return {line.published.name: line for line in compare_with_published(group)}
 
 
-def check(line: Comparison, mean: Any, std: Any, num: int) -> None:
+def check(line: BesidePublished, mean: Any, std: Any, num: int) -> None:
     assert line.ours.mean == pytest.approx(mean)
     assert line.ours.std == (None if std is None else pytest.approx(std))
     assert line.ours.num_reached == num
@@ -92,7 +92,7 @@ def test_differences_are_in_standard_deviations() -> None:
     one = PUBLISHED[0]
 
     def difference(published: PublishedFigure, *values: float, scale: float | None = None) -> float | None:
-        return Comparison(published, spread(values), scale).difference
+        return BesidePublished(published, spread(values), scale).difference
 
     assert difference(one, one.mean + 0.000143, one.mean + 0.000143) == pytest.approx(1)
     single = replace(one, std=None)

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES
 from flannel_pl.analysis.reporting import tables
-from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
 from flannel_pl.analysis.reporting.published import (
     compare_with_published,
     comparison_csv,
     comparison_markdown,
 )
+from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.reporting.tables import epochs_csv
 from flannel_pl.analysis.statistics.group_epochs import epochs_of
 from flannel_pl.analysis.statistics.key_figures import key_figures
 from flannel_pl.analysis.words import in_words
 
 
-def tables_of(experiments: Sequence[Experiment]) -> dict[str, tuple[str, str]]:
+def tables_of(experiments: Sequence[Reported]) -> dict[str, tuple[str, str]]:
     """Returns a report's tables.
 
     Args:

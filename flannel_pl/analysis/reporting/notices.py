@@ -6,13 +6,13 @@ import numpy as np
 
 from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.measuring.results import ALL_METRICS
-from flannel_pl.analysis.reporting.experiments import Experiment
+from flannel_pl.analysis.reporting.reported import Reported
 from flannel_pl.analysis.statistics.group_epochs import GroupEpochs
 from flannel_pl.analysis.words import counted, in_words
 
 
 def warnings(
-    experiments: Sequence[Experiment],
+    experiments: Sequence[Reported],
     epochs: Sequence[tuple[str, GroupEpochs]],
     *,
     asked: str,
@@ -37,7 +37,7 @@ def warnings(
     return found
 
 
-def _of_recording(one: Experiment) -> Iterator[str]:
+def _of_recording(one: Reported) -> Iterator[str]:
     missing = one.background.missing_runs
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -72,7 +72,7 @@ def _of_recording(one: Experiment) -> Iterator[str]:
             )
 
 
-def left_out(experiments: Sequence[Experiment], pictures: Sequence[Kind]) -> list[tuple[str, str]]:
+def left_out(experiments: Sequence[Reported], pictures: Sequence[Kind]) -> list[tuple[str, str]]:
     """Returns what could not be computed or drawn, and why.
 
     Args:
@@ -93,7 +93,7 @@ def left_out(experiments: Sequence[Experiment], pictures: Sequence[Kind]) -> lis
     return lines + [(f"figure: {kind.heading}", _why_not(kind, experiments)) for kind in pictures]
 
 
-def _why_not(kind: Kind, experiments: Sequence[Experiment]) -> str:
+def _why_not(kind: Kind, experiments: Sequence[Reported]) -> str:
     """Returns why there is no such figure: why what it shows was not measured, if it was not in any run."""
     reasons = [
         run.left_out.get(kind.shows, run.left_out.get(ALL_METRICS) if kind.shows else None)

@@ -83,7 +83,7 @@ class PublishedFigure:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BesidePublished:
     """A published number beside that of a recording."""
 
     published: PublishedFigure
@@ -103,7 +103,7 @@ class Comparison:
         return (self.ours.mean - self.published.mean) / std if self.ours.mean is not None and std else None
 
 
-def compare_with_published(group: Group) -> list[Comparison]:
+def compare_with_published(group: Group) -> list[BesidePublished]:
     """Puts a group's figures beside the published ones.
 
     Args:
@@ -125,7 +125,7 @@ def compare_with_published(group: Group) -> list[Comparison]:
         return []
     other_number = any(run.num_tokens.get(TOKEN_SET, NUM_TOKENS) != NUM_TOKENS for run in group.runs)
     return [
-        Comparison(
+        BesidePublished(
             one,
             NONE if one.summed and other_number else one.find(group),
             one.scale(group).std if one.scale else None,
@@ -162,7 +162,7 @@ def other_settings(config: Mapping[str, Any], swept: Mapping[str, Any], num_toke
     return found
 
 
-def comparison_cells(lines: Sequence[Comparison]) -> list[list[str]]:
+def comparison_cells(lines: Sequence[BesidePublished]) -> list[list[str]]:
     """Returns the table's cells: what, published, this recording, runs, difference in std, source."""
     return [
         [
@@ -180,13 +180,13 @@ def comparison_cells(lines: Sequence[Comparison]) -> list[list[str]]:
 HEADER = ("figure", "published", "this recording", "of", "difference / std", "source")
 
 
-def comparison_markdown(lines: Sequence[Comparison]) -> str:
+def comparison_markdown(lines: Sequence[BesidePublished]) -> str:
     """Returns the table in Markdown."""
     rows = [HEADER, ["---"] * len(HEADER), *comparison_cells(lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def comparison_csv(groups: Iterable[tuple[str, Sequence[Comparison]]]) -> str:
+def comparison_csv(groups: Iterable[tuple[str, Sequence[BesidePublished]]]) -> str:
     """Returns all lines with all digits.
 
     Args:

@@ -17,9 +17,9 @@ from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measuring.all_runs import measure_experiment, title_of
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES, token_ids, token_sets
 from flannel_pl.analysis.reporting.background import background_of
-from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
 from flannel_pl.analysis.reporting.files import tables_of
 from flannel_pl.analysis.reporting.page import Picture, render
+from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
@@ -154,9 +154,7 @@ def _cache_folder(recording: Recording, folder: Path, number: int) -> Path:
     return home / MEASURED
 
 
-def _measure(
-    recordings: Sequence[Recording], folder: Path, progress: Progress
-) -> tuple[list[Experiment], int]:
+def _measure(recordings: Sequence[Recording], folder: Path, progress: Progress) -> tuple[list[Reported], int]:
     done = total = 0
 
     def expect(num_bytes: int) -> None:
@@ -176,7 +174,7 @@ def _measure(
             expect=expect,
             advance=advance,
         )
-        experiments.append(Experiment(name, measures, background_of(recording), _token_ids(recording)))
+        experiments.append(Reported(name, measures, background_of(recording), _token_ids(recording)))
     return experiments, done
 
 
@@ -209,7 +207,7 @@ def _token_ids(recording: Recording) -> dict[int, dict[str, Array]]:
 
 
 def _draw(
-    folder: Path, experiments: Sequence[Experiment], token_set: str, progress: Progress
+    folder: Path, experiments: Sequence[Reported], token_set: str, progress: Progress
 ) -> tuple[list[Picture], list[Kind]]:
     """Writes the figures; returns them for the page, and the kinds of which there is none."""
     several = [(one.name, one.measures) for one in experiments]

@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.drawing.panels import Band
 from flannel_pl.analysis.reporting.background import Background
-from flannel_pl.analysis.reporting.experiments import Experiment, named_groups
 from flannel_pl.analysis.reporting.notices import left_out, warnings
 from flannel_pl.analysis.reporting.page import Page, Picture, Table
 from flannel_pl.analysis.reporting.published import (
     HEADER,
     TOKEN_SET,
-    Comparison,
+    BesidePublished,
     compare_with_published,
     comparison_cells,
     other_settings,
 )
+from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.statistics.group_epochs import MARKS, MEAN_CURVE, GroupEpochs, epochs_of
 from flannel_pl.analysis.statistics.group_numbers import NONE, Find, distance_at, mean_loss, series_at
 from flannel_pl.analysis.statistics.groups import Group
@@ -34,7 +34,7 @@ RULES = {
 }
 
 
-def bands_of(experiments: Sequence[Experiment], token_set: str) -> list[Band]:
+def bands_of(experiments: Sequence[Reported], token_set: str) -> list[Band]:
     """Returns the epochs to shade in figures: by rule A of the mean curve, if there is one group."""
     groups = named_groups(experiments)
     if len(groups) > 1:
@@ -44,7 +44,7 @@ def bands_of(experiments: Sequence[Experiment], token_set: str) -> list[Band]:
 
 
 def page_of(
-    experiments: Sequence[Experiment],
+    experiments: Sequence[Reported],
     token_set: str,
     *,
     asked: str,
@@ -85,7 +85,7 @@ def page_of(
 
 
 def _of_each(
-    experiments: Sequence[Experiment], pick: Callable[[Experiment], Sequence[tuple[str, str]]]
+    experiments: Sequence[Reported], pick: Callable[[Reported], Sequence[tuple[str, str]]]
 ) -> list[tuple[str, str]]:
     several = len(experiments) > 1
     return [
@@ -95,7 +95,7 @@ def _of_each(
     ]
 
 
-def side_by_side(experiments: Sequence[Experiment]) -> Table:
+def side_by_side(experiments: Sequence[Reported]) -> Table:
     """Returns what was recorded, a column for each experiment."""
     facts = [dict(one.background.facts) for one in experiments]
     names = dict.fromkeys(name for one in facts for name in one)
@@ -103,7 +103,7 @@ def side_by_side(experiments: Sequence[Experiment]) -> Table:
     return Table("Recordings side by side", ["", *(one.name for one in experiments)], rows)
 
 
-def lead(experiments: Sequence[Experiment], token_set: str) -> str:
+def lead(experiments: Sequence[Reported], token_set: str) -> str:
     """Returns the sentence below the title."""
     several = [f"{counted(len(one.measures.runs), 'run')} of {one.name}" for one in experiments]
     return f"{', '.join(several)}: what training did to {in_words(token_set)}."
@@ -217,7 +217,7 @@ def _reasons(epochs: GroupEpochs, marks: Mapping[str, str]) -> Iterator[str]:
             yield f"Why the {MEAN_CURVE} has no {name}: {found.reason}{runs if over.num_runs > 1 else ''}."
 
 
-def published_table(group: Group, lines: Sequence[Comparison], background: Background) -> Table:
+def published_table(group: Group, lines: Sequence[BesidePublished], background: Background) -> Table:
     """Returns upstream's published figures beside those of a group of runs."""
     first = group.runs[0]
     others = other_settings(background.config, background.swept[first.run], first.num_tokens[TOKEN_SET])

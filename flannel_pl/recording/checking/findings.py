@@ -75,7 +75,7 @@ class CheckedPart:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """What `verify` found."""
 
     parts: tuple[CheckedPart, ...]
@@ -240,12 +240,12 @@ def _advice(part: CheckedPart) -> Iterator[str]:
             )
 
 
-def summarize(report: Report, *, elapsed_s: float) -> str:
+def summarize(findings: Findings, *, elapsed_s: float) -> str:
     """Returns the last line that `verify` prints."""
-    num_bytes = sum(part.num_bytes for part in report.parts)
+    num_bytes = sum(part.num_bytes for part in findings.parts)
     speed = num_bytes / max(elapsed_s, 1e-9) / 1e9
-    states = [part.state for part in report.parts]
-    if report.ok:
+    states = [part.state for part in findings.parts]
+    if findings.ok:
         verdict = "every row is there, and every bit as it was written"
     else:
         bad = [state for state in ("damaged", "missing", "unreachable", "unfinished") if state in states]

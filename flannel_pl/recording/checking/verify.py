@@ -13,8 +13,8 @@ from flannel_pl.recording.checking.consistency import check_folder, check_index,
 from flannel_pl.recording.checking.findings import (
     Advance,
     CheckedPart,
+    Findings,
     NoChecksumsError,
-    Report,
     check_file,
     describe,
     header_damage,
@@ -109,7 +109,7 @@ def verify(
     path: str | Path,
     *,
     progress: Callable[[int, int], object] | None = None,
-) -> Report:
+) -> Findings:
     """Checks that every row is there and every bit is as it was written.
 
     Args:
@@ -132,7 +132,7 @@ def verify(
         if progress is not None:
             progress(done, total)
 
-    return Report(tuple(_parts(path, files, advance)))
+    return Findings(tuple(_parts(path, files, advance)))
 
 
 def _parts(path: Path, files: list[Path], advance: Advance) -> Iterator[CheckedPart]:
@@ -210,8 +210,8 @@ def verify_verb(path: Path) -> int:
     columns = (TextColumn("Verifying"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("Verifying", total=None)
-        report = verify(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    for part in report.parts:
+        findings = verify(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    for part in findings.parts:
         print("\n".join(describe(part)))
-    print(summarize(report, elapsed_s=time.monotonic() - start_s))
-    return 0 if report.ok else 1
+    print(summarize(findings, elapsed_s=time.monotonic() - start_s))
+    return 0 if findings.ok else 1

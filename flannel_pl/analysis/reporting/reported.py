@@ -10,7 +10,7 @@ from flannel_pl.arrays import Array
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Reported:
     """One recording of a report."""
 
     name: str
@@ -23,6 +23,6 @@ class Experiment:
     """Number of a run -> token set -> vocabulary ids, (S,)."""
 
 
-def named_groups(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Group]]:
+def named_groups(experiments: Sequence[Reported]) -> list[tuple[Reported, Group]]:
     """Returns the groups of runs that differ in their seed only, each with its experiment."""
     return [(one, group) for one in experiments for group in groups_of([(one.name, one.measures)])]
