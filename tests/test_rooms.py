@@ -183,3 +183,29 @@ def test_no_two_classes_have_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(file.relative_to(PACKAGE).as_posix())
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+
+LONG_FILES = {
+    *("experiment.py", "cli/fit.py", "training/fit.py", "training/recorder.py", "recording/reader.py"),
+    *("recording/checking/checks.py", "recording/gathering/gatherer.py", "recording/writing/writer.py"),
+}
+"""Still too long. One that is split leaves this list; none comes to it."""
+
+LONG_FUNCTIONS = {"training/fit.py: _train", "recording/writing/writer.py: __init__"}
+
+
+def test_files_and_functions_are_short() -> None:
+    long_files, long_functions = set(), set()
+    for file in PACKAGE.rglob("*.py"):
+        name, text = file.relative_to(PACKAGE).as_posix(), file.read_text(encoding="utf-8")
+        if len(text.splitlines()) > MOST_LINES:
+            long_files.add(name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION:
+                    long_functions.add(f"{name}: {node.name}")
+    assert long_files == LONG_FILES, "split what is longer; take from the list what no longer is"
+    assert long_functions == LONG_FUNCTIONS, "split what is longer; take from the list what no longer is"

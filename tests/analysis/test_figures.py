@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from flannel_pl.analysis.drawing import colors, figures, maps, panels
+from flannel_pl.analysis.drawing import colors, figures, maps, panels, radii
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
 from flannel_pl.analysis.measuring.divergence import Divergence
 from flannel_pl.analysis.measuring.lifecycle import PHASES, phase_fractions
@@ -140,13 +140,13 @@ def test_nan_and_infinity_in_places_are_gaps() -> None:
         measures = with_series(measures, name, spoil)
     for kind in GALLERY:
         assert "nan" not in title_of(kind.draw(measures, bands=BANDS))
-    _, mean_R = line(drawn(figures.radius(measures)).axes[0], "mean of 3")
+    _, mean_R = line(drawn(radii.radius(measures)).axes[0], "mean of 3")
     assert np.flatnonzero(np.isnan(mean_R)).tolist() == [3, 50, 130]
 
 
 def test_radius_is_the_mean_over_runs_with_its_standard_deviation() -> None:
     measures = make_measures(num_runs=4, num_rows=200, num_tokens=20)
-    top, bottom = drawn(figures.radius(measures, bands=BANDS)).axes
+    top, bottom = drawn(radii.radius(measures, bands=BANDS)).axes
     for axes, name in ((top, "origin_radius"), (bottom, "centroid_radius")):
         values_NR = of_runs(measures, name)
         steps_R, mean_R = line(axes, "mean of 4 runs")
@@ -171,12 +171,12 @@ def test_titles_say_what_the_numbers_say() -> None:
     values_NR = of_runs(measures, "origin_radius")
     start, end = values_NR.mean(axis=0)[[0, -1]]
     assert f"The dead tokens: origin radius grows from {start:.3g} to {end:.3g}" in title_of(
-        figures.radius(measures)
+        radii.radius(measures)
     )
     shrinking = with_series(measures, "origin_radius", lambda x: x[::-1])
-    assert f"origin radius falls from {end:.3g} to {start:.3g}" in title_of(figures.radius(shrinking))
+    assert f"origin radius falls from {end:.3g} to {start:.3g}" in title_of(radii.radius(shrinking))
     depth = 100 * (1 - (values_NR[:, 2] / values_NR[:, 0]).mean())
-    assert title_of(figures.inhale(measures)) == (
+    assert title_of(radii.inhale(measures)) == (
         f"Inhale: the origin radius of the dead tokens shrinks by {depth:.2f} % until step 2"
     )
     frozen_R = of_runs(measures, "frozen_fraction").mean(axis=0)
@@ -188,12 +188,12 @@ def test_titles_say_what_the_numbers_say() -> None:
 
 def test_the_tokens_of_a_title_are_those_that_are_drawn() -> None:
     measures = make_measures(num_runs=2, num_rows=131, num_tokens=20)
-    assert "the live tokens" in title_of(figures.sneeze(measures, token_set="live"))
+    assert "the live tokens" in title_of(radii.sneeze(measures, token_set="live"))
     only_all = make_measures(num_runs=2, num_rows=131, num_tokens=20, dead=False)
-    assert "all tokens" in title_of(figures.sneeze(only_all))
+    assert "all tokens" in title_of(radii.sneeze(only_all))
     both = [("one", measures), ("two", only_all)]
-    assert "all tokens" in title_of(figures.sneeze(both))
-    _, mean_R = line(drawn(figures.radius(both)).axes[0], "one")
+    assert "all tokens" in title_of(radii.sneeze(both))
+    _, mean_R = line(drawn(radii.radius(both)).axes[0], "one")
     np.testing.assert_allclose(mean_R, of_runs(measures, "origin_radius", "all").mean(axis=0))
 
 
@@ -206,7 +206,7 @@ def test_the_tokens_of_a_title_are_those_that_are_drawn() -> None:
 )
 def test_an_inhale_that_is_none_is_not_called_one(radius: Callable[[Array], Array], title: str) -> None:
     measures = with_series(make_measures(num_runs=2, num_rows=50, num_tokens=20), "origin_radius", radius)
-    assert title in title_of(figures.inhale(measures))
+    assert title in title_of(radii.inhale(measures))
 
 
 def test_a_cloud_that_shrinks_does_not_sneeze() -> None:
@@ -214,7 +214,7 @@ def test_a_cloud_that_shrinks_does_not_sneeze() -> None:
         make_measures(num_runs=1, num_rows=50, num_tokens=20), "origin_radius", lambda x: 2 - x * 0.01
     )
     falling = with_series(measures, "origin_radius", lambda x: np.linspace(2, 1, len(x)))
-    assert title_of(figures.sneeze(falling)) == "Sneeze: the dead tokens do not fly outward"
+    assert title_of(radii.sneeze(falling)) == "Sneeze: the dead tokens do not fly outward"
 
 
 def test_growth_is_per_step_and_not_smoothed_over_rows_that_are_far_apart() -> None:
@@ -223,7 +223,7 @@ def test_growth_is_per_step_and_not_smoothed_over_rows_that_are_far_apart() -> N
         radius_R = measures.runs[0].series["dead"]["origin_radius"]
         rows = measures.runs[0].steps_R <= 120
         growth_R = np.diff(radius_R[rows]) / every
-        _, bottom = drawn(figures.sneeze(measures)).axes
+        _, bottom = drawn(radii.sneeze(measures)).axes
         thick = bottom.get_lines()[-1]
         half = window // 2
         middle = [growth_R[k - half : k + half + 1].mean() for k in range(half, len(growth_R) - half)]
@@ -291,7 +291,7 @@ def test_the_values_of_a_sweep_are_never_averaged() -> None:
     runs = (*small.runs, *(replace(run, run=run.run + 2) for run in large.runs))
     pairs = {"dead": Divergence(((0, 2), (0, 1), (2, 3)), _constant(3), _constant(4))}
     sweep = replace(small, runs=runs, pairs=pairs)
-    axes = drawn(figures.radius(sweep)).axes[0]
+    axes = drawn(radii.radius(sweep)).axes[0]
     for measures, name in ((small, "init_scale 0.01"), (large, "init_scale 0.02")):
         np.testing.assert_allclose(line(axes, name)[1], of_runs(measures, "origin_radius").mean(axis=0))
     (axes,) = drawn(figures.divergence(sweep)).axes
@@ -319,7 +319,7 @@ def test_runs_of_different_length_are_averaged_as_far_as_all_go() -> None:
     measures = replace(measures, runs=(short, measures.runs[1]), pairs=pairs)
     for kind in GALLERY:
         drawn(kind.draw(measures, bands=BANDS))
-    assert len(line(drawn(figures.radius(measures)).axes[0], "mean of 2")[0]) == 40
+    assert len(line(drawn(radii.radius(measures)).axes[0], "mean of 2")[0]) == 40
 
 
 def test_more_panels_than_fit_are_counted() -> None:
@@ -328,12 +328,12 @@ def test_more_panels_than_fit_are_counted() -> None:
 
 
 def test_epochs_that_are_out_of_sight_are_not_named_and_no_names_overlap() -> None:
-    figure = drawn(figures.sneeze(make_measures(num_runs=1, num_tokens=10), bands=BANDS))
+    figure = drawn(radii.sneeze(make_measures(num_runs=1, num_tokens=10), bands=BANDS))
     names = [text.get_text() for text in figure.axes[0].texts]
     assert names == ["inhale", "sneeze", "deceleration"]
     assert figure.axes[0].get_xlim() == (0, 120)
     for bands in (BANDS, [(f"a long name {i}", 990 + i, 991 + i) for i in range(4)]):
-        figure = drawn(figures.radius(make_measures(num_runs=1, num_tokens=10), bands=bands))
+        figure = drawn(radii.radius(make_measures(num_runs=1, num_tokens=10), bands=bands))
         boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without its line
         assert len(boxes) == len(bands)
         for left, right in itertools.pairwise(boxes):
@@ -369,7 +369,7 @@ def test_the_same_figure_is_the_same_bytes(kind: Kind, tmp_path: Path) -> None:
 
 
 def test_a_page_gives_its_own_colours_to_text_and_background() -> None:
-    figure = figures.radius(make_measures(num_runs=2, num_rows=50, num_tokens=10), bands=BANDS)
+    figure = radii.radius(make_measures(num_runs=2, num_rows=50, num_tokens=10), bands=BANDS)
     svg = panels.to_svg(drawn(figure))
     assert svg.startswith("<svg")
     assert "currentColor" in svg
@@ -387,7 +387,7 @@ def test_many_runs_of_many_rows_make_no_large_files() -> None:
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     before = dict(matplotlib.rcParams)
-    panels.to_svg(drawn(figures.radius(make_measures(num_runs=2, num_rows=20, num_tokens=10))))
+    panels.to_svg(drawn(radii.radius(make_measures(num_runs=2, num_rows=20, num_tokens=10))))
     assert dict(matplotlib.rcParams) == before
     code = "import sys, flannel_pl.analysis.drawing.gallery; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

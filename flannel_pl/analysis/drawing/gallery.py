@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from flannel_pl.analysis.drawing import figures, maps
+from flannel_pl.analysis.drawing import figures, maps, radii
 from flannel_pl.analysis.measuring.results import LIVES
 
 
@@ -38,7 +38,7 @@ GALLERY = (
     Kind(
         "radius",
         "Radius over time",
-        figures.radius,
+        radii.radius,
         "Two radii of the same tokens: the origin radius says how far they are from zero, the centroid "
         "radius how far they are from their own centre. A cloud that drifts away as a whole grows in the "
         "first and not in the second. Thin lines are runs, thick ones their means, the coloured area is one "
@@ -51,7 +51,7 @@ GALLERY = (
     Kind(
         "inhale",
         "The inhale",
-        figures.inhale,
+        radii.inhale,
         "The first ten steps, enlarged: does the cloud shrink before it flies outward? Every row is a point; "
         "lines that leave the figure at the top go on in the next one. Thin lines are runs.",
         "",
@@ -62,7 +62,7 @@ GALLERY = (
     Kind(
         "sneeze",
         "The sneeze",
-        figures.sneeze,
+        radii.sneeze,
         "Above, the origin radius of the first 120 steps; below, how much it grows from a step to the next. "
         "There the thick line is the mean over runs, smoothed over 5 steps; thin lines and area are not "
         "smoothed.",

@@ -36,7 +36,7 @@ def lifecycle(
 ) -> Figure | None:
     """Draws the fractions of tokens in each phase of life as areas, a panel for each group of runs.
 
-    Args and Returns as of `radius`; bands are not drawn, and at most six groups are.
+    Args and Returns as of `radii.radius`; bands are not drawn, and at most six groups are.
     """
     groups, token_set = groups_and_set(experiments, token_set)
     groups = [
@@ -86,7 +86,7 @@ def displacement(
 ) -> Figure | None:
     """Draws how many lattice points tokens jump over, as a heat map over time; a panel for each group.
 
-    Args and Returns as of `radius`; bands are not drawn, and at most six groups are.
+    Args and Returns as of `radii.radius`; bands are not drawn, and at most six groups are.
     """
     groups, token_set = groups_and_set(experiments, token_set)
     groups = [group for group in groups if _counts(group, token_set).any()]

@@ -136,6 +136,17 @@ def describe(group: Group, *, alone: bool) -> str:
     return f"{words} \u00b1 standard deviation" if alone else f"{legend(group.name)}, {words}"
 
 
+def change_of(curve: Curve) -> str:
+    """Returns how the mean over runs gets from its first value to its last."""
+    values = curve.mean_R[np.isfinite(curve.mean_R)]
+    first, last = f"{values[0]:#.3g}", f"{values[-1]:#.3g}"
+    if len(values) == 1:
+        return f"is {first}"
+    if first == last:
+        return f"begins and ends at {first}"
+    return f"{'grows' if values[-1] > values[0] else 'falls'} from {first} to {last}"
+
+
 def new_figure(title: str, panels: int = 1, *, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """Makes a figure of panels above one another that share the steps.
 
