@@ -61,32 +61,12 @@ class ExperimentConfig:
 
 
 @dataclass
-class SlurmConfig:
-    """What to ask Slurm for; a run is one task of an array job."""
-
-    partition: str | None = None
-    """Partition; null = the cluster's default."""
-
-    time: str | None = None
-    """Time limit of one task as sbatch writes it, e.g. 04:00:00; null = the partition's. A run that
-    needs longer checkpoints before the limit, is queued again and goes on."""
-
-    gpus_per_run: Literal[0, 1] = 1
-    """GPUs of one run; 0 = train on the CPU."""
-
-    array_limit: int | None = None
-    """Runs trained at the same time at most; null = as many as the cluster has room for."""
-
-    extra: list[str] = field(default_factory=list)
-    """Further options of sbatch, e.g. [--account=physics, --mem=8G]."""
-
-
-@dataclass
 class LaunchConfig:
     """Which devices the runs use, and how they share them."""
 
-    launcher: Literal["local", "slurm"] = "local"
-    """Where the runs are trained: on this host, or as jobs of a Slurm cluster."""
+    launcher: str = "local"
+    """Where the runs are trained: on this host, or as jobs of a cluster. Each launcher that is installed has
+    a name, and keys of its own below that."""
 
     devices: int | list[int] | Literal["auto"] = "auto"
     """Devices to use: auto = all there are, a number of them, or a list of their numbers as nvidia-smi shows
@@ -115,10 +95,8 @@ class LaunchConfig:
     made where."""
 
     detach: bool = False
-    """Whether fit returns once the jobs are with Slurm, instead of showing their progress to the end."""
-
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    """What to ask Slurm for, with launcher slurm."""
+    """Whether fit returns once jobs that outlive it are handed over, instead of showing their progress to the
+    end."""
 
 
 @dataclass(frozen=True)
@@ -246,13 +224,23 @@ class ExperimentPaths:
         return self.folder / "events.jsonl"
 
     @property
-    def slurm(self) -> Path:
-        """The jobs that the experiment was last handed to Slurm as."""
+    def jobs(self) -> Path:
+        """The jobs that the experiment was last handed over as, where they outlive us."""
+        return self.folder / "jobs.json"
+
+    @property
+    def older_jobs(self) -> Path:
+        """What an earlier version wrote in place of `jobs`."""
         return self.folder / "slurm.json"
 
     @property
+    def noted_jobs(self) -> Path:
+        """Whichever of them counts."""
+        return self.jobs if self.jobs.exists() or not self.older_jobs.exists() else self.older_jobs
+
+    @property
     def gather_log(self) -> Path:
-        """What the Slurm job that gathers printed."""
+        """What the job that gathers printed."""
         return self.folder / "gather.log"
 
     def run(self, index: int) -> RunPaths:

@@ -8,5 +8,5 @@
 #   sbatch [other options] launch/slurm_array.sh --config configs/flannel3.yaml [--group.key value ...]
 #   sbatch --dependency=afterany:JOB launch/slurm_gather.sh runs/flannel3
 # `flannel-pl fit --launch.launcher slurm` submits both jobs and shows how far they are.
-task=$(python -c 'from flannel_pl.launch.slurm import TASK_SCRIPT; print(TASK_SCRIPT)') || exit
+task=$(python -c 'from flannel_pl.launch.launchers.slurm import TASK_SCRIPT; print(TASK_SCRIPT)') || exit
 exec bash "$task" 2 flannel-pl fit "$@" --experiment.run "$SLURM_ARRAY_TASK_ID"

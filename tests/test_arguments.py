@@ -81,7 +81,7 @@ def is_path(key: str) -> bool:
 def with_text(text: str) -> dict[str, Any]:
     """A config with this text wherever a text may be; where it is a path, only if it can be one."""
     path = "x" if text in UNNAMEABLE else text
-    config = copy.deepcopy(resolve([]))
+    config = copy.deepcopy(resolve(["--launch.launcher", "slurm"]))  # the keys of others are left out
     around: dict[str, Any] = {
         "recorder.tensors": [text],
         "launch.slurm.extra": [text, f"{text}2"],

@@ -83,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "run_0/recording.safetensors",
             "run_0/journal",
             "events.jsonl",
-            "slurm.json",
+            *("jobs.json", "slurm.json"),
         ),
         *("x.safetensors", "x.safetensors.partial", "run_0/lock"),
     ],

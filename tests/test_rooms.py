@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flannel_pl.experiment import LaunchConfig
+
 PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
 ROOMS = {
@@ -18,6 +20,7 @@ ROOMS = {
     "arrays": set[str](),
     "errors": set[str](),
     "experiment": set[str](),
+    "plugins": set[str](),
     "imports": set[str](),
     "provenance": set[str](),
     "publish": set[str](),
@@ -34,18 +37,8 @@ ROOMS = {
     "analysis": {"metrics", "recording"},
 }
 FOR_ALL = {
-    *(
-        "arguments",
-        "arrays",
-        "errors",
-        "experiment",
-        "imports",
-        "provenance",
-        "publish",
-        "signals",
-        "small_files",
-    ),
-    *("terminal", "texts"),
+    *("arguments", "arrays", "errors", "experiment", "imports", "plugins", "provenance", "publish"),
+    *("signals", "small_files", "terminal", "texts"),
 }
 
 HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
@@ -136,6 +129,31 @@ def test_analysis_leaves_files_of_recordings_to_their_room() -> None:
 def test_every_room_is_in_the_table() -> None:
     there = {room_of(file) for file in PACKAGE.rglob("*.py")}
     assert there == set(ROOMS)
+
+
+def test_nothing_outside_its_own_files_names_a_launcher() -> None:
+    """Save for the one that is meant where none is asked for."""
+    folder = PACKAGE / "launch" / "launchers"
+    launchers = {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert launchers == {"local", "slurm"}
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        if own := [name for name in launchers if folder / name in file.parents]:
+            names = launchers - set(own)
+        else:
+            names = launchers
+        found |= {
+            f"{file.relative_to(PACKAGE)} has {node.value!r}"
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and node.value in names
+        }
+        modules = tuple(f"flannel_pl.launch.launchers.{name}" for name in names)
+        found |= {
+            f"{file.relative_to(PACKAGE)} imports {name}"
+            for name in imports_of(file)
+            if name.startswith(modules)
+        }
+    assert found == {f"experiment.py has {LaunchConfig.launcher!r}"}
 
 
 def test_only_the_writer_of_the_recording_room_imports_torch_at_the_top() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.launch.jobs import Jobs
 from flannel_pl.launch.status import read_status
-from flannel_pl.launch.submission import Submission
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.gathering.notes import GatherNotes
@@ -76,10 +76,11 @@ def test_whoever_reads_a_folder_says_what_is_wrong(tmp_path: Path, kind: str) ->
 
 
 @KINDS
-def test_what_slurm_and_an_index_say_is_not_waited_for_either(tmp_path: Path, kind: str) -> None:
+def test_what_jobs_and_an_index_say_is_not_waited_for_either(tmp_path: Path, kind: str) -> None:
     paths = ExperimentPaths(tmp_path, tmp_path.name)
-    make(paths.slurm, kind)
-    assert Submission.read(paths) is None
+    for path in (paths.older_jobs, paths.jobs):
+        make(path, kind)
+        assert Jobs.read(paths) is None
     if kind != "folder":
         make(paths.index, kind)
         with pytest.raises(RunError, match="is no readable index"):

@@ -18,6 +18,7 @@ from flannel_pl import provenance
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run
+from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
@@ -32,14 +33,13 @@ from flannel_pl.launch.folder import (
 from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
 from flannel_pl.launch.giving_up import told_to_script
-from flannel_pl.launch.local import train_all
+from flannel_pl.launch.jobs import Jobs
+from flannel_pl.launch.launcher import Launcher, find_launcher
 from flannel_pl.launch.plan import Plan, describe, make_plan
-from flannel_pl.launch.slurm import find_submission, refuse_beside_jobs, settle, submit
-from flannel_pl.launch.slurm_commands import check_slurm
-from flannel_pl.launch.slurm_wait import wait_for_jobs
 from flannel_pl.launch.standing import Outcome
-from flannel_pl.launch.submission import Submission
 from flannel_pl.launch.summary import summarize
+from flannel_pl.launch.unattended import find_jobs, refuse_beside_jobs, settle, submit
+from flannel_pl.launch.waiting import wait_for_jobs
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.sameness import has_own_data, meaning, with_seed
 from flannel_pl.recording.writing.disk import make_folder
@@ -75,6 +75,7 @@ class _Request:
     """What `fit` or `plan` was asked for, checked."""
 
     experiment: Experiment
+    launcher: Launcher
     record: ExperimentRecord | None
     """What the folder's experiment.json says; None if the experiment is new."""
 
@@ -102,19 +103,20 @@ def fit(words: list[str]) -> int:
 
     Raises:
         UserError: If anything is wrong with the config, the data or the folder.
-        RunError: If the disk or Slurm fails.
+        RunError: If the disk or the launcher fails.
         Interrupted: On a signal, once everything so far is on the disk.
     """
     request = _understand(words)
     for line in request.types:
         print(line)
     experiment = request.experiment
-    on_slurm = experiment.config["launch"]["launcher"] == "slurm"
-    if request.plan is not None and not on_slurm and len(experiment.selected) > 1:
+    launcher = request.launcher
+    is_alone = launcher.alone_here and len(experiment.selected) == 1
+    if request.plan is not None and not launcher.outlives and not is_alone:
         return _fit_all(request, request.plan)
     stop_fork_server()  # which may have been started before it was known that it is of no use
-    if on_slurm:
-        return _fit_on_slurm(request)
+    if launcher.outlives:
+        return _fit_as_jobs(request)
     return _finish(experiment) if request.plan is None else _fit_one(request, request.plan)
 
 
@@ -150,11 +152,11 @@ def _understand(words: list[str]) -> _Request:
     corpus = checked[experiment.selected[0].index].corpus
     if record is not None:
         record = as_begun(experiment, record, data_changes(experiment, record, corpus.digests))
-    runs = unfinished_runs(experiment)
+    launcher, runs = find_launcher(experiment), unfinished_runs(experiment)
     if record is not None and not runs:
-        return _Request(experiment, record, None, corpus, [], words)
-    if runs and experiment.config["launch"]["launcher"] == "local":
-        refuse_beside_jobs(experiment.paths)
+        return _Request(experiment, launcher, record, None, corpus, [], words)
+    if runs:
+        refuse_beside_jobs(experiment)
     check_writable(experiment.paths.folder.parent)
     bytes_of = {index: run.recording_bytes for index, run in checked.items()}
     plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
@@ -162,12 +164,14 @@ def _understand(words: list[str]) -> _Request:
         record = as_begun(experiment, record, settled_changes(record, plan.settled))
     if experiment.config["experiment"]["run"] is None:
         check_gatherable(experiment, checked, plan.slots[0])
-    check_environments(experiment, plan.runs, plan.slots[0])
-    rehearse(experiment, plan.runs, plan.slots[0])
+    elsewhere, slot = plan.capacity.elsewhere, plan.slots[0]
+    check_environments(experiment, plan.runs, slot, elsewhere=elsewhere)
+    side_by_side = not launcher.outlives and len(experiment.selected) > 1
+    rehearse(experiment, plan.runs, slot, elsewhere=elsewhere, side_by_side=side_by_side)
     if record is None:
         _refuse_equal_runs(experiment, checked, accelerator=plan.slots[0].accelerator)
     types = types_in_words({run.index: checked[run.index] for run in experiment.selected})
-    return _Request(experiment, record, plan, corpus, types, words)
+    return _Request(experiment, launcher, record, plan, corpus, types, words)
 
 
 def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
@@ -263,87 +267,89 @@ def _fit_all(request: _Request, plan: Plan) -> int:
                     work=work,
                     events=events,
                     finished=background.add if background else lambda index: None,
+                    launcher=request.launcher,
                 )
             if not _summarized(request, outcomes):
                 return 1
             return _finish(experiment, background=background, is_locked=True)
 
 
-def _fit_on_slurm(request: _Request) -> int:
-    """Submits what is to be trained, unless that was done before, and waits for it, if that is wanted."""
-    experiment, paths = request.experiment, request.experiment.paths
+def _fit_as_jobs(request: _Request) -> int:
+    """Hands over what is to be trained, unless that was done before, and waits for it, if that is wanted."""
+    experiment, launcher, paths = request.experiment, request.launcher, request.experiment.paths
     settings = experiment.config["experiment"]
     gathers = settings["gather"] != "none" and settings["run"] is None
     if request.plan is None and not (gathers and not is_gathered(paths, mode=settings["gather"])):
         return _finish(experiment)
-    check_slurm()
-    submission = find_submission(paths)
-    under_way = submission is not None
-    if submission is None:
+    launcher.check()
+    jobs = find_jobs(launcher)
+    under_way = jobs is not None
+    if jobs is None:
         if request.plan is None:
             return _finish(experiment)
-        submission = _submit(request, request.plan, gathers=gathers)
+        jobs = _submit(request, request.plan, gathers=gathers)
     else:
-        _refuse_other_jobs(request, submission)
-        submission = settle(experiment, submission)
-        print("the jobs are with Slurm already")
-    jobs = " ".join(submission.jobs)
-    arrays = " and ".join(array.job for array in submission.arrays)
+        _refuse_other_jobs(request, jobs)
+        jobs = settle(launcher, jobs)
+        print(f"the jobs are with {launcher.title} already")
+    stop = launcher.stop_command(jobs.names)
+    gather = "".join(launcher.short([jobs.gather])) if jobs.gather else ""
     print(
-        f"with Slurm: array job {arrays} of {len(submission.runs)} runs"
-        + (f", then job {submission.gather_job} to gather" if submission.gather_job else "")
+        f"with {launcher.title}: {launcher.describe(list(jobs.tasks.values()))}"
+        + (f", then job {gather} to gather" if gather else "")
     )
     print(f"look at them with: flannel-pl status {shlex.quote(str(paths.folder))} --watch")
-    print(f"stop them, with a checkpoint each, with: scancel {jobs}")
+    print(f"stop them, with a checkpoint each, with: {stop}")
     if experiment.config["launch"]["detach"]:
         return 0
-    runs = [experiment.runs[index] for index in submission.runs]
+    runs = [experiment.runs[index] for index in jobs.tasks]
     try:
-        outcomes = wait_for_jobs(experiment, submission, runs, under_way=under_way)
+        outcomes = wait_for_jobs(launcher, jobs, runs, under_way=under_way)
     except KeyboardInterrupt:
-        print(f"the jobs go on; stop them with: scancel {jobs}", file=sys.stderr)
+        print(f"the jobs go on; stop them with: {stop}", file=sys.stderr)
         raise
     if not _summarized(request, outcomes):
         return 1
-    if submission.gather_job and not is_gathered(paths, mode=experiment.config["experiment"]["gather"]):
-        print(f"job {submission.gather_job} has not gathered (see {paths.gather_log}), so it is done here")
+    if gather and not is_gathered(paths, mode=experiment.config["experiment"]["gather"]):
+        print(f"job {gather} has not gathered (see {paths.gather_log}), so it is done here")
     return _finish(experiment)
 
 
-def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Submission:
-    experiment, paths = request.experiment, request.experiment.paths
-    with _locked(experiment), nothing_left(experiment, plan.runs, unless=paths.slurm):
-        if (found := find_submission(paths)) is not None:
+def _submit(request: _Request, plan: Plan, *, gathers: bool) -> Jobs:
+    experiment, launcher, paths = request.experiment, request.launcher, request.experiment.paths
+    with _locked(experiment), nothing_left(experiment, plan.runs, unless=paths.jobs):
+        if (found := find_jobs(launcher)) is not None:
             raise UserError(
-                f"another command has just handed {paths.folder} to Slurm, as {' and '.join(found.jobs)}; "
-                "repeat this command to look at those jobs"
+                f"another command has just handed {paths.folder} to {launcher.title}, as "
+                f"{' and '.join(launcher.short(found.names))}; repeat this command to look at those jobs"
             )
         plan = _begin(request, plan)
         if not plan.runs:
             raise UserError(f"another command has just finished {paths.folder}; repeat this one to see it")
         _write_run_configs(request, plan)
-        submission = submit(experiment, plan.runs, plan.slots[0], gathers=gathers)
-        EventLog(paths.events).write("submitted", **submission.content)
-    return submission
+        jobs = submit(launcher, plan.runs, plan.capacity, gathers=gathers)
+        EventLog(paths.events).write("submitted", **jobs.content)
+    return jobs
 
 
-def _refuse_other_jobs(request: _Request, submission: Submission) -> None:
-    """Refuses to take jobs that are with Slurm for those of this command, if they are not.
+def _refuse_other_jobs(request: _Request, jobs: Jobs) -> None:
+    """Refuses to take jobs that are under way for those of this command, if they are not.
 
     Raises:
         UserError: If they have another config, or not all of the runs that are to be trained.
     """
-    jobs = " ".join(submission.jobs)
+    launcher, stop = request.launcher, request.launcher.stop_command(jobs.names)
     if request.plan is not None and request.record is None:
         raise UserError(
-            f"{request.experiment.paths.folder} has jobs with Slurm that have another config; repeat what "
-            f"they were submitted with, or first end them with: scancel {jobs}"
+            f"{request.experiment.paths.folder} has jobs with {launcher.title} that have another config; "
+            f"repeat what they were submitted with, or first end them with: {stop}"
         )
     runs = () if request.plan is None else request.plan.runs
-    if missing := [run.index for run in runs if run.index not in submission.runs]:
+    if missing := [run.index for run in runs if run.index not in jobs.tasks]:
         raise UserError(
-            f"the jobs {jobs} are with Slurm for run {', '.join(map(str, submission.runs))} only, not for "
-            f"{', '.join(map(str, missing))}; wait for them, or end them with: scancel {jobs}"
+            f"the jobs {' '.join(launcher.short(jobs.names))} are with {launcher.title} for run "
+            f"{', '.join(map(str, jobs.tasks))} only, not for {', '.join(map(str, missing))}; wait for them, "
+            f"or end them with: {stop}"
         )
 
 
@@ -398,11 +404,10 @@ def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Pl
         What of it is still to be trained.
 
     Raises:
-        UserError: If another experiment was begun in the folder meanwhile, or this one handed to Slurm.
+        UserError: If another experiment was begun in the folder meanwhile, or this one handed over.
     """
     experiment, digests = request.experiment, request.corpus.digests
-    if experiment.config["launch"]["launcher"] == "local":
-        refuse_beside_jobs(experiment.paths)
+    refuse_beside_jobs(experiment)
     record = read_record(experiment, own_lock=own_lock)
     if record is not None:
         changes = data_changes(experiment, record, digests) + settled_changes(record, plan.settled)

@@ -6,7 +6,7 @@ within one launch) and `event`. Whoever launches runs writes, with these further
 | event | fields |
 |---|---|
 | `launch_started` | runs (their numbers), slots (their names), command |
-| `submitted` | array_job (the first of arrays), arrays, gather_job, runs, settings: what Slurm was given |
+| `submitted` | launcher, tasks (run -> its job), gather (its job), settings, submitted_s: as in jobs.json |
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `training_started` | run, attempt, pid, first_row, environment: from which row on the run is trained where |
 | `ended_early` | run, step, planned_steps, reason: the run has ended on purpose before its last step |

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
+from flannel_pl.experiment import Experiment, ExperimentPaths, LaunchConfig, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
-from flannel_pl.launch.submission import Submission
+from flannel_pl.launch.jobs import Jobs
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.experiment_record import read_record as record_of
 from flannel_pl.recording.formats.opening import is_there
@@ -97,8 +97,8 @@ def find_beginning(
         locks_count: Whether the lock of a run that another process holds shows a beginning.
     """
     described = {paths.record, paths.masks, paths.events, paths.gather_log}
-    if Submission.read(paths) is not None:  # whoever goes by this asks Slurm for those jobs
-        described.add(paths.slurm)
+    if Jobs.read(paths) is not None:  # whoever goes by this asks their launcher for those jobs
+        described.add(paths.noted_jobs)
     for path in _files_in(paths.folder, lock=paths.lock):
         if re.fullmatch(r"run_\d+", path.name) and path.is_dir():
             run = RunPaths(path)
@@ -219,7 +219,7 @@ def write_run_config(
     """
     config = experiment.run_config(run)
     config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1}
-    config["launch"] |= {"launcher": "local", "devices": "auto", "runs_per_device": 1}
+    config["launch"] |= {"launcher": LaunchConfig.launcher, "devices": "auto", "runs_per_device": 1}
     config["launch"]["threads_per_run"] = slot.threads
     path = experiment.paths.run(run.index).config
     make_folder(path.parent)

@@ -1,7 +1,7 @@
 """Why a run has failed, in a line; and its journal told so once nobody starts it again.
 
 A run that dies of its own error says so in its journal; one that is killed, or fails before it has a journal,
-cannot. Whoever started it knows: the local launcher, or the script of a Slurm task, by
+cannot. Whoever started it knows: the room's loop, or the script of a job that outlives us, by
 `python -m flannel_pl.launch.giving_up`.
 """
 
@@ -87,7 +87,7 @@ def give_up(
 
 @contextlib.contextmanager
 def told_to_script(paths: RunPaths) -> Iterator[None]:
-    """Agrees with the script of a Slurm task, if there is one, on who says how the block's run has ended.
+    """Agrees with the script of a job, if there is one, on who says how the block's run has ended.
 
     It hears which run that is, so that it can give it up. Until then a run that has failed has not failed for
     good, as its journal says, but waits for its next start.
@@ -133,7 +133,7 @@ def _first_entry(config: Mapping[str, Any], run: Run) -> JournalEntry:
 
 
 def main(words: Sequence[str]) -> None:
-    """Gives up a run whose Slurm task ends, or every run of an experiment that was cut off.
+    """Gives up a run whose job ends, or every run of an experiment that was cut off.
 
     Args:
         words: The folder of a run, the exit code of its last process as the shell has it, which attempt that

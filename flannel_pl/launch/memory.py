@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from flannel_pl.errors import UserError
+from flannel_pl.experiment import Experiment
 from flannel_pl.launch.cgroups import Limit
 
 LIBRARY_BYTES = 450 * 2**20
@@ -124,6 +125,35 @@ def host_need(config: dict[str, Any], *, accelerator: str, where: Literal["forke
 def device_need(config: dict[str, Any], *, accelerator: str) -> Need:
     """Estimates what runs take of the memory of an accelerator that they share; like `host_need`."""
     return Need(_library_bytes() + _ring_bytes(config) + _model_bytes(config, accelerator=accelerator))
+
+
+def memory_of(
+    experiment: Experiment,
+    *,
+    accelerator: str,
+    where: Literal["forked", "apart", "here"] = "apart",
+    host_free: Limit | None = None,
+    device_free: Mapping[int, int] | None = None,
+) -> Memory:
+    """Returns what the run of an experiment that needs most takes of memory, and what there is.
+
+    Args:
+        experiment: The experiment.
+        accelerator: Where its runs are trained.
+        where: As in `host_need`.
+        host_free: Free on the host; None = that is not known.
+        device_free: Number of a device -> its free bytes, as far as that is known.
+    """
+    configs = [experiment.run_config(run) for run in experiment.selected]
+    hosts = [host_need(config, accelerator=accelerator, where=where) for config in configs]
+    devices = [device_need(config, accelerator=accelerator) for config in configs]
+    return Memory(
+        host=max(hosts, key=lambda need: need.run_bytes),
+        host_free=host_free,
+        accelerator=accelerator,
+        device=max(devices, key=lambda need: need.run_bytes),
+        device_free=device_free or {},
+    )
 
 
 def _library_bytes() -> int:

@@ -3,15 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
-from flannel_pl.launch.cgroups import Limit
-from flannel_pl.launch.devices import available_cores, chosen_devices, free_device_memory, free_memory
-from flannel_pl.launch.fork_server import fork_server_bytes, start_method
-from flannel_pl.launch.memory import Memory, device_need, gb, host_need
-from flannel_pl.launch.slurm_slots import slurm_slots
+from flannel_pl.launch.launcher import Capacity, find_launcher
+from flannel_pl.launch.memory import Memory, gb, memory_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.writing.space import free_bytes
 
@@ -23,8 +20,11 @@ class Plan:
     runs: tuple[Run, ...]
     """Runs still to be trained."""
 
-    slots: tuple[Slot, ...]
-    """Where; at least one."""
+    capacity: Capacity
+    """Where."""
+
+    most_at_once: int
+    """How many runs may be in their own file and in the gathered one at the same time."""
 
     largest_bytes: int
     """Size of the largest shard of the experiment."""
@@ -44,8 +44,10 @@ class Plan:
     memory: Memory
     """What the runs take of the host's memory and of the devices', and how much of it is free."""
 
-    cores: Limit | None
-    """Cores of this host for all runs together; None if they are trained elsewhere."""
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Where runs are trained side by side; at least one."""
+        return self.capacity.slots
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -73,24 +75,19 @@ def make_plan(
     """
     config = experiment.config
     copies = config["experiment"]["gather"] == "single" and config["experiment"]["run"] is None
-    num_runs = max(1, len(runs))
-    slots: tuple[Slot, ...] = ()
-    if config["launch"]["launcher"] == "slurm":
-        slots = slurm_slots(config, folder=experiment.paths.folder, num_runs=num_runs, record=record)
-    memory = _memory(experiment, slots[0].accelerator if slots else chosen_devices(config)[0])
-    cores = None if slots else available_cores()
-    if cores is not None:
-        slots = _slots(config, num_runs=num_runs, memory=memory, num_cores=int(cores.amount), record=record)
+    launcher = find_launcher(experiment)
+    capacity = launcher.capacity(num_runs=max(1, len(runs)), record=record)
     plan = Plan(
         runs=tuple(runs),
-        slots=slots,
+        capacity=capacity,
+        # What outlives us gathers when all are done, one after the other.
+        most_at_once=1 if launcher.outlives else len(capacity.slots),
         largest_bytes=max(bytes_of.values()),
         recording_bytes=sum(bytes_of[run.index] for run in runs),
         gathered_bytes=sum(bytes_of.values()) if copies else 0,
         keeps_shards=config["experiment"]["keep_shards"],
         free_bytes=_free_bytes(experiment, runs),
-        memory=memory,
-        cores=cores,
+        memory=capacity.memory or memory_of(experiment, accelerator=capacity.slots[0].accelerator),
     )
     _check_disk(plan, experiment)
     return plan
@@ -101,8 +98,9 @@ def describe(experiment: Experiment, plan: Plan) -> str:
     done = len(experiment.selected) - len(plan.runs)
     names = Counter(slot.name for slot in plan.slots)
     slots = ", ".join(f"{name} x {count}" for name, count in names.items())
-    if experiment.config["launch"]["launcher"] == "slurm":
-        slots = f"Slurm tasks with {slots}"
+    if plan.capacity.elsewhere:
+        slots = f"{find_launcher(experiment).title} tasks with {slots}"
+    cores = plan.capacity.cores
     return "\n".join(
         (
             f"experiment  {experiment.paths.folder}",
@@ -113,71 +111,10 @@ def describe(experiment: Experiment, plan: Plan) -> str:
             if plan.gathered_bytes
             else "gathered    nothing to copy",
             f"disk        {'unknown' if plan.free_bytes is None else gb(plan.free_bytes)} free",
-            *([f"cores       {plan.cores.amount:g} ({plan.cores.source})"] if plan.cores else []),
+            *([f"cores       {cores.amount:g} ({cores.source})"] if cores else []),
             f"memory      {plan.memory.describe()}",
         )
     )
-
-
-def _memory(experiment: Experiment, accelerator: str) -> Memory:
-    """Returns the memory there is, and what the run of the experiment that needs most takes of it."""
-    where: Literal["forked", "apart", "here"] = (
-        "forked" if start_method(accelerator) == "forkserver" else "apart"
-    )
-    is_elsewhere = experiment.config["launch"]["launcher"] == "slurm"
-    if is_elsewhere:
-        where = "apart"
-    elif len(experiment.selected) == 1:
-        where = "here"
-    configs = [experiment.run_config(run) for run in experiment.selected]
-    hosts = [host_need(config, accelerator=accelerator, where=where) for config in configs]
-    devices = [device_need(config, accelerator=accelerator) for config in configs]
-    free = None if is_elsewhere else free_memory()
-    if free is not None and where != "apart":  # it is part of what is needed, or on its way out
-        free = Limit(free.amount + fork_server_bytes(), free.source)
-    return Memory(
-        host=max(hosts, key=lambda need: need.run_bytes),
-        host_free=free,
-        accelerator=accelerator,
-        device=max(devices, key=lambda need: need.run_bytes),
-        device_free={} if is_elsewhere else free_device_memory(*chosen_devices(experiment.config)),
-    )
-
-
-def _slots(
-    config: dict[str, Any],
-    *,
-    num_runs: int,
-    memory: Memory,
-    num_cores: int,
-    record: ExperimentRecord | None,
-) -> tuple[Slot, ...]:
-    launch = config["launch"]
-    accelerator, devices = chosen_devices(config)
-    per_device = launch["runs_per_device"]
-    is_open = {per_device, str(launch["devices"]), str(config["trainer"]["devices"])} <= {"auto", "-1"}
-    if per_device == "auto":
-        # On the CPU one thread each was measured faster than several threads for fewer runs.
-        per_device = 1 if devices else num_cores
-    elif per_device < 1:
-        raise UserError(f"launch.runs_per_device is {per_device}, expected at least 1 or auto")
-    # Device after device, so that a few runs are spread over all devices.
-    places = [device for _ in range(per_device) for device in devices or [None]][:num_runs]
-    if is_open:
-        places = places[: max(1, memory.num_fitting)]
-    memory.check(places)
-    threads = _threads(launch, max(1, num_cores // len(places)), record)
-    return tuple(Slot(accelerator, device, threads) for device in places)
-
-
-def _threads(launch: dict[str, Any], share: int, record: ExperimentRecord | None) -> int:
-    threads = launch["threads_per_run"]
-    if threads == "auto":
-        recorded = None if record is None else record.threads_per_run
-        return recorded or share
-    if threads < 1:
-        raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
-    return int(threads)
 
 
 def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int | None:
@@ -195,9 +132,7 @@ def _check_disk(plan: Plan, experiment: Experiment) -> None:
     need = plan.recording_bytes
     if plan.gathered_bytes and not experiment.paths.gathered.exists():
         # Without the shards there is one run at a time that takes its place twice, and those still training.
-        # A cluster gathers when all are done.
-        at_once = 1 if experiment.config["launch"]["launcher"] == "slurm" else len(plan.slots)
-        need += plan.gathered_bytes if plan.keeps_shards else at_once * plan.largest_bytes
+        need += plan.gathered_bytes if plan.keeps_shards else plan.most_at_once * plan.largest_bytes
     if plan.free_bytes is None or need <= plan.free_bytes:
         return
     parts, cheaper = f"{gb(plan.recording_bytes)} of recordings", ""

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, Union, cast, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,6 +27,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path, set_value
 from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.plugins import launcher_settings, launchers
 from flannel_pl.recording.formats.schema import RECORDABLE
 from flannel_pl.small_files import read_small
 from flannel_pl.training.recorder import StepRecorder
@@ -135,7 +136,9 @@ class FlannelCLI(LightningCLI):
         ours = {"folder", "label", "checkpoint_every", "note", "in_experiment"}
         parser.add_class_arguments(StepRecorder, "recorder", skip=ours, instantiate=False)
         parser.add_class_arguments(ExperimentConfig, "experiment")
-        parser.add_class_arguments(LaunchConfig, "launch")
+        parser.add_class_arguments(LaunchConfig, "launch", instantiate=False)
+        for name, settings in launcher_settings().items():
+            parser.add_class_arguments(settings, f"launch.{name}", instantiate=False)
         parser.set_defaults({"recorder.parameter": TiedGPT2.EMBEDDING, "recorder.tensors": [*RECORDABLE]})
         parser.link_arguments("model.vocab_size", "data.vocab_size")
         parser.link_arguments("model.max_seq_len", "data.max_seq_len")
@@ -161,7 +164,9 @@ def the_parser() -> LightningArgumentParser:
     parser = FlannelCLI([]).parser
     for action in parser._actions:
         if hasattr(action, "_typehint"):
-            action._typehint = _whole_numbers_first(action._typehint)
+            is_launcher = action.dest == "launch.launcher"
+            kind = Literal[tuple(launchers())] if is_launcher else action._typehint
+            action._typehint = _whole_numbers_first(kind)
         if hasattr(action, "_load_config"):
             action._load_config = functools.partial(_load_group, action._load_config)
     return parser
@@ -193,8 +198,13 @@ def parse_config(config: dict[str, Any]) -> Namespace:
 
 
 def to_yaml(config: dict[str, Any]) -> str:
-    """Returns a complete config as YAML that `fit --config` reads back as the same values."""
+    """Returns a complete config as YAML that `fit --config` reads back as the same values.
+
+    Without the keys of launchers that it does not ask for: where it is read they may not be installed.
+    """
     parsed = the_parser().parse_object(typed(config))
+    for name in launcher_settings().keys() - {config["launch"]["launcher"]}:
+        del parsed[f"launch.{name}"]
     return str(the_parser().dump(parsed, skip_unset=False))
 
 

@@ -132,16 +132,19 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def check_environments(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
+def check_environments(
+    experiment: Experiment, runs: Sequence[Run], slot: Slot, *, elsewhere: bool = False
+) -> None:
     """Refuses, before anything is trained, to go on with runs where something that can change bits differs.
 
-    Of what is known without asking a GPU or a Trainer; the rest is compared when a run starts. Jobs of a
-    cluster have this host's software, and nobody knows on which host.
+    Of what is known without asking a GPU or a Trainer; the rest is compared when a run starts. Runs that are
+    trained elsewhere have this host's software, and nobody knows which processor.
 
     Args:
         experiment: The experiment.
         runs: Those of its runs that are to be trained.
         slot: Where.
+        elsewhere: Whether that is on another host.
 
     Raises:
         UserError: If one of them was begun elsewhere, and that is not to be mixed.
@@ -149,7 +152,7 @@ def check_environments(experiment: Experiment, runs: Sequence[Run], slot: Slot) 
     if experiment.config["launch"]["mix_environments"]:
         return
     now = {**host_environment(slot.accelerator), "threads": slot.threads}
-    if experiment.config["launch"]["launcher"] == "slurm":
+    if elsewhere:
         now = {key: now[key] for key in ("versions", "python", "source")}
     for run in runs:
         paths = experiment.paths.run(run.index)

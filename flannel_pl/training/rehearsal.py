@@ -39,7 +39,14 @@ _ALWAYS_THERE = {"epoch", "step"}
 """What ModelCheckpoint can monitor besides what is logged."""
 
 
-def rehearse(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
+def rehearse(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    slot: Slot,
+    *,
+    elsewhere: bool = False,
+    side_by_side: bool = False,
+) -> None:
     """Makes the Trainer of every run as it is going to be, and lets it start; leaves no file.
 
     Runs whose Trainers have the same settings share one.
@@ -48,15 +55,17 @@ def rehearse(experiment: Experiment, runs: Sequence[Run], slot: Slot) -> None:
         experiment: What the runs belong to.
         runs: The runs to be trained.
         slot: Where one of them is trained.
+        elsewhere: Whether that is on another host.
+        side_by_side: Whether several runs share this process's terminal.
 
     Raises:
         UserError: If a run would end because of a setting of the Trainer.
     """
-    launch, trainer = experiment.config["launch"], experiment.config["trainer"]
-    elsewhere = launch["launcher"] == "slurm" and slot.accelerator != "cpu"
+    trainer = experiment.config["trainer"]
+    elsewhere = elsewhere and slot.accelerator != "cpu"
     if elsewhere:
         slot = Slot("cpu", None, slot.threads)  # this host may have none of the cluster's devices
-    if launch["launcher"] == "local" and len(experiment.selected) > 1:
+    if side_by_side:
         why = "but several runs share one table of their progress; leave it out, or use --experiment.run"
         _refuse_callbacks(trainer, ProgressBar, why=why)
     why = "which trains with other values than the config has, and than the file would say; leave it out"

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from flannel_pl import fit as _fit  # imported once, before the forks  # noqa: F401
 from flannel_pl.__main__ import main
+from flannel_pl.cli import fit as _fit  # imported once, before the forks  # noqa: F401
 
 
 def start(words: list[str], output: Path) -> int:

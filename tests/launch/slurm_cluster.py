@@ -1,6 +1,7 @@
 """A real Slurm of two nodes on this host: a controller and two node daemons, children of the tests."""
 
 import getpass
+import json
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 
@@ -76,6 +78,22 @@ def cluster(folder: Path, *settings: str) -> Iterator[Path]:
         yield config
         subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, check=False)
         time.sleep(1)
+
+
+def jobs_of(folder: Path) -> dict[str, Any]:
+    """Returns the jobs of an experiment as Slurm counts them: its arrays, their runs, and what gathers."""
+    content = json.loads((folder / "jobs.json").read_text())
+    arrays: dict[str, int] = {}
+    for run, task in content["tasks"].items():
+        job, _, number = task.partition("_")
+        arrays.setdefault(job, int(run) - int(number))
+    return {
+        "arrays": [{"job": job, "first_run": first_run} for job, first_run in arrays.items()],
+        "array_job": next(iter(arrays)),
+        "gather_job": content["gather"],
+        "runs": [int(run) for run in content["tasks"]],
+        "settings": content["settings"],
+    }
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:

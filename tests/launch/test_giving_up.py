@@ -14,9 +14,9 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment
 from flannel_pl.launch.folder import find_beginning
 from flannel_pl.launch.giving_up import describe_exit, give_up, main, told_to_script
-from flannel_pl.launch.slurm import TASK_SCRIPT
+from flannel_pl.launch.jobs import Jobs
+from flannel_pl.launch.launchers.slurm import TASK_SCRIPT
 from flannel_pl.launch.status import read_status
-from flannel_pl.launch.submission import ArrayJob, Submission
 from flannel_pl.recording.writing.journal import Journal
 from flannel_pl.recording.writing.lock import Lock
 from tests.launch.status_samples import finish, make_experiment, write_journal
@@ -190,7 +190,7 @@ def test_a_run_that_failed_before_its_first_row_has_not_begun(tmp_path: Path) ->
     experiment = make_experiment(tmp_path / "exp", 2)
     experiment.paths.run(0).folder.mkdir()
     give_up(experiment.paths, experiment.config, experiment.runs[0], "exit code 2", attempt=1)
-    Submission((ArrayJob("12", 0),), None, (0, 1), {}, 0.0).write(experiment.paths)
+    Jobs("slurm", {0: "12_0", 1: "12_1"}, None, {}, 0.0).write(experiment.paths)
     assert find_beginning(experiment.paths) is None
     write_journal(experiment, 0, state="failed", rows_written=1)
     assert find_beginning(experiment.paths) == experiment.paths.run(0).journal

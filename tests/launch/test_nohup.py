@@ -13,7 +13,7 @@ import pytest
 
 import flannel_pl
 from flannel_pl.__main__ import main
-from flannel_pl.launch.slurm import TASK_SCRIPT
+from flannel_pl.launch.launchers.slurm import TASK_SCRIPT
 from flannel_pl.recording.writing.journal import Journal
 from tests.conftest import SmallData
 from tests.processes import alive

@@ -18,6 +18,7 @@ from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, flatten, set_value
 from flannel_pl.launch.folder import find_beginning, read_record, write_folder
+from flannel_pl.launch.launchers.slurm.submitting import SlurmLauncher
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.experiment_record import read_record as read_file_record
 from flannel_pl.recording.formats.safetensors.layout import read_layout
@@ -226,7 +227,8 @@ BEGINNINGS: dict[str, Callable[[ExperimentPaths], Path]] = {
     "gathered, of another name": lambda paths: paths.folder / "other.safetensors",
     "index": lambda paths: paths.index,
     "extras": lambda paths: paths.index_extras,
-    "slurm": lambda paths: paths.slurm,
+    "jobs": lambda paths: paths.jobs,
+    "jobs of an earlier version": lambda paths: paths.older_jobs,
 }
 
 
@@ -340,7 +342,7 @@ def test_whoever_was_paused_meets_what_others_have_begun(
     words: tuple[str, ...],
     how_far: str,
 ) -> None:
-    monkeypatch.setattr(flannel_pl.cli.fit, "check_slurm", lambda: None)
+    monkeypatch.setattr(SlurmLauncher, "check", lambda launcher: None)
     monkeypatch.setattr(flannel_pl.cli.fit, "submit", lambda *arguments, **more: pytest.fail("submitted"))
     held = contextlib.ExitStack()
 

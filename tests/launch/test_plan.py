@@ -11,6 +11,7 @@ from flannel_pl.experiment import Experiment
 from flannel_pl.launch import devices, plan
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import visible_name
+from flannel_pl.launch.launchers.local import capacity
 from flannel_pl.launch.plan import describe, make_plan
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.training.cli import resolve
@@ -41,11 +42,13 @@ class Machine:
         **found: int,
     ) -> None:
         self.monkeypatch.setattr(devices, "available_devices", lambda: {**found, "cpu": 1})
-        self.monkeypatch.setattr(plan, "available_cores", lambda: Limit(cores, "a test"))
+        self.monkeypatch.setattr(capacity, "available_cores", lambda: Limit(cores, "a test"))
         free = None if memory is None else Limit(memory, "a test")
-        self.monkeypatch.setattr(plan, "free_memory", lambda: free)
-        self.monkeypatch.setattr(plan, "fork_server_bytes", lambda: 0)
-        self.monkeypatch.setattr(plan, "free_device_memory", lambda accelerator, devices: device_memory or {})
+        self.monkeypatch.setattr(capacity, "free_memory", lambda: free)
+        self.monkeypatch.setattr(capacity, "fork_server_bytes", lambda: 0)
+        self.monkeypatch.setattr(
+            capacity, "free_device_memory", lambda accelerator, devices: device_memory or {}
+        )
 
 
 def slots_of(

@@ -13,9 +13,10 @@ import pytest
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Slot
-from flannel_pl.launch import local
+from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.events import EventLog, read_events
-from flannel_pl.launch.local import Work, train_all
+from flannel_pl.launch.launcher import Work
+from flannel_pl.launch.launchers.local import processes
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.training.cli import resolve
 from tests.launch.work_samples import (
@@ -91,7 +92,7 @@ def test_a_run_whose_folder_is_removed_is_not_tried_in_vain(tmp_path: Path) -> N
 def test_undisturbed_runs_stay_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(local, "start_method", lambda accelerator: method)
+    monkeypatch.setattr(processes, "start_method", lambda accelerator: method)
     outcomes = launch(tmp_path, finish, [Slot("cpu", None, 1)] * 3, "--experiment.seeds", "1..4")
     assert [outcome.failure for outcome in outcomes] == [None] * 4
     assert not events_of(tmp_path, "fewer_at_once")
@@ -113,7 +114,9 @@ def test_a_runs_process_sees_its_own_device_only(tmp_path: Path, monkeypatch: py
 def test_a_process_that_cannot_use_its_device_says_so_and_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "start_method", lambda accelerator: "forkserver")  # for once on this device
+    monkeypatch.setattr(
+        processes, "start_method", lambda accelerator: "forkserver"
+    )  # for once on this device
     outcomes = launch(tmp_path, be_forked_too_late, [Slot("mps", 0, 1)], "--experiment.seeds", "1")
     assert [outcome.attempts for outcome in outcomes] == [1]
     assert outcomes[0].failure is not None
@@ -133,7 +136,7 @@ def test_a_fork_server_that_cannot_fork_is_told_in_a_line(
     def break_off(start: object, numbers: object) -> None:
         raise EOFError  # what multiprocessing makes of it
 
-    monkeypatch.setattr(local, "start_deaf", break_off)
+    monkeypatch.setattr(processes, "start_deaf", break_off)
     with pytest.raises(RunError, match=r"ended while it started run 0: memory has run out, or .*ulimit -u"):
         launch(tmp_path, finish, [Slot("cpu", None, 1)], "--experiment.seeds", "1..2")
 

@@ -1,6 +1,5 @@
 """Runs as jobs of a real Slurm with two nodes; where there is no Slurm, what is said about that."""
 
-import json
 import os
 import re
 import shutil
@@ -18,11 +17,11 @@ import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.events import read_events
-from flannel_pl.launch.slurm_commands import JobState
+from flannel_pl.launch.launchers.slurm.submitting import _told
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from tests.conftest import SmallData
 from tests.launch import slurm_hold
-from tests.launch.slurm_cluster import cluster, why_not
+from tests.launch.slurm_cluster import cluster, jobs_of, why_not
 
 WAIT_S = 120.0
 SCRIPTS = Path(__file__).parents[2] / "launch"
@@ -164,7 +163,7 @@ def test_a_warned_run_a_cancelled_one_and_a_killed_one_lose_nothing(
     words = ["--experiment.seeds", "1..3", *STEPS, "--trainer.callbacks", "tests.launch.slurm_hold.Hold"]
     assert fit(small_data, tmp_path, *words, "--launch.detach", "true") == 0
     folder = tmp_path / "jobs"
-    jobs = json.loads((folder / "slurm.json").read_text())
+    jobs = jobs_of(folder)
     said = capsys.readouterr().out
     assert f"scancel {jobs['array_job']} {jobs['gather_job']}" in said
     wait_for(lambda: all(rows(folder, run) == 1 + slurm_hold.STEP for run in (0, 1, 2)), "rows")
@@ -183,7 +182,7 @@ def test_a_warned_run_a_cancelled_one_and_a_killed_one_lose_nothing(
 
     # The same command finds its jobs; all but the cancelled run get to their end.
     assert fit(small_data, tmp_path, *words) == 1
-    assert json.loads((folder / "slurm.json").read_text()) == jobs, "nothing was submitted twice"
+    assert jobs_of(folder) == jobs, "nothing was submitted twice"
     said = capsys.readouterr().out
     assert "its job ended as CANCELLED" in " ".join(said.split())
     assert "go on with: flannel-pl fit" in said
@@ -198,7 +197,7 @@ def test_a_warned_run_a_cancelled_one_and_a_killed_one_lose_nothing(
     assert RunPaths(folder / "run_2").checkpoints()[0][0] > slurm_hold.STEP
 
     assert fit(small_data, tmp_path, *words) == 0
-    assert json.loads((folder / "slurm.json").read_text())["runs"] == [2]
+    assert jobs_of(folder)["runs"] == [2]
     assert contents(folder) == undisturbed
     assert not list(folder.rglob("*.partial"))
     assert not list(folder.rglob("lock"))
@@ -300,7 +299,7 @@ def test_jobs_of_another_config_are_not_taken_for_ours(
 ) -> None:
     later = ["--launch.detach", "true", "--launch.slurm.extra", "[--begin=now+1hour]"]
     assert fit(small_data, tmp_path, *STEPS, *later, "--experiment.seeds", "1..2") == 0
-    jobs = json.loads((tmp_path / "jobs" / "slurm.json").read_text())
+    jobs = jobs_of(tmp_path / "jobs")
     assert fit(small_data, tmp_path, *STEPS, *later, "--experiment.seeds", "1..3") == 2
     said = capsys.readouterr().err
     assert "has jobs with Slurm that have another config; repeat what they were submitted with" in said
@@ -320,7 +319,7 @@ def test_what_slurm_refuses_is_said_and_nothing_is_left_behind(
     assert "sbatch refused the job: invalid partition specified: nowhere" in said
     assert "--partition=nowhere" in said
     assert "see launch.slurm" in said
-    assert not (tmp_path / "jobs" / "slurm.json").exists()
+    assert not (tmp_path / "jobs" / "jobs.json").exists()
     assert ask_slurm("squeue", "-h") == ""
 
 
@@ -396,5 +395,5 @@ def test_other_time_limits_are_refused(
 def test_a_state_that_slurm_may_still_leave_is_active() -> None:
     active = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED", "CONFIGURING")
     over = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL")
-    assert all(JobState(state, "").is_active for state in active)
-    assert not any(JobState(state, "").is_active for state in over)
+    assert all(_told(state, "").is_active for state in active)
+    assert not any(_told(state, "").is_active for state in over)

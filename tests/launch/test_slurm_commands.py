@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.launch import slurm_commands
-from flannel_pl.launch.slurm_commands import (
-    JobState,
+from flannel_pl.launch.launchers.slurm import commands
+from flannel_pl.launch.launchers.slurm.commands import (
     cancel,
-    job_states,
     jobs_with_comment,
     max_array_size,
     sbatch,
     set_array_limit,
+    task_states,
 )
 from tests.launch.slurm_answers import (
     CONFIG,
@@ -38,7 +37,7 @@ def slurm_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
 
 ASK: dict[str, Callable[[], object]] = {
     "sbatch": lambda: sbatch(["--array=0-2"], "script.sh", ["0"]),
-    "squeue": lambda: job_states(["12"]),
+    "squeue": lambda: task_states(["12"]),
     "squeue of mine": lambda: jobs_with_comment("mine"),
     "scancel": lambda: cancel(["12"]),
     "scontrol show": lambda: max_array_size(),
@@ -114,7 +113,7 @@ def test_a_command_that_takes_for_ever(
     slurm({})
     for name in ("sbatch", "squeue", "scancel", "scontrol"):
         (tmp_path / "bin" / name).write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(slurm_commands, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(commands, "TIMEOUT_S", 0.1)
     with pytest.raises(RunError, match=r"does not answer: \w+ took more than 0 s\. Start this command again"):
         ASK[ask]()
 
@@ -134,13 +133,13 @@ def test_states_of_tasks(slurm: Pretend) -> None:
             )
         }
     )
-    assert job_states(["12", "13"]) == {
-        "12_0": JobState("RUNNING", "None"),
-        "12_1": JobState("PENDING", "Resources"),
-        "13": JobState("PENDING", "Dependency"),
+    assert task_states(["12", "13"]) == {
+        "12_0": ("RUNNING", "None"),
+        "12_1": ("PENDING", "Resources"),
+        "13": ("PENDING", "Dependency"),
     }
     slurm({"squeue": Answer(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)})
-    assert job_states(["12"]) == {}
+    assert task_states(["12"]) == {}
 
 
 def test_jobs_are_known_by_their_comment(slurm: Pretend) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from flannel_pl.__main__ import main
-from flannel_pl.launch.slurm import JOB_VARIABLE, array_parts
+from flannel_pl.launch.launchers.slurm.submitting import array_parts
+from flannel_pl.launch.tasks import JOB_VARIABLE
 from tests.conftest import SmallData
-from tests.launch.slurm_cluster import cluster, why_not
+from tests.launch.slurm_cluster import cluster, jobs_of, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -49,8 +50,7 @@ def words(data: SmallData, folder: Path, *more: str, launcher: str = "slurm") ->
 
 
 def submission(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "jobs" / "slurm.json").read_text())
-    return content
+    return jobs_of(folder / "jobs")
 
 
 def throttle(job: str) -> str | None:
@@ -130,6 +130,7 @@ def test_jobs_of_an_older_version_are_found(
     assert main(words(small_data, tmp_path)) == 0
     jobs = submission(tmp_path)
     old = {key: jobs[key] for key in ("array_job", "gather_job", "runs")}
+    (tmp_path / "jobs" / "jobs.json").unlink()
     (tmp_path / "jobs" / "slurm.json").write_text(json.dumps(old))
     assert main(words(small_data, tmp_path, "--launch.max_retries", "5")) == 0
     assert "the jobs are with Slurm already" in capsys.readouterr().out
@@ -176,10 +177,10 @@ def test_jobs_that_are_not_noted_are_found_all_the_same(
 ) -> None:
     assert main(words(small_data, tmp_path)) == 0
     jobs = submission(tmp_path)
-    (tmp_path / "jobs" / "slurm.json").unlink()
+    (tmp_path / "jobs" / "jobs.json").unlink()
     assert main(words(small_data, tmp_path)) == 2
     complaint = capsys.readouterr().err
-    assert "has jobs with Slurm that its slurm.json does not tell of" in complaint
+    assert "has jobs with Slurm that its jobs.json does not tell of" in complaint
     assert f"end them with: scancel {jobs['array_job']} {jobs['gather_job']}, and" in complaint
     other = tmp_path / "elsewhere"
     assert main(words(small_data, other)) == 0, "jobs of another folder are no obstacle"

@@ -9,9 +9,9 @@ import pytest
 
 import flannel_pl
 from flannel_pl.__main__ import main
-from flannel_pl.launch import local
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.fork_server import start_method, stop_fork_server
+from flannel_pl.launch.launchers.local import processes
 from tests.conftest import SmallData
 
 
@@ -42,7 +42,7 @@ def test_new_processes_give_the_same_bits(
     words += ["--launch.threads_per_run", "1", "--trainer.logger", "false", "--experiment.output_dir"]
     assert main([*words, str(tmp_path / "forked")]) == 0
     stop_fork_server()
-    monkeypatch.setattr(local, "start_method", lambda accelerator: "spawn")
+    monkeypatch.setattr(processes, "start_method", lambda accelerator: "spawn")
     assert main([*words, str(tmp_path / "spawned")]) == 0
     server: Any = forkserver._forkserver
     assert server._forkserver_pid is None, "nothing was forked"

@@ -12,9 +12,9 @@ import pytest
 from flannel_pl.__main__ import main
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, RunPaths, Slot
+from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.fork_server import stop_fork_server
-from flannel_pl.launch.local import train_all
 from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.recording.writing.lock_file import Candidate, HolderWords, look
 from flannel_pl.training.checkpointing import Checkpoints
@@ -36,7 +36,7 @@ def experiment(tmp_path: Path) -> Experiment:
     config: dict[str, Any] = {
         "experiment": {"name": "it", "seeds": "1..3", "sweep": {}, "output_dir": str(tmp_path), "run": None},
         "trainer": {"max_steps": 5},
-        "launch": {"max_retries": 2},
+        "launch": {"launcher": "local", "max_retries": 2},
         "recorder": {"every_n_steps": 1},
         **{"model": {}, "data": {}},
     }

@@ -32,7 +32,7 @@ def test_what_nobody_will_read_goes_and_nothing_else(tmp_path: Path) -> None:
     kept = names(paths)
     assert not has_leftovers(paths, range(2))
     for name in (
-        *("experiment.json.partial", "live_dead_tokens.safetensors.partial", "slurm.json.partial"),
+        *("experiment.json.partial", "live_dead_tokens.safetensors.partial", "jobs.json.partial"),
         *("it.safetensors.index.json.partial", "it.extras.safetensors.partial"),
         *("run_0/checkpoint-2-0123456789abcdef.ckpt.partial", "run_1/config.yaml.partial"),
     ):

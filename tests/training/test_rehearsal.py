@@ -223,9 +223,9 @@ def test_a_cluster_s_gpus_know_what_this_host_does_not(
     words = [*small_data.arguments, "--trainer.max_steps", "3", "--trainer.precision", "16-mixed"]
     words += ["--experiment.output_dir", str(tmp_path), "--launch.launcher", "slurm"]
     experiment = Experiment.from_config(resolve(words))
-    rehearse(experiment, experiment.runs, Slot("cuda", 0, 1))
+    rehearse(experiment, experiment.runs, Slot("cuda", 0, 1), elsewhere=True)
     with pytest.raises(UserError, match="precision is 16-mixed, but with"):
-        rehearse(experiment, experiment.runs, Slot("cpu", None, 1))
+        rehearse(experiment, experiment.runs, Slot("cpu", None, 1), elsewhere=True)
 
 
 @pytest.mark.filterwarnings("ignore:You passed .*Trainer")  # which is all that Lightning says of it

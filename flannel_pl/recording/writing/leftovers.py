@@ -77,7 +77,7 @@ def _is_locked(lock: Path) -> bool:
 
 def _of_experiment(paths: ExperimentPaths) -> list[Path]:
     """Returns unfinished files of an experiment; what gathering goes on from is none."""
-    whole = (paths.record, paths.masks, paths.index, paths.index_extras, paths.slurm)
+    whole = (paths.record, paths.masks, paths.index, paths.index_extras, paths.jobs, paths.older_jobs)
     return [partial for path in whole if (partial := partial_of(path)).exists()]
 
 

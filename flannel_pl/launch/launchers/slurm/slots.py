@@ -7,6 +7,7 @@ from typing import Any
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
+from flannel_pl.launch.launchers.slurm.settings import SlurmConfig
 from flannel_pl.recording.experiment_record import ExperimentRecord
 
 WARNING_S = 120
@@ -21,12 +22,18 @@ _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
 def slurm_slots(
-    config: Mapping[str, Any], *, folder: Path, num_runs: int, record: ExperimentRecord | None
+    config: Mapping[str, Any],
+    slurm: SlurmConfig,
+    *,
+    folder: Path,
+    num_runs: int,
+    record: ExperimentRecord | None,
 ) -> tuple[Slot, ...]:
     """Returns the places that runs get on a cluster: as many as may be trained at the same time.
 
     Args:
         config: The experiment's config.
+        slurm: What of it only Slurm has.
         folder: The experiment's folder.
         num_runs: Runs that are to be trained.
         record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
@@ -34,7 +41,7 @@ def slurm_slots(
     Raises:
         UserError: If a key asks for what a task of one run cannot have.
     """
-    launch, trainer, slurm = config["launch"], config["trainer"], config["launch"]["slurm"]
+    launch, trainer = config["launch"], config["trainer"]
     for key, value in (
         ("trainer.devices", trainer["devices"]),
         ("launch.devices", launch["devices"]),
@@ -45,15 +52,15 @@ def slurm_slots(
                 f"{key} is {value}, but with launch.launcher slurm every run has a device of its own; how "
                 "many are trained at the same time is launch.slurm.array_limit"
             )
-    for option in slurm["extra"]:
+    for option in slurm.extra:
         if option.startswith(("-M", "--cluster")):
             raise UserError(f"launch.slurm.extra has {option}; start fit on a host of that cluster instead")
-    if slurm["array_limit"] is not None and slurm["array_limit"] < 1:
-        raise UserError(f"launch.slurm.array_limit is {slurm['array_limit']}, expected at least 1, or null")
-    _check_time(slurm["time"])
+    if slurm.array_limit is not None and slurm.array_limit < 1:
+        raise UserError(f"launch.slurm.array_limit is {slurm.array_limit}, expected at least 1, or null")
+    _check_time(slurm.time)
     if "\\" in str(folder):
         raise UserError(f"{folder} has a backslash, which sbatch does not take; rename the folder")
-    accelerator = {"gpu": "cuda", "auto": "cuda" if slurm["gpus_per_run"] else "cpu"}.get(
+    accelerator = {"gpu": "cuda", "auto": "cuda" if slurm.gpus_per_run else "cpu"}.get(
         trainer["accelerator"], trainer["accelerator"]
     )
     if accelerator not in ("cuda", "cpu"):
@@ -67,7 +74,7 @@ def slurm_slots(
         threads = recorded or (1 if accelerator == "cpu" else 2)
     elif threads < 1:
         raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
-    places = min(num_runs, slurm["array_limit"] or num_runs)
+    places = min(num_runs, slurm.array_limit or num_runs)
     return (Slot(accelerator, None, int(threads)),) * places
 
 

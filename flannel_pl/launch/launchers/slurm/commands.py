@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from flannel_pl.errors import RunError, UserError
 
@@ -26,25 +25,6 @@ _NO_ANSWER = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class JobState:
-    """What Slurm says of a task or job."""
-
-    state: str
-    """E.g. PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT."""
-
-    reason: str
-    """Why it is pending, e.g. Resources; else without meaning."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is still going to do something."""
-        return self.state not in {
-            *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
-            *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
-        }
-
-
 def check_slurm() -> None:
     """Refuses to go on where there is no Slurm.
 
@@ -59,15 +39,15 @@ def check_slurm() -> None:
             )
 
 
-def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
+def task_states(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Asks Slurm for the state of jobs.
 
     Args:
         jobs: Numbers of jobs.
 
     Returns:
-        Number of a job, or of a task such as 12_3, -> its state. Without those that Slurm has forgotten, some
-        minutes after they have ended.
+        Number of a job, or of a task such as 12_3, -> its state, e.g. PENDING, and why it is pending (else
+        without meaning). Without those that Slurm has forgotten, some minutes after they have ended.
 
     Raises:
         RunError: If Slurm does not answer.
@@ -79,7 +59,7 @@ def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
             return {}
         raise _no_answer(answer.stderr)
     rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
-    return {job: JobState(state, reason) for job, state, reason in rows}
+    return {job: (state, reason) for job, state, reason in rows}
 
 
 def jobs_with_comment(comment: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Watches the jobs of an experiment until Slurm is through with them."""
+"""Watches jobs that outlive us until their launcher is through with them."""
 
 import contextlib
 import os
@@ -9,79 +9,70 @@ from collections.abc import Mapping, Sequence
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Run
 from flannel_pl.launch.giving_up import give_up, last_words
+from flannel_pl.launch.jobs import Jobs
+from flannel_pl.launch.launcher import JobState, Launcher
 from flannel_pl.launch.progress import Progress
-from flannel_pl.launch.slurm_commands import JobState, job_states
 from flannel_pl.launch.standing import Outcome, RunStatus
 from flannel_pl.launch.status import collect_status
-from flannel_pl.launch.submission import Submission
-
-QUERY_S = 5.0
-"""Time between two questions to Slurm, which serves others too."""
 
 LOOK_S = 0.5
 
 PATIENCE_S = 600.0
-"""How long Slurm may not answer; its controller is restarted at times."""
+"""How long a launcher may not answer; a cluster's controller is restarted at times."""
 
 SETTLE_S = 60.0
 """How long a shared folder may take to show here what a job on another host has finished."""
 
-_ORDINARY = {"None", "Dependency"}
 
-_CUT_OFF = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-"""States of a job whose script may not have come to say that its run has failed."""
-
-
-def wait_for_jobs(
-    experiment: Experiment, submission: Submission, runs: Sequence[Run], *, under_way: bool
-) -> list[Outcome]:
+def wait_for_jobs(launcher: Launcher, jobs: Jobs, runs: Sequence[Run], *, under_way: bool) -> list[Outcome]:
     """Shows how far the runs are until their jobs and the one that gathers have ended.
 
-    The journals say how far a run is, Slurm only whether anything is still going to happen.
+    The journals say how far a run is, the launcher only whether anything is still going to happen.
 
     Args:
-        experiment: What the runs belong to.
-        submission: Its jobs.
-        runs: The runs that have a task.
-        under_way: Whether the jobs were submitted before, by an earlier command.
+        launcher: Whose the jobs are.
+        jobs: The jobs of its experiment.
+        runs: The runs that have one.
+        under_way: Whether the jobs were started before, by an earlier command.
 
     Returns:
         How each run ended.
 
     Raises:
-        RunError: If Slurm does not answer for many minutes.
+        RunError: If the launcher does not answer for many minutes.
     """
+    experiment = launcher.experiment
     last_states: dict[str, JobState] = {}
     said, answered_s, ended = "", time.monotonic(), set[int]()
     with Progress(experiment, runs, under_way=under_way) as progress:
         while True:
             try:
-                states = job_states(submission.jobs)
+                states = launcher.look(jobs.names)
             except RunError as error:
                 if time.monotonic() - answered_s > PATIENCE_S:
                     raise
                 if said != str(error):
                     said = str(error)
                     progress.note(f"{said} Waiting for it")
-                _show_for(progress, QUERY_S)
+                _show_for(progress, launcher.query_s)
                 continue
             answered_s = time.monotonic()
             last_states |= states
             if (news := _waiting_for(states)) != said:
                 said = news
-                progress.note(f"Slurm: {said or 'nothing waits'}")
+                progress.note(f"{launcher.title}: {said or 'nothing waits'}")
             for run in runs:
-                if run.index not in ended and not _is_active(submission, run, states):
+                if run.index not in ended and not _is_active(jobs, run, states):
                     ended.add(run.index)
-                    progress.ended(run, _outcome(experiment, submission, run, last_states).failure)
+                    progress.ended(run, _outcome(experiment, jobs, run, last_states).failure)
             if not any(state.is_active for state in states.values()):
                 break
-            _show_for(progress, QUERY_S)
-        return [_outcome(experiment, submission, run, last_states) for run in runs]
+            _show_for(progress, launcher.query_s)
+        return [_outcome(experiment, jobs, run, last_states) for run in runs]
 
 
-def _is_active(submission: Submission, run: Run, states: Mapping[str, JobState]) -> bool:
-    state = states.get(submission.task(run.index))
+def _is_active(jobs: Jobs, run: Run, states: Mapping[str, JobState]) -> bool:
+    state = states.get(jobs.tasks[run.index])
     return state is not None and state.is_active
 
 
@@ -93,28 +84,28 @@ def _show_for(progress: Progress, seconds: float) -> None:
 
 
 def _waiting_for(states: Mapping[str, JobState]) -> str:
-    """Returns what Slurm lets tasks wait for, unless that needs no explanation."""
+    """Returns what jobs wait for, as far as that needs explanation."""
     waiting = defaultdict(list)
     for job, state in states.items():
-        if state.state == "PENDING" and state.reason not in _ORDINARY:
-            waiting[state.reason].append(job)
+        if state.phase == "waiting" and state.words:
+            waiting[state.words].append(job)
     return "; ".join(f"{len(jobs)} waiting ({reason})" for reason, jobs in sorted(waiting.items()))
 
 
-def _outcome(
-    experiment: Experiment, submission: Submission, run: Run, states: Mapping[str, JobState]
-) -> Outcome:
-    state = states.get(submission.task(run.index))
-    deadline_s = time.monotonic() + (SETTLE_S if state is not None and state.state == "COMPLETED" else 0.0)
+def _outcome(experiment: Experiment, jobs: Jobs, run: Run, states: Mapping[str, JobState]) -> Outcome:
+    state = states.get(jobs.tasks[run.index])
+    deadline_s = time.monotonic() + (SETTLE_S if state is not None and state.phase == "done" else 0.0)
     status = _status(experiment, run)
     while status.state != "done" and time.monotonic() < deadline_s:
         time.sleep(LOOK_S)
         status = _status(experiment, run)
     failure = None
     if status.state != "done":
-        said = "its job is gone" if state is None else f"its job ended as {state.state}"
+        said = "its job is gone" if state is None else f"its job ended as {state.words or state.phase}"
         failure = f"{said}: {last_words(experiment.paths.run(run.index), None)}"
-        if state is not None and state.state in _CUT_OFF and status.state in ("waiting", "running", "silent"):
+        # The script of a job that has failed may not have come to say so.
+        told = status.state not in ("waiting", "running", "silent")
+        if state is not None and state.phase == "failed" and not told:
             give_up(experiment.paths, experiment.config, run, failure)
     device = f"{status.device} on {status.host}" if status.host else status.device
     return Outcome(run, device, max(1, status.attempt), None, failure)

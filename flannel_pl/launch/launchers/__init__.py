@@ -1,0 +1,1 @@
+"""The launchers that come with the package: a module each, and nothing outside it names it."""

@@ -1,0 +1,27 @@
+"""What the process of a job is told to do: to train a run of an experiment, or to gather it."""
+
+import sys
+
+from flannel_pl.experiment import ExperimentPaths, Run
+
+JOB_VARIABLE = "FLANNEL_PL_JOB_OF"
+"""Tells the process of a job that outlives us whose it is: the experiment's folder."""
+
+# The last word is the number of the run. `job.sh` hears which one it is before anything can go wrong.
+_FIT = f"""\
+run=$1/run_$2
+if [ -n "${{FLANNEL_PL_TELL:-}}" ]; then printf '%s\\0' "$0" "$run" >"$FLANNEL_PL_TELL"; fi
+{JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config "$run/config.yaml"
+"""
+
+_GATHER = '"$0" -m flannel_pl.launch.giving_up "$1"; exec "$0" -m flannel_pl gather "$1"'
+
+
+def run_command(paths: ExperimentPaths, run: Run) -> tuple[str, ...]:
+    """Returns the command that trains a run whose config is written."""
+    return ("bash", "-c", _FIT, sys.executable, str(paths.folder), str(run.index))
+
+
+def gather_command(paths: ExperimentPaths) -> tuple[str, ...]:
+    """Returns the command that gathers an experiment whose other jobs have ended."""
+    return ("bash", "-c", _GATHER, sys.executable, str(paths.folder))
