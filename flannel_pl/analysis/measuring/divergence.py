@@ -81,11 +81,8 @@ def measure_divergence(
     distance = {name: np.empty((len(pairs), num_rows)) for name in sets}
     evolution = {name: np.empty((len(runs), num_rows)) for name in sets}
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinite weights make NaN, which is the answer
     def measure_row(row: int) -> int:
-        with np.errstate(invalid="ignore", over="ignore"):  # infinite weights make NaN, which is the answer
-            return measure_finite_row(row)
-
-    def measure_finite_row(row: int) -> int:
         W_NVD = [widen(tensor[row]) for tensor in tensors]
         space_VD = np.empty(W_NVD[0].shape)  # one for all pairs: making memory anew takes longer than they do
         for number, (first, second) in enumerate(pairs):

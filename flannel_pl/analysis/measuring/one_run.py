@@ -129,13 +129,9 @@ def _stretches(num_rows: int, row_bytes: int) -> Iterator[range]:
         yield range(start, min(start + height, num_rows))
 
 
+@np.errstate(invalid="ignore")  # infinite weights, and 0 / 0 before the centroid has moved
 def _series(parts: list[Stretch], sets: Mapping[str, Array], skipped_R: Array) -> dict[str, dict[str, Array]]:
     """Joins the stretches, and adds what only the centroids of all rows tell."""
-    with np.errstate(invalid="ignore"):  # infinite weights, and 0 / 0 before the centroid has moved
-        return _joined(parts, sets, skipped_R)
-
-
-def _joined(parts: list[Stretch], sets: Mapping[str, Array], skipped_R: Array) -> dict[str, dict[str, Array]]:
     result: dict[str, dict[str, Array]] = {}
     centroids = {name: np.concatenate([part.centroids[name] for part in parts]) for name in sets}
     for name, centroids_RD in centroids.items():

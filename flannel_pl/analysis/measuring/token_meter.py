@@ -51,6 +51,17 @@ class _Row:
     centroids: dict[str, Array]
 
 
+@dataclass
+class _Step:
+    """From one row to the next, whose number it has."""
+
+    number: int
+    before: _Row
+    after: _Row
+    dW_VD: Array
+    lengths_V: Array
+
+
 class TokenMeter:
     """Measures stretches of a run's rows, several at the same time.
 
@@ -82,16 +93,13 @@ class TokenMeter:
         """Bytes that are read for one row."""
         return self.W.row_bytes + self.optimizer.row_bytes
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinite weights make NaN, which is the answer
     def measure(self, rows: range) -> Stretch:
         """Measures consecutive rows; reads one more, the one before them.
 
         Raises:
             RunError: If a file cannot be read.
         """
-        with np.errstate(invalid="ignore", over="ignore"):  # infinite weights make NaN, which is the answer
-            return self._measure(rows)
-
-    def _measure(self, rows: range) -> Stretch:
         first = max(0, rows.start - 1)
         stored_RVD = self.W[first : rows.stop]
         others = self.optimizer.read(rows)
@@ -104,9 +112,12 @@ class TokenMeter:
                 self._measure_cloud(result, position, row)
                 if before is not None and not self.skipped_R[number]:
                     dW_VD = row.W_VD - before.W_VD
-                    self._measure_motion(result, position, before, row, dW_VD, step=int(self.steps_R[number]))
+                    step = _Step(number, before, row, dW_VD, cloud.token_norms(dW_VD))
+                    self._measure_motion(result, position, step)
+                    if self.has_lattice:
+                        self._measure_lattice(result, position, step)
                     stored = {name: values_rVD[position] for name, values_rVD in others.items()}
-                    self._measure_optimizer(result, position, before, row, dW_VD, stored, number=number)
+                    self._measure_optimizer(result, position, step, stored)
             before = row
         return result
 
@@ -146,37 +157,27 @@ class TokenMeter:
             series["std_per_dim"][position] = cloud.std_per_dim(centred_SD)
 
     def _measure_optimizer(
-        self,
-        result: Stretch,
-        position: int,
-        before: _Row,
-        row: _Row,
-        dW_VD: Array,
-        stored: Mapping[str, Array],
-        *,
-        number: int,
+        self, result: Stretch, position: int, step: _Step, stored: Mapping[str, Array]
     ) -> None:
         values = self.optimizer.measure(
             stored,
-            row=number,
-            before_VD=before.stored_VD,
-            after_VD=row.stored_VD,
-            dW_VD=dW_VD,
+            row=step.number,
+            before_VD=step.before.stored_VD,
+            after_VD=step.after.stored_VD,
+            dW_VD=step.dW_VD,
             sets=self.sets,
         )
         for name, measured in values.items():
             for metric, value in measured.items():
                 result.series[name][metric][position] = value
 
-    def _measure_motion(
-        self, result: Stretch, position: int, before: _Row, row: _Row, dW_VD: Array, *, step: int
-    ) -> None:
-        lengths_V = cloud.token_norms(dW_VD)
+    def _measure_motion(self, result: Stretch, position: int, step: _Step) -> None:
+        before, after, dW_VD, lengths_V = step.before, step.after, step.dW_VD, step.lengths_V
         radial_V = cloud.radial_fractions(before.W_VD, dW_VD, before.norms_V, lengths_V)
-        change_V = cloud.radius_changes(before.W_VD, row.W_VD, before.squares_V, row.squares_V)
+        change_V = cloud.radius_changes(before.W_VD, after.W_VD, before.squares_V, after.squares_V)
         for name in self.sets:
             series = result.series[name]
-            dc_D = row.centroids[name] - before.centroids[name]
+            dc_D = after.centroids[name] - before.centroids[name]
             radial_S = self._of(radial_V, name)
             series["token_speed"][position] = cloud.mean(self._of(lengths_V, name))
             thermal_S = cloud.token_norms(cloud.centred(self._of(dW_VD, name), dc_D))
@@ -187,25 +188,15 @@ class TokenMeter:
             series["outward_fraction"][position] = outward
             series["inward_fraction"][position] = inward
             series["zero_fraction"][position] = zero
-        if self.has_lattice:
-            changed_V = lattice.changed(before.stored_VD, row.stored_VD)
-            self._measure_lattice(result, position, before, dW_VD, lengths_V, changed_V, step=step)
 
-    def _measure_lattice(
-        self,
-        result: Stretch,
-        position: int,
-        before: _Row,
-        dW_VD: Array,
-        lengths_V: Array,
-        changed_V: Array,
-        *,
-        step: int,
-    ) -> None:
+    def _measure_lattice(self, result: Stretch, position: int, step: _Step) -> None:
+        before, dW_VD = step.before, step.dW_VD
         before_VD = lattice.widen(before.stored_VD).astype(np.float32, copy=False)
         ulp_VD = lattice.ulp(before_VD, self.trained)
         l1_V, l2_V, linf_V = lattice.lattice_norms(lattice.displacement(dW_VD, ulp_VD))
-        hops_V = lattice.hop_classes(lengths_V, ulp_VD.mean(axis=1, dtype=np.float64))
+        hops_V = lattice.hop_classes(step.lengths_V, ulp_VD.mean(axis=1, dtype=np.float64))
+        changed_V = lattice.changed(before.stored_VD, step.after.stored_VD)
+        number = int(self.steps_R[step.number])
         zeros_V = np.count_nonzero(dW_VD == 0, axis=1) / dW_VD.shape[1]
         for name in self.sets:
             series = result.series[name]
@@ -219,4 +210,4 @@ class TokenMeter:
             series["lattice_hop_fraction"][position] = (hops_S == lattice.LATTICE).mean()
             series["thermal_hop_fraction"][position] = (hops_S == lattice.THERMAL).mean()
             result.histogram[name][position] = lattice.histogram(l2_S)
-            result.lifecycles[name].update(step, self._of(changed_V, name), l1_S, l2_S, linf_S)
+            result.lifecycles[name].update(number, self._of(changed_V, name), l1_S, l2_S, linf_S)

@@ -20,7 +20,6 @@ from flannel_pl.analysis.statistics.group_numbers import (
     distance_ratio_at,
     epoch_of_each,
     epoch_of_mean,
-    evolution_at,
     fastest_parting,
     inhale_depth,
     mean_loss,
@@ -218,7 +217,7 @@ def _of_mean(mark: str, what: str) -> tuple[Find, Find]:
 
 
 _RADIUS, _DISTANCE = partial(series_at, TOKEN_SET), partial(distance_at, TOKEN_SET)
-_PARTING, _EVOLUTION = partial(fastest_parting, TOKEN_SET), partial(evolution_at, TOKEN_SET)
+_PARTING, _EVOLUTION = partial(fastest_parting, TOKEN_SET), partial(_DISTANCE, own=True)
 
 PUBLISHED = tuple(
     PublishedFigure(*cells)

@@ -181,18 +181,13 @@ def _measure(recordings: Sequence[Recording], folder: Path, progress: Progress) 
 def _names(recordings: Sequence[Recording]) -> list[str]:
     """Returns the experiments' names; with their paths where two have the same."""
     titles = [title_of(recording) for recording in recordings]
-    alike = [
-        [other.path.resolve() for title, other in zip(titles, recordings, strict=True) if title == own]
-        for own in titles
-    ]
-    return [
-        title if len(paths) == 1 else f"{title} ({os.path.relpath(recording.path.resolve(), _common(paths))})"
-        for title, paths, recording in zip(titles, alike, recordings, strict=True)
-    ]
-
-
-def _common(paths: Sequence[Path]) -> str:
-    return os.path.commonpath([path.parent for path in paths])
+    names = []
+    for title, recording in zip(titles, recordings, strict=True):
+        alike = [one.path.resolve() for own, one in zip(titles, recordings, strict=True) if own == title]
+        common = os.path.commonpath([path.parent for path in alike])
+        place = f" ({os.path.relpath(recording.path.resolve(), common)})" if len(alike) > 1 else ""
+        names.append(title + place)
+    return names
 
 
 def _token_ids(recording: Recording) -> dict[int, dict[str, Array]]:

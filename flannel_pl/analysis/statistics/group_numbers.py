@@ -31,22 +31,12 @@ def series_at(token_set: str, name: str, step: int | None) -> Find:
     return find
 
 
-def distance_at(token_set: str, step: int | None) -> Find:
-    """Finds the Frobenius distance between runs at a step, over pairs."""
+def distance_at(token_set: str, step: int | None, *, own: bool = False) -> Find:
+    """Finds the Frobenius distance between runs at a step, over pairs; or of each from its own start."""
 
     def find(group: Group) -> Spread:
         distances = distances_of(group, token_set)
-        return _row(distances[0] if distances else None, step)
-
-    return find
-
-
-def evolution_at(token_set: str, step: int | None) -> Find:
-    """Finds the Frobenius distance of a run from its own start at a step."""
-
-    def find(group: Group) -> Spread:
-        distances = distances_of(group, token_set)
-        return _row(distances[1] if distances else None, step)
+        return _row(distances[own] if distances else None, step)
 
     return find
 
@@ -55,7 +45,7 @@ def distance_ratio_at(token_set: str, step: int | None) -> Find:
     """Finds the mean distance between runs over the mean distance from their own starts."""
 
     def find(group: Group) -> Spread:
-        between, own = distance_at(token_set, step)(group), evolution_at(token_set, step)(group)
+        between, own = (distance_at(token_set, step, own=own)(group) for own in (False, True))
         if between.mean is None or not own.mean:
             return NONE
         return _single(between.mean / own.mean, between)
