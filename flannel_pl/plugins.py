@@ -21,7 +21,8 @@ def launchers() -> dict[str, EntryPoint]:
     """Returns the name of every launcher there is -> what loads its class; ours first."""
     ours = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(_OURS).__path__))
     found = {name: EntryPoint(name, f"{_OURS}.{name}:LAUNCHER", LAUNCHERS) for name in ours}
-    return {**{point.name: point for point in entry_points(group=LAUNCHERS)}, **found}
+    others = {point.name: point for point in entry_points(group=LAUNCHERS)}
+    return {**found, **{name: others[name] for name in sorted(others.keys() - found.keys())}}
 
 
 def launcher_settings() -> dict[str, type]:

@@ -233,6 +233,25 @@ class Launcher(ABC):
         return set(changes)
 
 
+def threads_per_run(config: Mapping[str, Any], record: ExperimentRecord | None, *, auto: int) -> int:
+    """Returns the CPU threads of a run, on which bits depend.
+
+    Args:
+        config: The experiment's config.
+        record: What the folder's `experiment.json` says; `auto` means what it meant there.
+        auto: What it means in a new experiment.
+
+    Raises:
+        UserError: If there would be none.
+    """
+    threads = config["launch"]["threads_per_run"]
+    if threads == "auto":
+        return (record and record.threads_per_run) or auto
+    if threads < 1:
+        raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
+    return int(threads)
+
+
 def find_launcher(experiment: Experiment, name: str | None = None) -> Launcher:
     """Returns a launcher of an experiment.
 

@@ -7,7 +7,7 @@ from flannel_pl.experiment import Experiment, Slot
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import available_cores, chosen_devices, free_device_memory, free_memory
 from flannel_pl.launch.fork_server import fork_server_bytes, start_method
-from flannel_pl.launch.launcher import Capacity
+from flannel_pl.launch.launcher import Capacity, threads_per_run
 from flannel_pl.launch.memory import Memory, memory_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
 
@@ -72,15 +72,5 @@ def _slots(
     if is_open:
         places = places[: max(1, memory.num_fitting)]
     memory.check(places)
-    threads = _threads(launch, max(1, num_cores // len(places)), record)
+    threads = threads_per_run(config, record, auto=max(1, num_cores // len(places)))
     return tuple(Slot(accelerator, device, threads) for device in places)
-
-
-def _threads(launch: dict[str, Any], share: int, record: ExperimentRecord | None) -> int:
-    threads = launch["threads_per_run"]
-    if threads == "auto":
-        recorded = None if record is None else record.threads_per_run
-        return recorded or share
-    if threads < 1:
-        raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
-    return int(threads)

@@ -7,6 +7,7 @@ from typing import Any
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
+from flannel_pl.launch.launcher import threads_per_run
 from flannel_pl.launch.launchers.slurm.settings import SlurmConfig
 from flannel_pl.recording.experiment_record import ExperimentRecord
 
@@ -67,15 +68,10 @@ def slurm_slots(
         raise UserError(
             f"trainer.accelerator is {accelerator}, expected gpu, cpu or auto with launch.launcher slurm"
         )
-    threads = launch["threads_per_run"]
-    if threads == "auto":
-        # Runs of one thread train most steps per core; beside a GPU the second one serves the recorder.
-        recorded = None if record is None else record.threads_per_run
-        threads = recorded or (1 if accelerator == "cpu" else 2)
-    elif threads < 1:
-        raise UserError(f"launch.threads_per_run is {threads}, expected at least 1 or auto")
+    # Runs of one thread train most steps per core; beside a GPU the second one serves the recorder.
+    threads = threads_per_run(config, record, auto=1 if accelerator == "cpu" else 2)
     places = min(num_runs, slurm.array_limit or num_runs)
-    return (Slot(accelerator, None, int(threads)),) * places
+    return (Slot(accelerator, None, threads),) * places
 
 
 def _check_time(text: str | None) -> None:
