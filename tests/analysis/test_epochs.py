@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flannel_pl.analysis.statistics.epochs import Epochs, over_runs, rule_a, rule_b
+from flannel_pl.analysis.statistics.epochs import Epochs, rule_a, rule_b
 from flannel_pl.analysis.statistics.series import spread
 
 Array = np.ndarray[Any, Any]
@@ -128,7 +128,7 @@ def test_a_freeze_at_the_schedules_end_is_suspicious() -> None:
 
 def test_over_runs() -> None:
     runs: list[Epochs] = [rule_a(curve(sneeze=t), STEPS) for t in (20.5, 24.5, 31.5)]
-    got = over_runs(runs, lambda epochs: epochs.sneeze.step)
+    got = spread([epochs.sneeze.step for epochs in runs])
     assert (got.mean, got.least, got.most) == (25, 20, 31)
     assert got.std == pytest.approx(np.std([20, 24, 31], ddof=1))
     assert spread([None, None]).num_reached == 0

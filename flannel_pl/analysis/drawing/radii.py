@@ -1,6 +1,4 @@
-"""The report's figures of the radius: over all of time, in the first steps, and how fast it grows.
-
-Called, and what they return, as those of `figures`.
+"""The report's figures of the radius and its growth, called as those of `figures`.
 
 Shape suffixes: R rows.
 """

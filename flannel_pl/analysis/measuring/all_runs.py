@@ -94,8 +94,7 @@ def title_of(recording: Recording) -> str:
 
 def _dim(recording: Recording) -> int:
     """Returns D, 0 without embeddings."""
-    tensors = [run.tensor("embeddings") for run in recording if "embeddings" in run.names]
-    return tensors[0].shape[2] if tensors else 0
+    return next((run.tensor("embeddings").shape[2] for run in recording if "embeddings" in run.names), 0)
 
 
 def _alike(recording: Recording) -> list[list[RunRecording]]:

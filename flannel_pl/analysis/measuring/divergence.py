@@ -85,14 +85,12 @@ def measure_divergence(
     def measure_row(row: int) -> int:
         W_NVD = [widen(tensor[row]) for tensor in tensors]
         space_VD = np.empty(W_NVD[0].shape)  # one for all pairs: making memory anew takes longer than they do
-        for number, (first, second) in enumerate(pairs):
-            squares_V = _squared_distances(W_NVD[first], W_NVD[second], space_VD)
-            for name, tokens in sets.items():
-                distance[name][number, row] = np.sqrt(squares_V[tokens].sum())
-        for number, (W_VD, start_VD) in enumerate(zip(W_NVD, start_NVD, strict=True)):
-            squares_V = _squared_distances(W_VD, start_VD, space_VD)
-            for name, tokens in sets.items():
-                evolution[name][number, row] = np.sqrt(squares_V[tokens].sum())
+        between = [(W_NVD[first], W_NVD[second]) for first, second in pairs]
+        for result, couples in ((distance, between), (evolution, zip(W_NVD, start_NVD, strict=True))):
+            for number, (A_VD, B_VD) in enumerate(couples):
+                squares_V = _squared_distances(A_VD, B_VD, space_VD)
+                for name, tokens in sets.items():
+                    result[name][number, row] = np.sqrt(squares_V[tokens].sum())
         return sum(tensor.row_bytes for tensor in tensors)
 
     with ThreadPoolExecutor(_num_threads(sum(tensor.row_bytes for tensor in tensors))) as threads:

@@ -7,7 +7,7 @@ Shape suffixes: R rows, V recorded tokens, S tokens of a set, D dimensions.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -63,9 +63,8 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     """
     run = recording.run(index)
     if "embeddings" not in run.names:
-        left_out = {ALL_METRICS: NO_EMBEDDINGS}
         return RunMeasures(
-            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, left_out),
+            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, {ALL_METRICS: NO_EMBEDDINGS}),
             skipped_R=skipped_rows(run),
         )
     sets, left_out = token_sets(recording, run)
@@ -114,19 +113,14 @@ def _without_lattice(recorded: str, trained: str) -> dict[str, str]:
 
 
 def _all_stretches(meter: TokenMeter, num_rows: int, advance: Advance) -> list[Stretch]:
-    stretches = list(_stretches(num_rows, meter.row_bytes))
+    height = max(1, STRETCH_BYTES // meter.row_bytes)
+    stretches = [range(start, min(start + height, num_rows)) for start in range(0, num_rows, height)]
     parts = []
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
         for part, rows in zip(threads.map(meter.measure, stretches), stretches, strict=True):
             parts.append(part)
             advance(len(rows) * meter.row_bytes)
     return parts
-
-
-def _stretches(num_rows: int, row_bytes: int) -> Iterator[range]:
-    height = max(1, STRETCH_BYTES // row_bytes)
-    for start in range(0, num_rows, height):
-        yield range(start, min(start + height, num_rows))
 
 
 @np.errstate(invalid="ignore")  # infinite weights, and 0 / 0 before the centroid has moved

@@ -15,15 +15,8 @@ from flannel_pl.recording.rounding import rounding
 from flannel_pl.recording.writing.disk import readable_bytes
 
 PROVENANCE = (
-    "command",
-    "created",
-    "git",
-    "versions",
-    "python",
-    "platform",
-    "device",
-    "device_name",
-    "threads",
+    *("command", "created", "git", "versions", "python", "platform"),
+    *("device", "device_name", "threads"),
 )
 
 

@@ -10,7 +10,6 @@ from flannel_pl.analysis.reporting.published import (
     comparison_markdown,
 )
 from flannel_pl.analysis.reporting.reported import Reported, named_groups
-from flannel_pl.analysis.reporting.tables import epochs_csv
 from flannel_pl.analysis.statistics.group_epochs import epochs_of
 from flannel_pl.analysis.statistics.key_figures import key_figures
 from flannel_pl.analysis.words import in_words
@@ -46,7 +45,8 @@ def tables_of(experiments: Sequence[Reported]) -> dict[str, tuple[str, str]]:
         result[f"key_figures_{one}.csv"] = over_runs, f"key figures of {in_words(one)}: over runs"
         result[f"key_figures_{one}_by_run.csv"] = by_run, f"key figures of {in_words(one)}: of every run"
     found = [(group.name, epochs) for one in sets for group in groups for epochs in epochs_of(group, one)]
-    result["epochs.csv"] = epochs_csv(found), "the epochs by rules A and B, of every run and of the mean"
+    boundaries = tables.epochs_csv(found)
+    result["epochs.csv"] = boundaries, "the epochs by rules A and B, of every run and of the mean"
     compared = [(group.name, lines) for group in groups if (lines := compare_with_published(group))]
     if compared:
         result["published.csv"] = comparison_csv(compared), "upstream's published figures beside these"

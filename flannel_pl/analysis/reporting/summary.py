@@ -1,6 +1,7 @@
 """What a report says in words and tables: from measures to the parts of its page."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.drawing.panels import Band
@@ -111,14 +112,14 @@ def lead(experiments: Sequence[Reported], token_set: str) -> str:
 
 def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
     """Returns the figures at the head of the page: name, value, remark."""
-    start_end: tuple[tuple[str, Find, Find], ...] = (
-        ("origin radius", *_both_ends(token_set, "origin_radius")),
-        ("centroid radius", *_both_ends(token_set, "centroid_radius")),
-        ("distance between runs", distance_at(token_set, 0), distance_at(token_set, None)),
+    start_end: tuple[tuple[str, Callable[[int | None], Find]], ...] = (
+        ("origin radius", partial(series_at, token_set, "origin_radius")),
+        ("centroid radius", partial(series_at, token_set, "centroid_radius")),
+        ("distance between runs", partial(distance_at, token_set)),
     )
     found = []
-    for name, first, last in start_end:
-        before, after = first(group), last(group)
+    for name, at in start_end:
+        before, after = at(0)(group), at(None)(group)
         if before.mean is not None and after.mean is not None:
             same_runs = before.num_reached == after.num_reached and before.mean
             times = f", {after.mean / before.mean:.2f} times the start's" if same_runs else ""
@@ -127,15 +128,11 @@ def cards(group: Group, token_set: str) -> list[tuple[str, str, str]]:
     found_epochs = epochs_of(group, token_set)
     for mark, words in MARKS.items() if found_epochs else ():
         found += _epoch_card(found_epochs[0], mark, words)
-    single: tuple[tuple[str, Find, str], ...] = (
-        (
-            "frozen at the end",
-            series_at(token_set, "frozen_fraction", None),
-            "of the tokens, in the last row",
-        ),
+    frozen = series_at(token_set, "frozen_fraction", None)
+    for name, find, remark in (
+        ("frozen at the end", frozen, "of the tokens, in the last row"),
         ("loss", mean_loss(), "mean over the recorded steps, in nats"),
-    )
-    for name, find, remark in single:
+    ):
         over = find(group)
         if over.mean is not None:
             found.append((name, plus_minus(over.mean, over.std), remark + _runs(over)))
@@ -159,10 +156,6 @@ def _epoch_card(epochs: GroupEpochs, mark: str, words: str) -> list[tuple[str, s
 def _runs(over: Spread) -> str:
     missing = over.num_reached < over.num_runs
     return f" ({over.num_reached} of {over.num_runs} runs)" if missing else ""
-
-
-def _both_ends(token_set: str, name: str) -> tuple[Find, Find]:
-    return series_at(token_set, name, 0), series_at(token_set, name, None)
 
 
 def key_figure_table(named: Sequence[tuple[Group, Sequence[KeyFigure]]], token_set: str) -> Table:

@@ -17,12 +17,11 @@ a step.
 Shape suffixes: R rows, N runs.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flannel_pl.analysis.statistics.series import Spread, smoothed, spread, velocity
+from flannel_pl.analysis.statistics.series import smoothed, velocity
 from flannel_pl.analysis.words import counted
 from flannel_pl.arrays import Array
 
@@ -276,19 +275,3 @@ def _schedule_warning(freeze: Mark, steps_R: Array, learning_rate_R: Array | Non
         f"at the freeze, step {freeze.step}, the learning rate is {share:.1%} of its largest: it may be the "
         "schedule that ends the motion"
     )
-
-
-def over_runs(runs: Sequence[Epochs], pick: Callable[[Epochs], float | None]) -> Spread:
-    """Returns the spread over runs of one number of their epochs.
-
-    Args:
-        runs: The epochs of each run, by one rule.
-        pick: E.g. `lambda epochs: epochs.sneeze.step`.
-
-    Example:
-        >>> steps = np.arange(301)
-        >>> curves = [1 + 1 / (1 + np.exp((t - steps) / 4)) for t in (30, 40)]
-        >>> over_runs([rule_a(curve, steps) for curve in curves], lambda epochs: epochs.sneeze.step).mean
-        34.0
-    """
-    return spread([pick(epochs) for epochs in runs])

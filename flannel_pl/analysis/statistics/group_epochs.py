@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from flannel_pl.analysis.statistics.curves import curves_of
-from flannel_pl.analysis.statistics.epochs import Epochs, over_runs, rule_a, rule_b
+from flannel_pl.analysis.statistics.epochs import Epochs, rule_a, rule_b
 from flannel_pl.analysis.statistics.groups import Group
-from flannel_pl.analysis.statistics.series import Spread, mean_and_std
+from flannel_pl.analysis.statistics.series import Spread, mean_and_std, spread
 from flannel_pl.arrays import Array
 
 MARKS = {
@@ -46,7 +46,7 @@ class GroupEpochs:
 
     def over_runs(self, mark: str) -> Spread:
         """Returns the spread over runs of the step of a boundary, a key of `MARKS`."""
-        return over_runs(self.runs, lambda epochs: getattr(epochs, mark).step)
+        return spread([getattr(epochs, mark).step for epochs in self.runs])
 
     @property
     def warnings(self) -> list[str]:
