@@ -31,8 +31,9 @@ ROOMS = {
     "corpus": set[str](),
     "metrics": set[str](),
     "recording": set[str](),
+    "quantities": {"recording"},
     "models": {"corpus"},
-    "training": {"corpus", "models", "recording"},
+    "training": {"corpus", "models", "quantities", "recording"},
     "launch": {"recording"},
     "analysis": {"metrics", "recording"},
 }
@@ -47,6 +48,7 @@ HEAVY_ALLOWED = {
     "models": {"torch", "lightning", "transformers"},
     "training": {"torch", "lightning", "transformers"},
     "recording": {"torch"},
+    "quantities": {"torch"},
     "launch": {"torch"},
     "analysis": {"matplotlib"},
 }

@@ -27,7 +27,7 @@ _COLORS = {"failed": "red", "silent": "yellow", "unknown": "yellow", "stopped": 
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table that makes do with the width there is."""
 
     title: str
@@ -43,7 +43,7 @@ class Column:
         return max(cell.cell_len for cell in (_text(self.title), *map(_text, self.cells)))
 
 
-def fitting_table(columns: Sequence[Column], *, width: int) -> Table:
+def fitting_table(columns: Sequence[TableColumn], *, width: int) -> Table:
     """Makes a table of as many of the columns as fit into a line.
 
     Args:
@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def swept_columns(runs: Sequence[RunStatus], *, importance: int) -> list[Column]:
+def swept_columns(runs: Sequence[RunStatus], *, importance: int) -> list[TableColumn]:
     """Returns a column per swept key, named by the key's last part if that is clear enough."""
     keys = list(dict.fromkeys(key for run in runs for key in run.swept))
     last_parts = Counter(key.split(".")[-1] for key in keys)
@@ -155,39 +155,39 @@ def swept_columns(runs: Sequence[RunStatus], *, importance: int) -> list[Column]
     for key in keys:
         last_part = key.split(".")[-1]
         cells = [_shortened(str(run.swept.get(key, ""))) for run in runs]
-        columns.append(Column(key if last_parts[last_part] > 1 else last_part, cells, importance))
+        columns.append(TableColumn(key if last_parts[last_part] > 1 else last_part, cells, importance))
     return columns
 
 
-def loss_column(title: str, runs: Sequence[RunStatus], *, importance: int) -> Column:
+def loss_column(title: str, runs: Sequence[RunStatus], *, importance: int) -> TableColumn:
     """Returns the column of the newest losses."""
     cells = ["" if run.loss is None else f"{run.loss:.4f}" for run in runs]
-    return Column(title, cells, importance)
+    return TableColumn(title, cells, importance)
 
 
-def state_column(states: Sequence[str]) -> Column:
+def state_column(states: Sequence[str]) -> TableColumn:
     """Returns the column of the states, in color."""
     cells = [Text(state, style=_COLORS.get(state, "")) for state in states]
-    return Column("state", cells, ALWAYS, "left")
+    return TableColumn("state", cells, ALWAYS, "left")
 
 
-def _columns(runs: Sequence[RunStatus]) -> list[Column]:
+def _columns(runs: Sequence[RunStatus]) -> list[TableColumn]:
     hosts = [run.host for run in runs]
     several_hosts = len(set(hosts) - {""}) > 1
     rates = ["" if run.steps_per_s is None else _rate(run.steps_per_s) for run in runs]
     megabytes = [_megabytes(run.bytes_written) if run.bytes_written else "" for run in runs]
     return [
-        Column("run", [str(run.run) for run in runs], ALWAYS),
-        Column("seed", [str(run.seed) for run in runs], importance=5),
+        TableColumn("run", [str(run.run) for run in runs], ALWAYS),
+        TableColumn("seed", [str(run.seed) for run in runs], importance=5),
         *swept_columns(runs, importance=6),
-        *([Column("host", hosts, importance=1, justify="left")] if several_hosts else []),
-        Column("device", [run.device for run in runs], importance=3, justify="left"),
-        Column("step", [f"{run.step}/{run.max_steps}" for run in runs], ALWAYS),
-        Column("steps/s", rates, importance=7),
+        *([TableColumn("host", hosts, importance=1, justify="left")] if several_hosts else []),
+        TableColumn("device", [run.device for run in runs], importance=3, justify="left"),
+        TableColumn("step", [f"{run.step}/{run.max_steps}" for run in runs], ALWAYS),
+        TableColumn("steps/s", rates, importance=7),
         loss_column("loss", runs, importance=8),
-        Column("MB", megabytes, importance=2),
+        TableColumn("MB", megabytes, importance=2),
         state_column([run.state for run in runs]),
-        Column("retries", [str(run.retries) for run in runs], importance=4),
+        TableColumn("retries", [str(run.retries) for run in runs], importance=4),
     ]
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from flannel_pl.experiment import Experiment
 from flannel_pl.launch.display import (
     ALWAYS,
-    Column,
+    TableColumn,
     early_end,
     fitting_table,
     loss_column,
@@ -53,15 +53,15 @@ def summarize(experiment: Experiment, outcomes: Sequence[Outcome], *, command: S
 def _results(outcomes: Sequence[Outcome], runs: Sequence[RunStatus], *, width: int) -> Table:
     return fitting_table(
         [
-            Column("run", [str(run.run) for run in runs], ALWAYS),
-            Column("seed", [str(run.seed) for run in runs], importance=6),
+            TableColumn("run", [str(run.run) for run in runs], ALWAYS),
+            TableColumn("seed", [str(run.seed) for run in runs], importance=6),
             *swept_columns(runs, importance=5),
-            Column("device", [outcome.device for outcome in outcomes], importance=3, justify="left"),
-            Column("rows", [f"{run.rows_written}/{run.num_rows}" for run in runs], importance=7),
+            TableColumn("device", [outcome.device for outcome in outcomes], importance=3, justify="left"),
+            TableColumn("rows", [f"{run.rows_written}/{run.num_rows}" for run in runs], importance=7),
             loss_column("last loss", runs, importance=8),
-            Column("seconds", [_seconds(outcome) for outcome in outcomes], importance=4),
+            TableColumn("seconds", [_seconds(outcome) for outcome in outcomes], importance=4),
             state_column(["failed" if outcome.failure else "done" for outcome in outcomes]),
-            Column("retries", [str(outcome.attempts - 1) for outcome in outcomes], importance=2),
+            TableColumn("retries", [str(outcome.attempts - 1) for outcome in outcomes], importance=2),
         ],
         width=width,
     )

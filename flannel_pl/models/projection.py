@@ -10,6 +10,7 @@ pass. So the bits are those of
 `GPT2LMHeadModel`'s own loss, whatever the sizes and the hardware (`tests/training/test_projection.py`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from typing_extensions import override
 
 IGNORED = -100
 """Label of a position that has no part in the loss."""
+
+Publish = Callable[[str, Tensor], object]
+"""Called with the name of a stream and a piece of it, which is overwritten afterwards."""
 
 PIECE_ELEMENTS = 640_000
 """Logits of a piece: its few float32 copies stay in the processor's cache."""
@@ -41,13 +45,16 @@ def can_stand_in(W_VD: Tensor) -> bool:
     )
 
 
-def projected_loss(hidden_BTD: Tensor, W_VD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+def projected_loss(
+    hidden_BTD: Tensor, W_VD: Tensor, labels_BT: Tensor, publish: Publish | None = None
+) -> tuple[Tensor, Tensor]:
     """Computes what `GPT2LMHeadModel` does with its last hidden state under bfloat16 autocast.
 
     Args:
         hidden_BTD: The last hidden state.
         W_VD: The output projection's weight.
         labels_BT: int64. Like the model's own loss this one trains position t on label t + 1.
+        publish: Is given the log-probabilities of each piece of positions, (n, V) float32, as `log_probs`.
 
     Returns:
         The loss, a float32 scalar, and the logits of the first sequence's last position, (V) bfloat16, which
@@ -57,7 +64,7 @@ def projected_loss(hidden_BTD: Tensor, W_VD: Tensor, labels_BT: Tensor) -> tuple
     targets_N = F.pad(labels_BT, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
     hidden_ND = hidden_BTD.to(torch.bfloat16).flatten(0, 1)
     apply: Any = _ProjectedLoss.apply
-    loss, last_V = apply(hidden_ND, W_VD.to(torch.bfloat16), targets_N, num_positions - 1)
+    loss, last_V = apply(hidden_ND, W_VD.to(torch.bfloat16), targets_N, num_positions - 1, publish)
     return loss, last_V
 
 
@@ -65,11 +72,11 @@ class _ProjectedLoss(torch.autograd.Function):
     @staticmethod
     @override
     def forward(
-        ctx: Any, hidden_ND: Tensor, W_VD: Tensor, targets_N: Tensor, row: int
+        ctx: Any, hidden_ND: Tensor, W_VD: Tensor, targets_N: Tensor, row: int, publish: Publish | None
     ) -> tuple[Tensor, Tensor]:
         logits_NV = F.linear(hidden_ND, W_VD)
         last_V = logits_NV[row].clone()
-        picked_N1 = _log_probs_of_targets(logits_NV, targets_N, into_gradient=torch.ones(()))
+        picked_N1 = _log_probs_of_targets(logits_NV, targets_N, into_gradient=torch.ones(()), publish=publish)
         # The mean over the picked column alone, each as its row's class 0, adds up in the same order.
         loss = F.nll_loss(picked_N1, targets_N.clamp_max(0), ignore_index=IGNORED)
         ctx.save_for_backward(hidden_ND, W_VD, targets_N, logits_NV)
@@ -79,21 +86,36 @@ class _ProjectedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @override
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_ND, W_VD, targets_N, grad_logits_NV = ctx.saved_tensors
         if grad != 1:  # a part of a step: a gradient cannot be multiplied afterwards without other rounding
             grad_logits_NV = F.linear(hidden_ND, W_VD)
             _log_probs_of_targets(grad_logits_NV, targets_N, into_gradient=grad)
-        return grad_logits_NV @ W_VD, grad_logits_NV.t() @ hidden_ND, None, None
+        return grad_logits_NV @ W_VD, grad_logits_NV.t() @ hidden_ND, None, None, None
 
 
-def _log_probs_of_targets(logits_NV: Tensor, targets_N: Tensor, *, into_gradient: Tensor) -> Tensor:
+def publish_log_probs(logits_BTV: Tensor, publish: Publish) -> None:
+    """Publishes what `projected_loss` does, of logits that are there as a whole.
+
+    Args:
+        logits_BTV: Of any floating point type.
+        publish: As of `projected_loss`.
+    """
+    logits_NV = logits_BTV.detach().flatten(0, -2)
+    for piece in _pieces(logits_NV):
+        publish("log_probs", torch.log_softmax(logits_NV[piece].float(), dim=1))
+
+
+def _log_probs_of_targets(
+    logits_NV: Tensor, targets_N: Tensor, *, into_gradient: Tensor, publish: Publish | None = None
+) -> Tensor:
     """Computes the log-probability of each target, and overwrites the logits with their gradient on the way.
 
     Args:
         logits_NV: bfloat16; holds the loss's gradient afterwards.
         targets_N: int64.
         into_gradient: The gradient of the loss, float32 scalar.
+        publish: As of `projected_loss`.
 
     Returns:
         The log-probabilities, (N, 1) float32.
@@ -113,6 +135,8 @@ def _log_probs_of_targets(logits_NV: Tensor, targets_N: Tensor, *, into_gradient
         logits, log_probs, grad_log_probs = (buffer[: len(columns)] for buffer in buffers)
         logits.copy_(logits_NV[piece])
         torch.log_softmax(logits, dim=1, out=log_probs)
+        if publish is not None:
+            publish("log_probs", log_probs)
         torch.gather(log_probs, 1, columns, out=picked_N1[piece])
         grad_log_probs.scatter_(1, columns, shares_N1[piece])
         grad_logits = torch._log_softmax_backward_data(

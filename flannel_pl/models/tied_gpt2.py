@@ -8,7 +8,7 @@ Shape suffixes: B batch, T positions, V vocabulary, D hidden dimension.
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.models.projection import can_stand_in, projected_loss
+from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_log_probs
 
 PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -70,6 +70,12 @@ class TiedGPT2(LightningModule):
     EMBEDDING = "gpt2.transformer.wte.weight"
     """Name of the embedding among the module's parameters; shape (V, D)."""
 
+    streams = ("log_probs",)
+    """What `publish` is given of every training step, in pieces: log-probabilities (n, V) float32."""
+
+    publish: Publish | None = None
+    """Set by a recorder that wants to see the streams."""
+
     def __init__(
         self,
         vocab_size: int = 10_000,
@@ -116,11 +122,18 @@ class TiedGPT2(LightningModule):
             gpt2.transformer.wte.weight.copy_((W_VD * hparams.init_scale).to(param_dtype))
         self.gpt2 = gpt2.train()
 
+    def on_meta(self) -> nn.Module:
+        """Returns a module like this one, with parameters that have shape and type, but no values."""
+        hparams: Any = self.hparams
+        planned: Any = nn.Module()
+        with torch.device("meta"):
+            gpt2: Any = GPT2LMHeadModel(self._gpt2_config())
+        planned.gpt2 = gpt2.to(PARAM_DTYPES[hparams.param_dtype])
+        return cast("nn.Module", planned)
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns name -> shape of every parameter the network will have; allocates none of them."""
-        with torch.device("meta"):
-            gpt2 = GPT2LMHeadModel(self._gpt2_config())
-        return {f"gpt2.{name}": tuple(parameter.shape) for name, parameter in gpt2.named_parameters()}
+        return {name: tuple(parameter.shape) for name, parameter in self.on_meta().named_parameters()}
 
     def _gpt2_config(self) -> GPT2Config:
         hparams: Any = self.hparams
@@ -163,10 +176,12 @@ class TiedGPT2(LightningModule):
         W_VD = self.gpt2.lm_head.weight
         if can_stand_in(W_VD):
             hidden_BTD = self.gpt2.transformer(input_ids=batch["input_ids"]).last_hidden_state
-            loss, logits_V = projected_loss(hidden_BTD, W_VD, batch["labels"])
+            loss, logits_V = projected_loss(hidden_BTD, W_VD, batch["labels"], self.publish)
         else:
             output = self.gpt2(input_ids=batch["input_ids"], labels=batch["labels"])
             loss, logits_V = output.loss, output.logits[0, -1].detach()
+            if self.publish is not None:
+                publish_log_probs(output.logits, self.publish)
         self.log("loss", loss.detach(), prog_bar=True)
         return {"loss": loss, "logits": logits_V}
 

@@ -13,12 +13,12 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
@@ -28,6 +28,7 @@ from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local
 from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
 from flannel_pl.plugins import launcher_settings, launchers
+from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.recording.formats.schema import RECORDABLE
 from flannel_pl.small_files import read_small
 from flannel_pl.training.recorder import StepRecorder
@@ -195,6 +196,15 @@ def parse_config(config: dict[str, Any]) -> Namespace:
         UserError: If a key or the type of a value is not accepted.
     """
     return cast("Namespace", plain(the_parser().parse_object(typed(config))))
+
+
+def recorder_arguments(recorder: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `StepRecorder` that a config says, with quantities in place of paths."""
+    kind = list[Quantity] | None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--quantities", type=kind)
+    parsed = parser.parse_object({"quantities": typed(recorder.get("quantities"))})
+    return {**recorder, "quantities": parser.instantiate_classes(parsed).quantities}
 
 
 def to_yaml(config: dict[str, Any]) -> str:

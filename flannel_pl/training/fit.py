@@ -20,6 +20,9 @@ from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dtypes
+from flannel_pl.quantities.notebook import quantities_of
+from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.attempts import with_attempt
@@ -38,7 +41,7 @@ from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
-from flannel_pl.training.cli import parse_config
+from flannel_pl.training.cli import parse_config, recorder_arguments
 from flannel_pl.training.device import check_device
 from flannel_pl.training.environment import environment, expected_environment
 from flannel_pl.training.label import RunLabel
@@ -88,7 +91,10 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     data = FlannelData(**parsed["data"])
     checkpoint_every = config["launch"]["checkpoint_every"]
     recorder = StepRecorder(
-        Path(), **parsed["recorder"], checkpoint_every=checkpoint_every, in_experiment=True
+        Path(),
+        **recorder_arguments(config["recorder"]),
+        checkpoint_every=checkpoint_every,
+        in_experiment=True,
     )
     _check_parameter(recorder, model.parameter_shapes(), num_tokens=config["model"]["vocab_size"])
     arithmetic = Arithmetic.of(config)
@@ -96,16 +102,18 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     _check_batches(config["data"]["batch_size"], corpus.num_tokens - config["model"]["max_seq_len"])
     vocab_size = config["model"]["vocab_size"]
     ids = recorded_token_ids(recorder.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
-    schema = RecordingSchema.build(
-        tensors=recorder.tensors,
+    shape = (vocab_size, config["model"]["hidden_dim"])
+    weights = torch.empty(shape, dtype=getattr(torch, arithmetic.weights), device="meta")
+    own_dtypes, may_skip = torch_dtypes(arithmetic.own_dtypes), _is_scaling(config["trainer"])
+    sets = {name: torch.from_numpy(ids) for name, ids in data.token_sets.items()}
+    subject = Subject(weights, recorder.parameter, own_dtypes, may_skip, sets, model.on_meta())
+    schema = schema_of(
+        declared_columns([*quantities_of(recorder.tensors), *recorder.quantities], subject),
         dtypes=recorder.dtypes,
-        num_tokens=vocab_size if ids is None else len(ids),
-        hidden_dim=config["model"]["hidden_dim"],
+        num_token_ids=None if ids is None else len(ids),
         max_steps=config["trainer"]["max_steps"],
         every_n_steps=recorder.every_n_steps,
         own_dtypes=arithmetic.own_dtypes,
-        skippable=_is_scaling(config["trainer"]),
-        parameter=recorder.parameter,
     )
     num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
     return CheckedRun(num_bytes, corpus, schema, arithmetic, ids)
@@ -324,7 +332,7 @@ def _train(
     checkpoint_every = config["launch"]["checkpoint_every"]
     recorder = StepRecorder(
         paths.folder,
-        **config["recorder"],
+        **recorder_arguments(config["recorder"]),
         checkpoint_every=checkpoint_every,
         label=label,
         note=note,

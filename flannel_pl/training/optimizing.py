@@ -69,7 +69,7 @@ class OptimizerWatch:
 
     def begin_batch(self) -> None:
         """Has to be called before each batch, for `rate_of_batch`."""
-        self._rate = _kept_as_it_is(self.rate)
+        self._rate = kept_as_it_is(self.rate)
 
     @property
     def rate_of_batch(self) -> float | Tensor:
@@ -97,11 +97,16 @@ class OptimizerWatch:
                 return group
         return None
 
-    def gradient(self) -> Tensor:
-        """Returns the parameter's gradient, not scaled; zeros if the loss does not depend on it."""
-        gradient = self.parameter.grad
+    def gradient(self, of: Tensor | None = None) -> Tensor:
+        """Returns a parameter's gradient, not scaled; zeros if the loss does not depend on it.
+
+        Args:
+            of: The parameter; None = the recorded one.
+        """
+        parameter = self.parameter if of is None else of
+        gradient = parameter.grad
         if gradient is None:
-            return torch.zeros_like(self.parameter)
+            return torch.zeros_like(parameter)
         return self._unscaled(gradient.to_dense() if gradient.is_sparse else gradient)
 
     def gradient_norm(self) -> Tensor:
@@ -192,13 +197,13 @@ class OptimizerWatch:
         self._rate_of_step = None
 
     def _has_stepped(self, optimizer: Any, *_: Any) -> None:
-        self._rate_of_step = _kept_as_it_is(self.rate)
+        self._rate_of_step = kept_as_it_is(self.rate)
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
 
 
-def _kept_as_it_is(rate: float | Tensor) -> float | Tensor:
+def kept_as_it_is(rate: float | Tensor) -> float | Tensor:
     """Returns a rate that no schedule changes any more."""
     return rate.clone() if isinstance(rate, Tensor) else rate
 

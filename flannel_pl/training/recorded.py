@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.row import dtype_name
 
 _LATER_HOOKS = (
     *("on_train_epoch_end", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad"),
@@ -21,16 +22,6 @@ _LATER_HOOKS = (
     *("on_after_backward", "on_save_checkpoint", "on_before_optimizer_step"),
 )
 """Where a callback may change weights after their row was taken and before their gradient is."""
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """Returns the name of a tensor's type.
-
-    Example:
-        >>> dtype_name(torch.zeros(1, dtype=torch.bfloat16))
-        'bfloat16'
-    """
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 class RecordedParameter:

@@ -12,8 +12,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,6 +24,13 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dtypes
+from flannel_pl.quantities.notebook import OPTIMIZER_STATE, quantities_of
+from flannel_pl.quantities.passes import Passes
+from flannel_pl.quantities.quantity import Column, Quantity, Row
+from flannel_pl.quantities.row import FilledRow, NoRow, dtype_name
+from flannel_pl.quantities.step import Step
+from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import AUTOCAST
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.early_end import EarlyEnd
@@ -34,7 +42,7 @@ from flannel_pl.recording.formats.schema import (
     SCHEMA_VERSION,
     SKIPPED,
     RecordingSchema,
-    holds,
+    check_wishes,
 )
 from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
@@ -45,16 +53,14 @@ from flannel_pl.training.checkpointing import Checkpoints
 from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
 from flannel_pl.training.label import RunLabel
-from flannel_pl.training.optimizing import OptimizerWatch, may_skip
-from flannel_pl.training.recorded import RecordedParameter, dtype_name
+from flannel_pl.training.listening import Listener
+from flannel_pl.training.optimizing import OptimizerWatch, kept_as_it_is, may_skip
+from flannel_pl.training.recorded import RecordedParameter
 from flannel_pl.training.returned import Returned
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 
 Note = Callable[..., object]
 """Called with the name of an event and its fields, see `launch.events`."""
-
-OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
-"""Recorded tensor -> its name in the state of torch's Adam optimizers."""
 
 _WORDS = {
     "with --launch.mix_environments true": "with label=RunLabel(mix_environments=True)",
@@ -67,6 +73,15 @@ _OPTION = re.compile(
     r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
 )
 """What a config's key has before the name of an argument of `StepRecorder`."""
+
+
+@dataclass
+class _Row:
+    """The row of the step that is under way."""
+
+    buffer: RowBuffer
+    values: FilledRow
+    step: Step
 
 
 class StepRecorder(Callback):
@@ -108,6 +123,7 @@ class StepRecorder(Callback):
         note: Told when training starts: of the first row that is made, and in which environment.
         in_experiment: Whether the folder is part of an experiment, whose keys messages name, and which locks
             the folder and knows what is unfinished there. Else the recorder does, and replaces nothing.
+        quantities: What to record besides `tensors`; see `flannel_pl.quantities`.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -131,6 +147,7 @@ class StepRecorder(Callback):
         label: RunLabel | None = None,
         note: Note | None = None,
         in_experiment: bool = False,
+        quantities: Sequence[Quantity] | None = None,
     ) -> None:
         self.in_experiment = in_experiment
         self.paths = RunPaths(Path(folder))
@@ -153,12 +170,18 @@ class StepRecorder(Callback):
         with self._options_named():
             if not self.tensors:
                 raise UserError(f"recorder.tensors is empty, expected some of {', '.join(RECORDABLE)}")
-            self._schema(num_tokens=1, hidden_dim=1, max_steps=1)
+            check_wishes(self.tensors, self.dtypes, {}, max_steps=1, every_n_steps=every_n_steps)
             self._checkpoints = Checkpoints(
                 self.paths, every=checkpoint_every, asked=lambda: self.stop_signal
             )
         self._writer: RecordingWriter | None = None
-        self._row: RowBuffer | None = None
+        self._row: _Row | None = None
+        self.quantities = tuple(quantities or ())
+        self._quantities: list[Quantity] = []
+        self._passes = Passes()
+        self._listener: Listener | None = None
+        self._declared: dict[str, tuple[Quantity, Column]] = {}
+        self._subject: Subject | None = None
         self._watch: OptimizerWatch | None = None
         self._recorded: RecordedParameter | None = None
         self._lock: Lock | None = None
@@ -168,16 +191,6 @@ class StepRecorder(Callback):
         self._ended = ""
         self._is_resumed_at_end = False
         self._returned = Returned(parameter, None)
-
-    def _schema(self, **sizes: Any) -> RecordingSchema:
-        return RecordingSchema.build(
-            tensors=self.tensors,
-            dtypes=self.dtypes,
-            every_n_steps=self.every_n_steps,
-            key_prefix=self.label.key_prefix,
-            parameter=self.parameter,
-            **sizes,
-        )
 
     @contextmanager
     def _options_named(self) -> Iterator[None]:
@@ -218,9 +231,40 @@ class StepRecorder(Callback):
                 "one; use devices=1, or `flannel-pl fit` to train several runs side by side"
             )
 
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to listen to forward passes, before there is any: what is compiled in one stays so."""
+        if not self.quantities:
+            return
+        parameter = RecordedParameter(pl_module, self.parameter).tensor
+        subject = Subject(parameter, self.parameter, module=pl_module, token_sets=self._token_sets(trainer))
+        with self._options_named():
+            declared_columns(self.quantities, subject)
+            self._listener = Listener(
+                pl_module,
+                self.quantities,
+                values=self._passes,
+                step=self._step,
+                every_n_steps=self.every_n_steps,
+            )
+
+    def _step(self, number: int | None = None, **seen: Any) -> Step | None:
+        """Returns the step under way without a row; None before there is a recording."""
+        if self._writer is None or self._subject is None or self._watch is None:
+            return None
+        number = self._recorded_step + 1 if number is None else number
+        return Step(number, self._subject, self._watch, rate=self._watch.rate, **seen)
+
+    def _without_row(self, number: int, moment: Callable[[Quantity, Row, Step], None]) -> None:
+        """Calls the quantities that remember something, in a step that has no row."""
+        step = self._step(number)
+        for quantity in [one for one in self.quantities if one.every_step and step is not None]:
+            moment(quantity, NoRow(), cast("Step", step))
+
     def _begin_anew(self) -> None:
         """Forgets an earlier training of the same recorder, which an exception may have ended anywhere."""
         self._row = None
+        self._passes = Passes()
         self._recorded_step = self._gradient_step = 0
         self._ended, self.early_end, self._is_resumed_at_end = "", None, False
 
@@ -237,11 +281,12 @@ class StepRecorder(Callback):
             trainer.should_stop = True
         self._checkpoints.begin(self._writer, trainer.global_step)
         if trainer.global_step == 0:
-            row = self._writer.acquire()
-            for tensor in row.tensors.values():
-                tensor.fill_(float("nan") if tensor.ndim == 0 and tensor.is_floating_point() else 0)
-            self._take_weights(row)
-            self._writer.submit(row, 0, self._copied())
+            buffer, row = self._new_row(self._writer)
+            row.begin()
+            assert self._subject is not None
+            for quantity in self._quantities:
+                quantity.first_row(row, self._subject)
+            self._end_row(self._writer, buffer, row, 0)
 
     def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
         self._recorded_step = trainer.global_step
@@ -251,21 +296,12 @@ class StepRecorder(Callback):
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
         if self._takes_what_there_is:
             self.tensors = self._what_there_is(watch, first_row)
-        num_tokens, hidden_dim = self._weight_VD.shape
+        num_tokens = len(self._weight_VD)
         self._returned = Returned(self.parameter, num_tokens if "logits" in self.tensors else None)
         ids = self._chosen_ids(trainer, num_tokens)
         self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
         self._hold_folder(first_row, step=trainer.global_step)
-        if first_row == 0:
-            begun = {"skippable": may_skip(trainer, module), "own_dtypes": self._own_dtypes(trainer, watch)}
-        else:
-            begun = self._as_begun()
-        schema = self._schema(
-            num_tokens=num_tokens if ids is None else len(ids),
-            hidden_dim=hidden_dim,
-            max_steps=trainer.max_steps,
-            **begun,
-        )
+        schema = self._lay_out(trainer, module, watch, ids, goes_on=first_row > 0)
         now = environment(self._weight_VD.device, name=self.label.device)
         if first_row > 0 and not self._ended:
             self.refuse_other_environment(now, first_row)
@@ -291,6 +327,52 @@ class StepRecorder(Callback):
             started = {"run": entry.run, "attempt": entry.attempt, "pid": entry.pid, "first_row": first_row}
             self._note("training_started", **started, environment=now)
         return writer
+
+    def _lay_out(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        watch: OptimizerWatch,
+        ids: TokenIds | None,
+        *,
+        goes_on: bool,
+    ) -> RecordingSchema:
+        """Asks the quantities for their columns, and returns the rows and columns of the file."""
+        skippable, own_dtypes, version = (
+            (may_skip(trainer, module), self._own_dtypes(trainer, watch), SCHEMA_VERSION)
+            if not goes_on
+            else self._as_begun()
+        )
+        check_wishes(
+            self.tensors,
+            self.dtypes,
+            {name: dtype for name, dtype in own_dtypes.items() if name in self.tensors},
+            max_steps=trainer.max_steps,
+            every_n_steps=self.every_n_steps,
+        )
+        # An earlier version does not say what it has rounded to bfloat16.
+        types = own_dtypes or dict.fromkeys(RECORDABLE, "bfloat16")
+        self._subject = Subject(
+            self._weight_VD,
+            self.parameter,
+            torch_dtypes(types),
+            skippable,
+            self._token_sets(trainer),
+            module,
+            trainer.optimizers[0],
+        )
+        self._quantities = [*quantities_of(self.tensors), *self.quantities]
+        self._declared = declared_columns(self._quantities, self._subject)
+        return schema_of(
+            self._declared,
+            dtypes=self.dtypes,
+            num_token_ids=None if ids is None else len(ids),
+            max_steps=trainer.max_steps,
+            every_n_steps=self.every_n_steps,
+            own_dtypes=own_dtypes,
+            key_prefix=self.label.key_prefix,
+            version=version,
+        )
 
     def refuse_other_environment(self, now: Mapping[str, Any], first_row: int) -> None:
         """Refuses to mix rows of different environments, unless that is wanted.
@@ -366,15 +448,19 @@ class StepRecorder(Callback):
             return tuple(name for name in RECORDABLE if name in begun)
         return tuple(name for name in RECORDABLE if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
 
-    def _as_begun(self) -> dict[str, Any]:
-        """Returns whether the unfinished recording marks skipped steps, of which types its tensors are, ...
+    def _as_begun(self) -> tuple[bool, dict[str, str], int]:
+        """Returns whether the unfinished recording marks skipped steps, its own types, and its schema.
 
         One of an earlier version does not know of them.
         """
         said = read_layout(self.paths.partial).flannel
         skippable = SKIPPED in said.get("checksum_columns", ())
-        own_dtypes, version = said.get("own_dtypes", {}), said.get("schema", SCHEMA_VERSION)
-        return {"skippable": skippable, "own_dtypes": own_dtypes, "version": version}
+        return skippable, said.get("own_dtypes", {}), said.get("schema", SCHEMA_VERSION)
+
+    def _token_sets(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Returns the data's token sets, as tensors where the parameter is; only if somebody may ask."""
+        sets = getattr(getattr(trainer, "datamodule", None), "token_sets", {}) if self.quantities else {}
+        return {name: torch.as_tensor(ids, device=self._weight_VD.device) for name, ids in sets.items()}
 
     def _chosen_ids(self, trainer: Trainer, num_tokens: int) -> TokenIds | None:
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -421,6 +507,7 @@ class StepRecorder(Callback):
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Forgets batches whose gradients are thrown away: those before an epoch that was broken off."""
         self._returned.clear()
+        self._passes.clear()
 
     @override
     def on_before_optimizer_step(
@@ -440,20 +527,41 @@ class StepRecorder(Callback):
             )
         self._gradient_step = step
         if step % self.every_n_steps:
+            self._without_row(step, lambda quantity, row, step: quantity.before_step(row, step))
             return
         self._row = self._begin_row(self._writer, self._watch, step, rate=self._watch.rate)
 
     def _begin_row(
-        self, writer: RecordingWriter, watch: OptimizerWatch, step: int, *, rate: float | Tensor
-    ) -> RowBuffer:
+        self, writer: RecordingWriter, watch: OptimizerWatch, number: int, *, rate: float | Tensor
+    ) -> "_Row":
         """Returns the row of a step, with what of it has to be known before the optimizer steps."""
-        row = writer.acquire()
-        row.tensors["recorded_steps"].fill_(step)
-        self._fill(row, "learning_rates", rate)
-        self._fill(row, "grad_norms", watch.gradient_norm())
-        if "grads" in row.tensors:
-            self._copy(row, "grads", watch.gradient())
-        return row
+        assert self._subject is not None
+        buffer, row = self._new_row(writer)
+        step = Step(number, self._subject, watch, rate=kept_as_it_is(rate))
+        for quantity in self._quantities:
+            quantity.before_step(row, step)
+        return _Row(buffer, row, step)
+
+    def _new_row(self, writer: RecordingWriter) -> tuple[RowBuffer, FilledRow]:
+        buffer = writer.acquire()
+        columns = {name: column for name, (_, column) in self._declared.items()}
+        row = FilledRow(
+            buffer.tensors,
+            columns,
+            token_ids=self._token_ids,
+            rounded=self.dtypes,
+            non_blocking=self._on_cuda,
+        )
+        return buffer, row
+
+    def _end_row(
+        self, writer: RecordingWriter, buffer: RowBuffer, row: FilledRow, number: int, *, empty: bool = False
+    ) -> None:
+        row.end(without_passes=empty)
+        if "embeddings" in buffer.tensors:
+            assert self._recorded is not None
+            self._recorded.take()
+        writer.submit(buffer, number, self._copied())
 
     @override
     def on_train_batch_end(
@@ -464,7 +572,7 @@ class StepRecorder(Callback):
             return
         with self._options_named():
             self._writer.raise_if_failed()
-            self._returned.add(outputs)
+            self._passes.end(counts=self._returned.add(outputs))
         if trainer.global_step == self._recorded_step:
             return
         step = self._recorded_step = trainer.global_step
@@ -474,12 +582,13 @@ class StepRecorder(Callback):
             row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
             assert self._recorded is not None
             self._recorded.refuse_replaced()
-            if self._watch.rate_of_step is not None:
-                self._fill(row, "learning_rates", self._watch.rate_of_step)
             with self._options_named():
                 self._write_row(trainer, self._writer, self._watch, row)
+        else:
+            self._without_row(step, lambda quantity, row, step: quantity.after_step(row, step))
         self._watch.end_step()
         self._returned.clear()
+        self._passes.clear()
         self._row = None
 
     @override
@@ -490,67 +599,43 @@ class StepRecorder(Callback):
         # No state of the callback's own: Lightning takes only one of a kind that has any.
         label = self.label
         identity = identity_in_checkpoint(label.run, label.seed, label.metadata)
-        checkpoint["flannel_pl"] = identity | ({"ended": self._ended} if self._ended else {})
+        states = [quantity.state_dict() for quantity in self.quantities]
+        checkpoint["flannel_pl"] = {
+            **identity,
+            **({"ended": self._ended} if self._ended else {}),
+            **({"quantities": states} if any(states) else {}),
+        }
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Takes note that a training that goes on had ended early; only the file's name was lacking."""
+        states = checkpoint.get("flannel_pl", {}).get("quantities", [])
+        for quantity, state in zip(self.quantities, states, strict=bool(states)):
+            quantity.load_state_dict(state)
         of_earlier_version = checkpoint["callbacks"].get(type(self).__qualname__, {})
         self._ended = str((of_earlier_version | checkpoint.get("flannel_pl", {})).get("ended", ""))
 
     def _write_row(
-        self, trainer: Trainer, writer: RecordingWriter, watch: OptimizerWatch, row: RowBuffer
+        self, trainer: Trainer, writer: RecordingWriter, watch: OptimizerWatch, row: "_Row"
     ) -> None:
-        loss = self._returned.loss(trainer.accumulate_grad_batches)
-        self._fill(row, "losses_f32", loss)
-        if "losses" in row.tensors:
-            self._fill(row, "losses", loss)
-        if self._returned.logits_V is not None:
-            self._copy(row, "logits", self._returned.logits_V)
-        elif "logits" in row.tensors:
-            row.tensors["logits"].fill_(float("nan"))
-        self._take_weights(row)
-        for name, key in OPTIMIZER_STATE.items():
-            if name in row.tensors:
-                self._copy(row, name, watch.state(key, of=self.parameter, wanted=name))
-        if SKIPPED in row.tensors:
-            self._fill(row, SKIPPED, True if self._returned.is_empty else watch.skipped)
-        writer.submit(row, trainer.global_step // self.every_n_steps, self._copied())
+        step, returned = row.step, self._returned
+        step.loss, step.logits_V = returned.loss(trainer.accumulate_grad_batches), returned.logits_V
+        step.skipped = True if returned.is_empty else watch.skipped
+        if watch.rate_of_step is not None:
+            step.rate = watch.rate_of_step
+        step.means = self._passes.means
+        self._passes.fill(row.values, self._declared)
+        for quantity in self._quantities:
+            quantity.after_step(row.values, step)
+        self._end_row(
+            writer, row.buffer, row.values, trainer.global_step // self.every_n_steps, empty=returned.is_empty
+        )
 
     @property
     def _on_cuda(self) -> bool:
         return self._weight_VD.device.type == "cuda"
-
-    def _take_weights(self, row: RowBuffer) -> None:
-        if "embeddings" in row.tensors:
-            assert self._recorded is not None
-            self._recorded.take()
-            self._copy(row, "embeddings", self._weight_VD)
-
-    def _copy(self, row: RowBuffer, name: str, source: Tensor) -> None:
-        """Copies `source`, (V, D) or (V), or the recorded tokens' part of it, into the row.
-
-        Raises:
-            UserError: If it is of a type that nobody has asked to be rounded.
-        """
-        stored, own = dtype_name(row.tensors[name]), dtype_name(source)
-        if name not in self.dtypes and not holds(stored, own):
-            raise UserError(
-                f"{name} is of type {own}, and the recording has {stored} for it; say in recorder.dtypes in "
-                f"which type to record it, e.g. {{{name!r}: {own!r}}}"
-            )
-        self._fill(row, name, source if self._token_ids is None else source[self._token_ids])
-
-    def _fill(self, row: RowBuffer, name: str, value: Tensor | float) -> None:
-        """Puts a value into the row, without waiting for the device that computes it."""
-        target = row.tensors[name]
-        if isinstance(value, Tensor):
-            # To the type on the device: a copy that has to change it as well makes the host wait.
-            target.copy_(value.detach().to(target.dtype), non_blocking=self._on_cuda)
-        else:
-            target.fill_(value)
 
     def _copied(self) -> Callable[[], object] | None:
         """Returns a function that waits until the copies queued so far are done; None if they already are."""
@@ -611,6 +696,9 @@ class StepRecorder(Callback):
         self._abort("training was torn down before its last step")
 
     def _abort(self, message: str, *, state: Literal["failed", "stopped"] = "failed") -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._watch is not None:
             self._watch.close()
             self._watch = None

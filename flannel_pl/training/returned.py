@@ -27,14 +27,17 @@ class Returned:
         self.logits_V: Tensor | None = None
         """Logits of the first batch that counts, (V,); None if there are none."""
 
-    def add(self, outputs: Any) -> None:
+    def add(self, outputs: Any) -> bool:
         """Takes what one batch returned. None is a batch that does not count.
+
+        Returns:
+            Whether it counts.
 
         Raises:
             UserError: If it is not what can be recorded.
         """
         if outputs is None or outputs == {}:
-            return
+            return False
         if not isinstance(outputs, dict) or "loss" not in outputs:
             raise UserError(
                 'training_step returned no loss to record; return {"loss": loss, ...} from every batch'
@@ -51,6 +54,7 @@ class Returned:
             # A copy: what is given may be a view of the logits of all positions, and the step's next batch
             # needs the memory.
             self.logits_V = self._checked(outputs).detach().clone()
+        return True
 
     @property
     def is_empty(self) -> bool:

@@ -141,7 +141,7 @@ NOTEBOOK: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "momentum": (_VD, "after_step", "zero", "Adam's exp_avg after the step"),
     "variance": (_VD, "after_step", "zero", "Adam's exp_avg_sq after the step"),
     "logits": (_V, "forward", "zero", "first sequence, last position, at the weights of the step before"),
-    "losses": ((), "forward", "nan", "loss at the weights of the step before, rounded to its type"),
+    "losses": ((), "forward", "nan", "loss at the weights of the step before, in fewer digits"),
     "losses_f32": ((), "forward", "nan", "loss at the weights of the step before"),
     "learning_rates": ((), "before_step", "nan", "rate that the step uses for the parameter"),
     "grad_norms": ((), "before_step", "nan", "norm of all gradients that the optimizer holds, not clipped"),

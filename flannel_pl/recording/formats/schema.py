@@ -169,17 +169,7 @@ class RecordingSchema:
         """
         tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
         own = {name: dtype for name, dtype in (own_dtypes or {}).items() if name in tensors}
-        mistakes = [*_mistakes(tensors, dtypes, own)]
-        if max_steps < 1:
-            mistakes.append(f"trainer.max_steps is {max_steps}, expected at least 1")
-        if every_n_steps < 1:
-            mistakes.append(f"recorder.every_n_steps is {every_n_steps}, expected at least 1")
-        if num_tokens < 1 or hidden_dim < 1:
-            mistakes.append(
-                f"{num_tokens} tokens of width {hidden_dim} are to be recorded, expected at least 1 of each"
-            )
-        if mistakes:
-            raise UserError("; ".join(mistakes))
+        check_wishes(tensors, dtypes, own, max_steps=max_steps, every_n_steps=every_n_steps)
         sizes = {"V": num_tokens, "D": hidden_dim}
         dtype_of = {"recorded_steps": "I64", **SCALAR_COLUMNS, **({SKIPPED: "BOOL"} if skippable else {})}
         for name in tensors:
@@ -274,6 +264,35 @@ def holds(stored: str, own: str) -> bool:
 def static_checksum(array: "np.ndarray[Any, Any]") -> str:
     """Returns the xxh3-64 of an array's bytes as 16 hexadecimal digits."""
     return xxhash.xxh3_64_hexdigest(array.tobytes())
+
+
+def check_wishes(
+    tensors: Sequence[str],
+    dtypes: Mapping[str, str],
+    own_dtypes: Mapping[str, str],
+    *,
+    max_steps: int,
+    every_n_steps: int,
+) -> None:
+    """Refuses what no recording can have.
+
+    Args:
+        tensors: Names that should be from `RECORDABLE`.
+        dtypes: Tensor -> the type to record it in.
+        own_dtypes: Tensor -> the type that it has in training, as far as that is known.
+        max_steps: Optimizer steps of the run.
+        every_n_steps: Steps from one row to the next.
+
+    Raises:
+        UserError: Names everything that is wrong, not only the first mistake.
+    """
+    mistakes = [*_mistakes(tensors, dtypes, own_dtypes)]
+    if max_steps < 1:
+        mistakes.append(f"trainer.max_steps is {max_steps}, expected at least 1")
+    if every_n_steps < 1:
+        mistakes.append(f"recorder.every_n_steps is {every_n_steps}, expected at least 1")
+    if mistakes:
+        raise UserError("; ".join(mistakes))
 
 
 def _mistakes(tensors: Sequence[str], dtypes: Mapping[str, str], own: Mapping[str, str]) -> Iterable[str]:

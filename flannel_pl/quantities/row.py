@@ -1,0 +1,107 @@
+"""A row while it is filled: where values go, and what is refused."""
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from flannel_pl.errors import UserError
+from flannel_pl.quantities.quantity import Column
+from flannel_pl.recording.formats.schema import holds
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Returns the name of a tensor's type.
+
+    Example:
+        >>> import torch
+        >>> dtype_name(torch.zeros(1, dtype=torch.bfloat16))
+        'bfloat16'
+    """
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+class NoRow:
+    """Where a quantity puts what it takes in a step that has no row."""
+
+    def __setitem__(self, name: str, value: Tensor | float) -> None:
+        """Forgets it."""
+
+
+class FilledRow:
+    """Takes the values of one row, each column once, without waiting for the device that computes them.
+
+    Args:
+        tensors: Column -> its place in the ring.
+        columns: Column -> what was declared of it.
+        token_ids: Which rows of an axis `V` are recorded, on the parameter's device; None for all.
+        rounded: Columns of which it was asked that they be stored in another type.
+        non_blocking: Whether values are on another device.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        columns: Mapping[str, Column],
+        *,
+        token_ids: Tensor | None,
+        rounded: Collection[str],
+        non_blocking: bool,
+    ) -> None:
+        self._tensors, self._columns = tensors, columns
+        self._token_ids, self._rounded, self._non_blocking = token_ids, rounded, non_blocking
+        self._empty = set(tensors)
+
+    def __setitem__(self, name: str, value: Tensor | float) -> None:
+        """Copies a value into a column.
+
+        Raises:
+            UserError: If there is no such column, it is filled, or the value is of another shape or type.
+        """
+        if name not in self._empty:
+            what = "is filled twice" if name in self._tensors else "was not declared by any quantity"
+            raise UserError(f"{name} {what}; a quantity fills each column that it declares once per row")
+        self._empty.remove(name)
+        target = self._tensors[name]
+        if not isinstance(value, Tensor):
+            target.fill_(value)
+            return
+        value, column = value.detach(), self._columns[name]
+        if column.dtype is None:
+            self._refuse_rounding(name, value)
+        if self._token_ids is not None and "V" in column.dims:
+            value = value.index_select(column.dims.index("V"), self._token_ids)
+        if value.shape != target.shape:
+            got, expected = tuple(value.shape), tuple(target.shape)
+            raise UserError(f"{name} was given a value of shape {got}, expected {expected}")
+        # To the type on the device: a copy that has to change it as well makes the host wait.
+        target.copy_(value.to(target.dtype), non_blocking=self._non_blocking)
+
+    def begin(self) -> None:
+        """Fills every column with what row 0 has if nobody fills it."""
+        for name, tensor in self._tensors.items():
+            tensor.fill_(float("nan") if self._columns[name].row0 == "nan" else 0)
+        self._empty = {name for name, column in self._columns.items() if column.row0 == "initial"}
+
+    def end(self, *, without_passes: bool = False) -> None:
+        """Refuses a row that lacks something.
+
+        Args:
+            without_passes: Whether no batch of the step counts: then what is taken of one is NaN, or 0.
+
+        Raises:
+            UserError: Names what was not filled.
+        """
+        if without_passes:
+            for name in [name for name in self._empty if self._columns[name].taken == "forward"]:
+                tensor = self._tensors[name]
+                self[name] = float("nan") if tensor.is_floating_point() else 0
+        if self._empty:
+            raise UserError(f"{', '.join(sorted(self._empty))} was declared, and not filled in this step")
+
+    def _refuse_rounding(self, name: str, value: Tensor) -> None:
+        stored, own = dtype_name(self._tensors[name]), dtype_name(value)
+        if name not in self._rounded and not holds(stored, own):
+            raise UserError(
+                f"{name} is of type {own}, and the recording has {stored} for it; say in recorder.dtypes in "
+                f"which type to record it, e.g. {{{name!r}: {own!r}}}"
+            )

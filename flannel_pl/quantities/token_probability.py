@@ -1,0 +1,62 @@
+"""How probable the model holds tokens to be, on average over all positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from flannel_pl.errors import UserError
+from flannel_pl.quantities.quantity import Column, Quantity, Values
+from flannel_pl.quantities.step import Step
+from flannel_pl.quantities.subject import Subject
+
+
+class TokenProbability(Quantity):
+    """Mean probability over all positions: of each token, (V) float32, and of a set of tokens together.
+
+    It is taken from the pieces in which the loss has its log-probabilities, so that nothing of the size of
+    all logits is made once more.
+
+    Args:
+        of: Name of a token set, e.g. dead, or None for no such column.
+        per_token: Whether there is a column with that of every token.
+        name: Of the columns: `name` (V), and `name/SET`.
+    """
+
+    pieces_of = ("log_probs",)
+
+    def __init__(
+        self, of: str | None = "dead", per_token: bool = True, name: str = "token_probability"
+    ) -> None:
+        self.of, self.per_token, self.name = of, per_token, name
+        if of is None and not per_token:
+            raise UserError("TokenProbability of no set and not per token records nothing; give one of them")
+
+    @override
+    def columns(self, subject: Subject) -> Sequence[Column]:
+        columns = []
+        if self.per_token:
+            like = torch.empty(len(subject.parameter), dtype=torch.float32, device="meta")
+            meaning = "mean probability of each token over all positions"
+            columns.append(Column(self.name, ("V",), like=like, taken="forward", meaning=meaning))
+        if self.of is not None:
+            if self.of not in subject.token_sets:
+                sets = ", ".join(subject.token_sets) or "none"
+                raise UserError(f"TokenProbability of {self.of!r}: the data have the token sets {sets}")
+            meaning = f"mean probability of all {self.of} tokens together over all positions"
+            columns.append(Column(self._of_set, dtype=torch.float32, taken="forward", meaning=meaning))
+        return columns
+
+    @property
+    def _of_set(self) -> str:
+        return f"{self.name}/{self.of}"
+
+    @override
+    def piece(self, values: Values, step: Step, name: str, value: Tensor) -> None:
+        probability_V = value.exp().mean(dim=0)
+        if self.per_token:
+            values.mean(self.name, probability_V, len(value))
+        if self.of is not None:
+            ids = step.subject.token_sets[self.of]
+            values.mean(self._of_set, probability_V[ids].sum(), len(value))

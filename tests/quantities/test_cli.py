@@ -1,0 +1,101 @@
+"""Quantities from the command line: planned, recorded for every run, gathered, shown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flannel_pl
+from flannel_pl.__main__ import main
+from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.checking.verify import verify
+from tests.conftest import SMALL_VOCAB_SIZE, SmallData
+
+QUANTITIES = [
+    "flannel_pl.quantities.HiddenMean",
+    {"class_path": "flannel_pl.quantities.TokenProbability", "init_args": {"of": "dead"}},
+    {"class_path": "flannel_pl.quantities.TopTokens", "init_args": {"k": 4}},
+    "flannel_pl.quantities.GradientNorms",
+    {"class_path": "tests.quantities.own.Batches", "init_args": {"factor": 2}},
+]
+
+
+def words(verb: str, data: SmallData, folder: Path, *more: str) -> list[str]:
+    place = ["--experiment.name", "x", "--experiment.output_dir", str(folder), "--trainer.max_steps", "4"]
+    quantities = ["--recorder.quantities", json.dumps(QUANTITIES)]
+    return [verb, *data.arguments, *place, *quantities, *more]
+
+
+def test_two_runs(small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--experiment.seeds", "42..43")
+    assert main(words("plan", small_data, tmp_path, *more)) == 0
+    assert main(words("fit", small_data, tmp_path, *more)) == 0
+    assert main(words("fit", small_data, tmp_path, *more)) == 0
+    assert verify(tmp_path / "x").ok
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "x")]) == 0
+    said = capsys.readouterr().out
+    assert "mean of gpt2.transformer.ln_f over batch and positions" in said
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        assert len(recording) == 2
+        for run in recording:
+            assert run.hidden_mean.shape == (5, 16)
+            assert run.token_probability.shape == (5, SMALL_VOCAB_SIZE)
+            np.testing.assert_allclose(run.token_probability[1:].sum(axis=1), 1, rtol=1e-5)
+            dead = recording.masks["dead_indices"]
+            of_dead = run.token_probability[1:][:, dead].sum(axis=1)
+            np.testing.assert_allclose(run.tensor("token_probability/dead")[1:], of_dead, rtol=1e-5)
+            assert run.seen[:].tolist() == [2 * 4 * 16 * step for step in range(5)]
+            assert run.columns["gradient_norms"].labels["parameter"][0] == "gpt2.transformer.wte.weight"
+    assert main(["compare", f"{tmp_path}/x", f"{tmp_path}/x"]) == 0
+
+
+def test_the_probability_of_the_pieces_is_that_of_all_logits(small_data: SmallData, tmp_path: Path) -> None:
+    """Under autocast the loss comes in pieces; beside it the model's own logits, in float64."""
+    seen: list[Any] = []
+    original = TiedGPT2.training_step
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        publish, self.publish = self.publish, None
+        with torch.no_grad():
+            seen.append(self.gpt2(input_ids=batch["input_ids"]).logits.double().softmax(dim=-1))
+        self.publish = publish
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TiedGPT2, "training_step", step)
+        assert main(words("fit", small_data, tmp_path)) == 0
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        for row, probability in enumerate(seen, start=1):
+            expected = probability.flatten(0, 1).mean(dim=0).numpy()
+            np.testing.assert_allclose(recording.run(0).token_probability[row], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("[flannel_pl.quantities.HiddenMeen]", "HiddenMeen"),
+        ("[{class_path: flannel_pl.quantities.TopTokens, init_args: {kk: 3}}]", "kk"),
+        ("[{class_path: flannel_pl.quantities.TopTokens, init_args: {k: 3000}}]", "TopTokens: 3000 of 100"),
+        ("[pathlib.Path]", "recorder.quantities"),
+    ],
+)
+def test_a_mistake_is_refused_before_there_is_a_folder(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, sentence: str
+) -> None:
+    assert main([*words("fit", small_data, tmp_path), "--recorder.quantities", value]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_list_is_another_experiment(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("fit", small_data, tmp_path)) == 0
+    assert main([*words("fit", small_data, tmp_path), "--recorder.quantities", "null"]) == 2
+    assert "recorder.quantities" in capsys.readouterr().err
