@@ -38,6 +38,7 @@ from flannel_pl.launch.launcher import Launcher, find_launcher
 from flannel_pl.launch.plan import Plan, describe, make_plan
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.summary import summarize
+from flannel_pl.launch.tasks import ATTENDED_VARIABLE
 from flannel_pl.launch.unattended import find_jobs, refuse_beside_jobs, settle, submit
 from flannel_pl.launch.waiting import wait_for_jobs
 from flannel_pl.recording.experiment_record import ExperimentRecord
@@ -228,17 +229,20 @@ def _refuse_equal_runs(experiment: Experiment, checked: dict[int, CheckedRun], *
 def _fit_one(request: _Request, plan: Plan) -> int:
     """Trains a single run in this process."""
     experiment, run, slot = request.experiment, plan.runs[0], plan.slots[0]
+    # Whoever started this process may hold the lock for it, and tell of its start and end.
+    is_attended = os.environ.get(ATTENDED_VARIABLE) == str(experiment.paths.folder)
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
     progress_bar = None if is_terminal() else False
     # The run first: once it is locked, nobody takes this experiment for one that was not begun.
     with _kept_if_used(experiment.paths.run(run.index).folder), hold_run(experiment, run):
         # A scheduler may have started all runs of a new experiment in the same moment.
-        with _locked(experiment, wait_s=FOLDER_WAIT_S):
+        with nullcontext() if is_attended else _locked(experiment, wait_s=FOLDER_WAIT_S):
             plan = _begin(request, plan, own_lock=experiment.paths.run(run.index).lock)
         if plan.runs:
             _write_run_configs(request, plan)
             paths, events = experiment.paths.run(run.index), EventLog(experiment.paths.events)
-            with told_to_script(paths), events.run(run, slot, attempt=attempt), logged(paths.log):
+            told = nullcontext() if is_attended else events.run(run, slot, attempt=attempt)
+            with told_to_script(paths), told, logged(paths.log):
                 train_held(
                     experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=events.write
                 )

@@ -18,7 +18,7 @@ from flannel_pl.launch.giving_up import describe_exit, give_up
 from flannel_pl.launch.launcher import JobState, Launcher, Task, Work, find_launcher
 from flannel_pl.launch.progress import Progress
 from flannel_pl.launch.standing import Outcome
-from flannel_pl.launch.tasks import run_command
+from flannel_pl.launch.tasks import attended_command
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.signals import REPEAT_S, handled
 
@@ -137,7 +137,7 @@ class _Launch:
                     run,
                     slot,
                     paths.run(run.index).log,
-                    run_command(paths, run),
+                    attended_command(paths, run, attempt=task.attempt),
                     attempt=task.attempt,
                     work=self.work,
                     note=self.events.write,

@@ -40,7 +40,7 @@ class Task:
     """Where what it prints belongs; a run whose jobs do not outlive us sees to that itself."""
 
     command: tuple[str, ...] = ()
-    """What does it once, in a process of its own; of a run the last word is its number."""
+    """What does it once, in a process of its own, anywhere; of a run the last word is its number."""
 
     retries: int = 0
     """How often the job starts the command again by itself."""
@@ -52,7 +52,7 @@ class Task:
     """How often the run is started, this time included, as far as the room knows."""
 
     work: Work | None = None
-    """Does the same as `command`, for a launcher that forks; importable by name."""
+    """Does the same as `command`, for a launcher of this host that has `multiprocessing` start processes."""
 
     note: Callable[..., None] | None = None
     """Told by `work` what happens."""
@@ -271,9 +271,9 @@ def find_launcher(experiment: Experiment, name: str | None = None) -> Launcher:
         )
     try:
         kind: type[Launcher] = point.load()
+        return kind(name, experiment)
     except Exception as error:
         raise UserError(
             f"launch.launcher is {name}, which cannot be loaded from {point.value}: {error}; mend that "
             "package, or choose another launcher"
         ) from error
-    return kind(name, experiment)

@@ -14,12 +14,27 @@ if [ -n "${{FLANNEL_PL_TELL:-}}" ]; then printf '%s\\0' "$0" "$run" >"$FLANNEL_P
 {JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config "$run/config.yaml"
 """
 
+ATTENDED_VARIABLE = "FLANNEL_PL_ATTENDED"
+"""Tells the process of a job that ends with us in which folder another holds the lock and writes events."""
+
 _GATHER = '"$0" -m flannel_pl.launch.giving_up "$1"; exec "$0" -m flannel_pl gather "$1"'
 
 
 def run_command(paths: ExperimentPaths, run: Run) -> tuple[str, ...]:
     """Returns the command that trains a run whose config is written."""
     return ("bash", "-c", _FIT, sys.executable, str(paths.folder), str(run.index))
+
+
+def attended_command(paths: ExperimentPaths, run: Run, *, attempt: int) -> tuple[str, ...]:
+    """Returns the same for a run whose launcher waits for it.
+
+    Args:
+        paths: The experiment's files; their lock is held.
+        run: The run.
+        attempt: How often it is started, this time included.
+    """
+    environment = (f"{ATTENDED_VARIABLE}={paths.folder}", f"FLANNEL_PL_ATTEMPT={attempt}")
+    return ("env", *environment, *run_command(paths, run))
 
 
 def gather_command(paths: ExperimentPaths) -> tuple[str, ...]:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import plugins
@@ -20,6 +22,8 @@ from flannel_pl.experiment import Experiment, ExperimentPaths, LaunchConfig, Run
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.folder import write_run_config
 from flannel_pl.launch.jobs import Jobs, settings_of
+from flannel_pl.launch.launcher import Capacity, JobState, Launcher, Task, threads_per_run
+from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.training.cli import parse_config, resolve, the_parser, to_yaml
 from tests.conftest import SmallData
@@ -41,12 +45,63 @@ def install(folder: Path, **launchers: str) -> None:
     (info / "entry_points.txt").write_text(f"[{plugins.LAUNCHERS}]\n{points}\n")
 
 
+class Beside(Launcher):
+    """New processes of this host that end with the command."""
+
+    def __init__(self, name: str, experiment: Experiment) -> None:
+        super().__init__(name, experiment)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @override
+    def capacity(self, *, num_runs: int, record: ExperimentRecord | None) -> Capacity:
+        return Capacity((Slot("cpu", None, threads_per_run(self.experiment.config, record, auto=1)),) * 2)
+
+    @override
+    def start(self, tasks: Sequence[Task]) -> list[str]:
+        process = subprocess.Popen(tasks[0].command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.processes[str(process.pid)] = process
+        return [str(process.pid)]
+
+    @override
+    def look(self, jobs: Sequence[str], *, wait_s: float = 0.0) -> dict[str, JobState]:
+        codes = {job: self.processes[job].poll() for job in jobs}
+        return {
+            job: JobState("running" if code is None else "failed", exit_code=code, pid=int(job))
+            for job, code in codes.items()
+        }
+
+    @override
+    def stop(self, jobs: Sequence[str], *, now: bool) -> None:
+        for job in jobs:
+            self.processes[job].send_signal(signal.SIGKILL if now else signal.SIGTERM)
+            self.processes[job].wait()
+
+
+@dataclass
+class Required:
+    """Keys of a launcher that nobody could start anything beside."""
+
+    key: str
+
+
+class Demanding(Beside):
+    """A launcher that wants to be told something by everybody."""
+
+    settings = Required
+
+
 @pytest.fixture(autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The example beside one that cannot be loaded; yields the path on which they are."""
     site = tmp_path_factory.mktemp("site")
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    install(site, **project["entry-points"][plugins.LAUNCHERS], broken="not_there:Launcher")
+    others = {
+        "broken": "not_there:Launcher",
+        "demanding": f"{__name__}:Demanding",
+        "beside": f"{__name__}:Beside",
+        "devices": "background:Background",  # which is the name of another key
+    }
+    install(site, **project["entry-points"][plugins.LAUNCHERS], **others)
     for folder in (site, EXAMPLE):
         monkeypatch.syspath_prepend(folder)
     forget()
@@ -85,8 +140,9 @@ def test_its_name_and_its_keys_are_those_of_any_launcher(
         ("--launch.background.slot=2", "did you mean launch.background.slots?"),
         (
             "--launch.launcher=nobody",
-            "launch.launcher is nobody, expected local, slurm, background or broken",
+            "launch.launcher is nobody, expected local, slurm, background, beside, broken or demanding",
         ),
+        ("--launch.launcher=demanding", "cannot be loaded from tests.launch.test_own_launcher:Demanding: "),
         ("--launch.launcher=broken", "cannot be loaded from not_there:Launcher: No module named 'not_there'"),
     ):
         assert main(["plan", *words(small_data, tmp_path, word)]) == 2
@@ -95,7 +151,7 @@ def test_its_name_and_its_keys_are_those_of_any_launcher(
         the_parser().parse_args(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "--launch.background.slots SLOTS Runs trained side by side." in said
-    assert "(type: Literal['local', 'slurm', 'background', 'broken'], default: local)" in said
+    assert "(type: Literal['local', 'slurm', 'background', 'beside', 'broken', 'demanding']," in said
 
 
 def test_a_config_has_the_keys_of_its_own_launcher_only(tmp_path: Path) -> None:
@@ -135,6 +191,33 @@ def test_where_it_is_not_installed_its_jobs_are_not_forgotten(
     assert "handed to elsewhere, as job 1 job 2, and there is no launcher elsewhere here to ask" in said
     assert "The last sign of life is 1.0 hours old. Start this command on a host of the cluster" in said
     assert f"or, if those jobs have ended, move {paths.jobs} away first" in said
+
+
+@pytest.mark.slow
+def test_a_launcher_that_waits_for_its_jobs(
+    small_data: SmallData, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue, another attempt, the events and the gathering are those of every launcher."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    line = words(small_data, weird_tmp_path, launcher="beside")
+    obstacle = weird_tmp_path / "jobs" / "run_1" / "recording.partial"
+    assert main(["fit", *line, "--launch.launcher", "local", "--experiment.run", "0"]) == 0
+    obstacle.mkdir(parents=True)
+    assert main(["fit", *line, "--launch.max_retries", "1"]) == 1
+    obstacle.rmdir()
+    assert main(["fit", *line]) == 0
+    assert main(["verify", str(weird_tmp_path / "jobs")]) == 0
+    events = read_events(weird_tmp_path / "jobs" / "events.jsonl")
+    told = [
+        (event["event"], event["attempt"])
+        for event in events
+        if event.get("run") == 1 and event["event"] in ("run_started", "run_failed", "run_finished")
+    ]
+    first, again = ("run_started", 1), ("run_started", 2)
+    assert told == [first, ("run_failed", 1), again, ("run_failed", 2), first, ("run_finished", 1)]
+    entry = journal(weird_tmp_path / "jobs", 1)
+    assert entry is not None
+    assert entry.state == "done"
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

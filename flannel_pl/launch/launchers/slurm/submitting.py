@@ -3,6 +3,7 @@
 Jobs are found by their comment as well, should a note of them not have come about.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -153,11 +154,8 @@ class SlurmLauncher(Launcher):
     def stop(self, jobs: Sequence[str], *, now: bool) -> None:
         known = self.short(jobs)
         if now:  # and one that Slurm took without getting to say so
-            try:
+            with contextlib.suppress(RunError):
                 known = sorted({*known, *jobs_with_comment(_comment(self.experiment.paths))})
-            except RunError:
-                if not known:
-                    raise
         if known:
             cancel(known)
 
