@@ -1,6 +1,6 @@
 """The report: what recordings show, as a page, figures and tables in a folder.
 
-Recordings are measured (`measured`), the measures drawn (`gallery`), put into words (`summary`) and tables
+Recordings are measured (`all_runs`), the measures drawn (`gallery`), put into words (`summary`) and tables
 (`files`), and all of it into a folder. What was measured is kept beside the recording, so that a
 report made again reads only what has changed.
 """

@@ -110,7 +110,7 @@ def tokens_csv(measures: Measures, tokens: Mapping[int, Mapping[str, Array]]) ->
 
     Args:
         measures: Of one experiment.
-        tokens: Number of a run -> token set -> vocabulary ids, (S,), see `sets.token_sets`.
+        tokens: Number of a run -> token set -> vocabulary ids, (S,), see `token_sets.token_sets`.
 
     Returns:
         CSV text with a header: run, label, token, dead (1, 0, or empty where that is not known), then the
