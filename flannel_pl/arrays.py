@@ -5,4 +5,3 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-"""Names of variables say the shape, e.g. `W_SD`: tokens of a set, dimensions."""

@@ -81,9 +81,8 @@ def _kept(cache_folder: Path, index: int) -> Path:
 
 def _num_bytes(recording: Recording, again: Sequence[int], alike: Sequence[Sequence[RunRecording]]) -> int:
     """Returns how many recorded bytes there are of runs to measure, and of runs whose distances are to be."""
-    paired = [run for runs in alike for run in runs]
-    num_bytes = sum(run.num_rows * run.tensor("embeddings").row_bytes for run in paired)
-    return num_bytes + sum(measured_bytes(recording, index) for index in again)
+    paired = (run.num_rows * run.tensor("embeddings").row_bytes for runs in alike for run in runs)
+    return sum(paired) + sum(measured_bytes(recording, index) for index in again)
 
 
 def title_of(recording: Recording) -> str:

@@ -20,10 +20,9 @@ class Group:
     dim: int
 
     place: int
-    """Among the groups that were sorted together, from 0."""
+    """Among the `num_groups` that were sorted together, from 0."""
 
     num_groups: int
-    """How many those are."""
 
 
 def groups_of(experiments: Experiments) -> list[Group]:
