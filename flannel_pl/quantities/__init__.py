@@ -2,7 +2,7 @@
 
 from flannel_pl.quantities.hidden_mean import HiddenMean
 from flannel_pl.quantities.norms import GradientNorms, UpdateNorms
-from flannel_pl.quantities.optimizer_state import OptimizerState
+from flannel_pl.quantities.parameters import OptimizerState, ParameterGradients, ParameterValues
 from flannel_pl.quantities.quantity import Column, Quantity, Row, Values
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
@@ -14,6 +14,8 @@ __all__ = [
     "GradientNorms",
     "HiddenMean",
     "OptimizerState",
+    "ParameterGradients",
+    "ParameterValues",
     "Quantity",
     "Row",
     "Step",

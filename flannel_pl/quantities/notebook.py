@@ -4,18 +4,19 @@ from collections.abc import Collection
 
 import torch
 
-from flannel_pl.quantities.optimizer_state import OptimizerState
-from flannel_pl.quantities.parameters import ParameterGradients, ParameterValues
+from flannel_pl.quantities.parameters import (
+    OPTIMIZER_STATE,
+    OptimizerState,
+    ParameterGradients,
+    ParameterValues,
+)
 from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.quantities.returned import Logits, Loss
 from flannel_pl.quantities.stepping import GradientNorm, LearningRate, Skipped, StepNumber
 
-OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
-"""Recorded tensor -> its name in the state of torch's Adam optimizers."""
-
 _WANTED: dict[str, Quantity] = {
-    "embeddings": ParameterValues(),
-    "grads": ParameterGradients(),
+    "embeddings": ParameterValues("embeddings"),
+    "grads": ParameterGradients("grads"),
     **{name: OptimizerState(key, name, owner="Adam") for name, key in OPTIMIZER_STATE.items()},
     "logits": Logits(),
     "losses": Loss("losses", torch.bfloat16, "loss at the weights of the step before, in fewer digits"),

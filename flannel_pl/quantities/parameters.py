@@ -1,56 +1,152 @@
-"""A parameter's values and its gradient."""
+"""A parameter's values, its gradient, and what the optimizer keeps of it.
 
-from collections.abc import Sequence
+The recorded parameter, `Subject.parameter`, has a row for each token; of it the recorded tokens are taken. So
+they are of any other that has its shape, e.g. an untied output matrix.
+"""
 
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
+from flannel_pl.quantities.naming import expand, resolve
 from flannel_pl.quantities.quantity import Column, Quantity, Row
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
 
 
-class ParameterValues(Quantity):
-    """The recorded parameter after each step."""
+class OfParameter(Quantity):
+    """Something of a parameter, of its shape.
+
+    Args:
+        column: What the column is called.
+        of: Name of the parameter, or of a buffer; None = the recorded parameter.
+    """
+
+    def __init__(self, column: str, of: str | None = None) -> None:
+        self.column, self.of = column, of
+        self._found: tuple[Subject, str, Tensor] | None = None
+
+    def tensor(self, subject: Subject) -> Tensor:
+        """Returns the parameter."""
+        return self._find(subject)[1]
+
+    def name(self, subject: Subject) -> str:
+        """Returns its full name."""
+        return self._find(subject)[0]
+
+    def _find(self, subject: Subject) -> tuple[str, Tensor]:
+        if self.of is None:
+            return subject.parameter_name, subject.parameter
+        if self._found is None or self._found[0] is not subject:  # which a plan has another of
+            self._found = (subject, *resolve(subject.module, self.of))
+        return self._found[1:]
+
+    def declared(self, subject: Subject, **more: Any) -> list[Column]:
+        """Returns the column, of the type in which training has it."""
+        tensor = self.tensor(subject)
+        dtype = subject.own_dtypes.get(self.column, tensor.dtype)
+        like = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        return [Column(self.column, _axes(tensor, subject), like=like, parameter=self.name(subject), **more)]
+
+
+def _axes(tensor: Tensor, subject: Subject) -> tuple[str, ...]:
+    num_tokens, width = subject.parameter.shape
+    # Where a model is as wide as its vocabulary is large, nothing tells whose rows are tokens.
+    if tensor is subject.parameter or (tensor.shape == subject.parameter.shape and num_tokens != width):
+        return ("V", "D")
+    return tuple(f"axis{number}" for number in range(tensor.ndim))
+
+
+class ParameterValues(OfParameter):
+    """The values of a parameter, or of a buffer, after each step."""
 
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
-        return [
-            Column(
-                "embeddings",
-                ("V", "D"),
-                like=subject.parameter,
-                row0="initial",
-                meaning="token embedding after the step",
-                parameter=subject.parameter_name,
-            )
-        ]
+        what = "token embedding" if self.of is None else "values"
+        return self.declared(subject, row0="initial", meaning=f"{what} after the step")
 
     @override
     def first_row(self, row: Row, subject: Subject) -> None:
-        row["embeddings"] = subject.parameter
+        row[self.column] = self.tensor(subject)
 
     @override
     def after_step(self, row: Row, step: Step) -> None:
-        row["embeddings"] = step.subject.parameter
+        row[self.column] = self.tensor(step.subject)
 
 
-class ParameterGradients(Quantity):
-    """The gradient of the recorded parameter, at the weights of the step before, as it is before clipping."""
+class ParameterGradients(OfParameter):
+    """The gradient of a parameter, at the weights of the step before, as it is before clipping."""
 
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
-        return [
-            Column(
-                "grads",
-                ("V", "D"),
-                like=subject.parameter,
-                row0="zero",
-                taken="before_step",
-                meaning="gradient at the weights of the step before, not clipped",
-                parameter=subject.parameter_name,
-            )
-        ]
+        meaning = "gradient at the weights of the step before, not clipped"
+        return self.declared(subject, row0="zero", taken="before_step", meaning=meaning)
 
     @override
     def before_step(self, row: Row, step: Step) -> None:
-        row["grads"] = step.optimizing.gradient()
+        row[self.column] = step.optimizing.gradient(self.tensor(step.subject))
+
+
+class OptimizerState(OfParameter):
+    """One of the tensors that the optimizer keeps of a parameter, after each step; zeros until it is there.
+
+    Args:
+        key: Its name in the optimizer's state, e.g. exp_avg.
+        column: What the column is called.
+        of: Name of the parameter; None = the recorded one.
+        owner: Whose it is, for the column's meaning.
+    """
+
+    def __init__(self, key: str, column: str, of: str | None = None, owner: str = "the optimizer") -> None:
+        super().__init__(column, of)
+        self.key, self.owner = key, owner
+
+    @override
+    def columns(self, subject: Subject) -> Sequence[Column]:
+        return self.declared(subject, row0="zero", meaning=f"{self.owner}'s {self.key} after the step")
+
+    @override
+    def after_step(self, row: Row, step: Step) -> None:
+        tensor, name = self.tensor(step.subject), self.name(step.subject)
+        row[self.column] = step.optimizing.state(self.key, tensor, of=name, wanted=self.column)
+
+
+OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
+"""Recorded tensor -> its name in the state of torch's Adam optimizers."""
+
+
+def further_parameters(
+    module: nn.Module, wanted: Mapping[str, str], *, besides: str, tensors: Collection[str]
+) -> list["OfParameter"]:
+    """Returns what is recorded of parameters besides the first: `alias/values`, `alias/grads`, ...
+
+    Args:
+        module: What is trained.
+        wanted: Alias -> name, pattern or `all`, see `naming.expand`.
+        besides: Name of the first, which has the bare names; it is not recorded twice.
+        tensors: Which of `RECORDABLE` are wanted of the first; the same are of these.
+
+    Raises:
+        UserError: If a name stands for nothing.
+    """
+    found: list[OfParameter] = []
+    trained = {id(one) for one in module.parameters() if one.is_floating_point()}
+    seen = {id(resolve(module, besides)[1])}
+    for alias, name in expand(module, wanted).items():
+        tensor = resolve(module, name)[1]
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if "embeddings" in tensors:
+            found.append(ParameterValues(f"{alias}/values", name))
+        if id(tensor) not in trained:
+            continue
+        if "grads" in tensors:
+            found.append(ParameterGradients(f"{alias}/grads", name))
+        for moment, key in OPTIMIZER_STATE.items():
+            if moment in tensors:
+                found.append(OptimizerState(key, f"{alias}/{moment}", name, owner="Adam"))
+    return found

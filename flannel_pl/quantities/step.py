@@ -18,8 +18,8 @@ class Optimizing(Protocol):
     def gradient_norm(self) -> Tensor:
         """Returns the norm of the gradients of all parameters that the optimizer holds."""
 
-    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
-        """Returns what the optimizer keeps of the parameter; zeros as long as that is not there."""
+    def state(self, key: str, parameter: Tensor, *, of: str, wanted: str) -> Tensor:
+        """Returns what the optimizer keeps of a parameter; zeros as long as that is not there."""
 
 
 @dataclass

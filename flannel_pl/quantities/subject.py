@@ -3,14 +3,12 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
-
-T = TypeVar("T")
+from flannel_pl.quantities.naming import resolve
 
 
 @dataclass(frozen=True)
@@ -47,30 +45,21 @@ class Subject:
         Raises:
             UserError: If there is none, or several.
         """
-        found: nn.Module = _only("module", name, dict(self.module.named_modules()))
-        return found
+        there: dict[str, nn.Module] = dict(self.module.named_modules())
+        found = {id(one): one for full, one in there.items() if full == name or full.endswith(f".{name}")}
+        if name in there or len(found) == 1:
+            return there[name] if name in there else next(iter(found.values()))
+        nearest = difflib.get_close_matches(name, list(there), n=3, cutoff=0.0)
+        wrong = "has several modules" if found else "has no module"
+        raise UserError(f"the model {wrong} {name!r}; expected one of, e.g., {', '.join(nearest)}")
 
     def find(self, name: str) -> Tensor:
         """Returns a parameter.
 
         Args:
-            name: As in `named_parameters()`, of a tied one any of its names; or the end of such a name that
-                only one has.
+            name: Of a parameter or buffer, see `flannel_pl.quantities.naming.resolve`.
 
         Raises:
             UserError: If there is none, or several.
         """
-        return _only("parameter", name, dict(self.module.named_parameters(remove_duplicate=False)))
-
-
-def _only(what: str, name: str, there: Mapping[str, T]) -> T:
-    found = (
-        {id(there[name]): there[name]}
-        if name in there
-        else {id(one): one for full, one in there.items() if full.endswith(f".{name}")}
-    )
-    if len(found) == 1:
-        return next(iter(found.values()))
-    nearest = difflib.get_close_matches(name, list(there), n=3, cutoff=0.0)
-    wrong = "has several" if found else "has no"
-    raise UserError(f"the model {wrong} {what} {name!r}; expected one of, e.g., {', '.join(nearest)}")
+        return resolve(self.module, name)[1]

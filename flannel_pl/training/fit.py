@@ -22,6 +22,7 @@ from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
 from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dtypes
 from flannel_pl.quantities.notebook import quantities_of
+from flannel_pl.quantities.parameters import further_parameters
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
@@ -108,7 +109,19 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     sets = {name: torch.from_numpy(ids) for name, ids in data.token_sets.items()}
     subject = Subject(weights, recorder.parameter, own_dtypes, may_skip, sets, model.on_meta())
     schema = schema_of(
-        declared_columns([*quantities_of(recorder.tensors), *recorder.quantities], subject),
+        declared_columns(
+            [
+                *quantities_of(recorder.tensors),
+                *further_parameters(
+                    subject.module,
+                    recorder.parameters,
+                    besides=recorder.parameter,
+                    tensors=recorder.tensors,
+                ),
+                *recorder.quantities,
+            ],
+            subject,
+        ),
         dtypes=recorder.dtypes,
         num_token_ids=None if ids is None else len(ids),
         max_steps=config["trainer"]["max_steps"],

@@ -31,7 +31,7 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
 
     Args:
         optimizer: It need not have stepped.
-        parameter: Two-dimensional. One that the optimizer does not hold may come to it later: it is asked
+        parameter: Of any shape. One that the optimizer does not hold may come to it later: it is asked
             what it would keep of it in its first group.
 
     Returns:
@@ -155,5 +155,6 @@ def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor, *, with_state: boo
     return {
         key: value.dtype
         for key, value in kept.items()
-        if isinstance(value, Tensor) and value.shape == stand_in.shape
+        # A count of steps has the shape of a parameter that is one number.
+        if isinstance(value, Tensor) and value.shape == stand_in.shape and key != "step"
     }

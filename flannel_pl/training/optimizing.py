@@ -6,7 +6,6 @@ really stepped, only its own hook tells.
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +40,7 @@ class OptimizerWatch:
         self._optimizer = trainer.optimizers[0]
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._skipped: bool | Tensor = False
+        self._kept_of: dict[int, Mapping[str, torch.dtype] | None] = {}
         self._rate: float | Tensor = float("nan")
         self._rate_of_step: float | Tensor | None = None
         self._hook = None
@@ -128,46 +128,57 @@ class OptimizerWatch:
         scale = self._scaler._get_scale_async()  # get_scale would wait for the device
         return gradient if scale is None else (gradient.float() / scale).to(gradient.dtype)
 
-    @cached_property
-    def _kept(self) -> Mapping[str, torch.dtype] | None:
+    def _kept(self, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
         """See `kept_state`; asked for only if a moment is recorded."""
-        return kept_state(self._optimizer, self.parameter)
+        if id(parameter) not in self._kept_of:
+            self._kept_of[id(parameter)] = kept_state(self._optimizer, parameter)
+        return self._kept_of[id(parameter)]
 
-    def never_keeps(self, key: str | None) -> bool:
-        """Tells whether it is known that the optimizer, if it holds the parameter, keeps no such thing."""
-        return key is not None and self._kept is not None and key not in self._kept
+    def never_keeps(self, key: str | None, parameter: Tensor | None = None) -> bool:
+        """Tells whether it is known that the optimizer, if it holds a parameter, keeps no such thing."""
+        if key is None:
+            return False
+        kept = self._kept(self.parameter if parameter is None else parameter)
+        return kept is not None and key not in kept
 
-    def kept_dtypes(self, wanted: Mapping[str, str], *, of: str) -> dict[str, str]:
-        """Returns of which type the optimizer is going to keep each of some things of the parameter.
+    def kept_dtypes(
+        self, wanted: Mapping[str, str], parameter: Tensor | None = None, *, of: str
+    ) -> dict[str, str]:
+        """Returns of which type the optimizer is going to keep each of some things of a parameter.
 
         Args:
             wanted: Recorded tensor -> its name in the optimizer's state.
+            parameter: None = the recorded one.
             of: The parameter's name, for the message.
 
         Raises:
             UserError: Names all that it never keeps.
         """
-        if never := {name: key for name, key in wanted.items() if self.never_keeps(key)}:
+        parameter = self.parameter if parameter is None else parameter
+        if never := {name: key for name, key in wanted.items() if self.never_keeps(key, parameter)}:
             raise UserError(self._keeps_none(never, of))
         # Not asked for if nothing is wanted: then no copy steps.
-        dtypes = {name: (self._kept or {}).get(key, self.parameter.dtype) for name, key in wanted.items()}
+        kept = (self._kept(parameter) or {}) if wanted else {}
+        dtypes = {name: kept.get(key, parameter.dtype) for name, key in wanted.items()}
         return {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}
 
-    def state(self, key: str, *, of: str, wanted: str) -> Tensor:
-        """Returns what the optimizer keeps of the parameter after a step; zeros as long as that is not there.
+    def state(self, key: str, parameter: Tensor | None = None, *, of: str, wanted: str) -> Tensor:
+        """Returns what the optimizer keeps of a parameter after a step; zeros as long as that is not there.
 
         Args:
             key: Its name in the optimizer's state.
+            parameter: None = the recorded one.
             of: The parameter's name, for the message.
             wanted: The name of the recorded tensor, for the message.
 
         Raises:
             UserError: If it is not there and the optimizer could not be asked before, or of another shape.
         """
-        kept = self._optimizer.state.get(self.parameter, {})  # reading must not make an entry
+        parameter = self.parameter if parameter is None else parameter
+        kept = self._optimizer.state.get(parameter, {})  # reading must not make an entry
         found = kept.get(key)
         if isinstance(found, Tensor):
-            found_shape, expected_shape = tuple(found.shape), tuple(self.parameter.shape)
+            found_shape, expected_shape = tuple(found.shape), tuple(parameter.shape)
             if found_shape != expected_shape:
                 raise UserError(
                     f"recorder.tensors has {wanted!r}, but what {type(self._optimizer).__name__} keeps as "
@@ -175,9 +186,9 @@ class OptimizerWatch:
                     "leave it out of recorder.tensors"
                 )
             return found
-        if self._kept is None and self.parameter.grad is not None and not self._skipped:
+        if self._kept(parameter) is None and parameter.grad is not None and not self._skipped:
             raise UserError(self._keeps_none({wanted: key}, of))
-        return torch.zeros_like(self.parameter)
+        return torch.zeros_like(parameter)
 
     def _keeps_none(self, wanted: Mapping[str, str], of: str) -> str:
         tensors, keys = (" and ".join(map(repr, names)) for names in (wanted, wanted.values()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.naming import resolve
 from flannel_pl.quantities.row import dtype_name
 
 _LATER_HOOKS = (
@@ -30,14 +31,18 @@ class RecordedParameter:
     Args:
         module: What is trained.
         name: As in `named_parameters()`; of a tied one, any of its names.
+        has_tokens: Whether it must have a row for each token.
 
     Raises:
         UserError: If there is none, or it cannot be recorded.
     """
 
-    def __init__(self, module: LightningModule, name: str) -> None:
+    def __init__(self, module: LightningModule, name: str, *, has_tokens: bool = True) -> None:
         self.name = name
         self.tensor = _find(module, name)
+        if has_tokens and self.tensor.ndim != 2:
+            shape = tuple(self.tensor.shape)
+            raise UserError(f"{name} has shape {shape}, expected two dimensions (tokens, width)")
         self._module = module
         self._seen: Tensor | None = None
         self._seen_at = (0, 0)
@@ -98,19 +103,12 @@ class RecordedParameter:
 
 
 def _find(module: LightningModule, name: str) -> Tensor:
-    parameters = dict(module.named_parameters(remove_duplicate=False))  # a tied one has several names
-    if name not in parameters:
-        raise UserError(
-            f"the module has no parameter {name!r} to record; it has {', '.join(sorted(parameters))}"
-        )
-    parameter = parameters[name]
+    parameter = resolve(module, name)[1]
     if is_lazy(parameter):
         raise UserError(
             f"{name} has no shape yet, because it comes with the first batch; pass one through the module "
             "before training"
         )
-    if parameter.ndim != 2:
-        raise UserError(f"{name} has shape {tuple(parameter.shape)}, expected two dimensions (tokens, width)")
     if not parameter.is_floating_point():
         raise UserError(
             f"{name} is of type {dtype_name(parameter)}, expected a real floating "
@@ -120,7 +118,8 @@ def _find(module: LightningModule, name: str) -> Tensor:
 
 
 def _has_same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.view(torch.uint8), other.detach().contiguous().view(torch.uint8))
+    # Flat, since what is one number has no axis to be seen as bytes.
+    return torch.equal(*(x.detach().contiguous().view(-1).view(torch.uint8) for x in (one, other)))
 
 
 def _later_callbacks(trainer: Trainer) -> Iterator[str]:

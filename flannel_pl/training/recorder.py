@@ -25,7 +25,9 @@ from typing_extensions import override
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dtypes
-from flannel_pl.quantities.notebook import OPTIMIZER_STATE, quantities_of
+from flannel_pl.quantities.naming import resolve
+from flannel_pl.quantities.notebook import quantities_of
+from flannel_pl.quantities.parameters import OPTIMIZER_STATE, OptimizerState, further_parameters
 from flannel_pl.quantities.passes import Passes
 from flannel_pl.quantities.quantity import Column, Quantity, Row
 from flannel_pl.quantities.row import FilledRow, NoRow, dtype_name
@@ -124,6 +126,9 @@ class StepRecorder(Callback):
         in_experiment: Whether the folder is part of an experiment, whose keys messages name, and which locks
             the folder and knows what is unfinished there. Else the recorder does, and replaces nothing.
         quantities: What to record besides `tensors`; see `flannel_pl.quantities`.
+        parameters: Further parameters of any shape, alias -> name; a name may be a pattern with * or ?, or
+            `all`. Each has `alias/values`, `alias/grads`, `alias/momentum` and `alias/variance`, as far as
+            those are in `tensors`; a buffer has only values.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -148,6 +153,7 @@ class StepRecorder(Callback):
         note: Note | None = None,
         in_experiment: bool = False,
         quantities: Sequence[Quantity] | None = None,
+        parameters: Mapping[str, str] | None = None,
     ) -> None:
         self.in_experiment = in_experiment
         self.paths = RunPaths(Path(folder))
@@ -177,6 +183,8 @@ class StepRecorder(Callback):
         self._writer: RecordingWriter | None = None
         self._row: _Row | None = None
         self.quantities = tuple(quantities or ())
+        self.parameters = dict(parameters or {})
+        self._others: list[RecordedParameter] = []
         self._quantities: list[Quantity] = []
         self._passes = Passes()
         self._listener: Listener | None = None
@@ -361,7 +369,7 @@ class StepRecorder(Callback):
             module,
             trainer.optimizers[0],
         )
-        self._quantities = [*quantities_of(self.tensors), *self.quantities]
+        self._quantities = [*quantities_of(self.tensors), *self._further(module, watch), *self.quantities]
         self._declared = declared_columns(self._quantities, self._subject)
         return schema_of(
             self._declared,
@@ -457,6 +465,22 @@ class StepRecorder(Callback):
         skippable = SKIPPED in said.get("checksum_columns", ())
         return skippable, said.get("own_dtypes", {}), said.get("schema", SCHEMA_VERSION)
 
+    def _further(self, module: LightningModule, watch: OptimizerWatch) -> list[Quantity]:
+        """Returns what is recorded of further parameters; refuses what their optimizer never keeps."""
+        quantities = further_parameters(module, self.parameters, besides=self.parameter, tensors=self.tensors)
+        trained = {id(parameter) for parameter in module.parameters()}
+        found = {quantity: resolve(module, str(quantity.of)) for quantity in quantities}
+        self._others = [
+            RecordedParameter(module, name, has_tokens=False)
+            for name, tensor in dict.fromkeys(found.values())
+            if id(tensor) in trained
+        ]
+        return [
+            quantity
+            for quantity, (_, tensor) in found.items()
+            if not (isinstance(quantity, OptimizerState) and watch.never_keeps(quantity.key, tensor))
+        ]
+
     def _token_sets(self, trainer: Trainer) -> dict[str, Tensor]:
         """Returns the data's token sets, as tensors where the parameter is; only if somebody may ask."""
         sets = getattr(getattr(trainer, "datamodule", None), "token_sets", {}) if self.quantities else {}
@@ -518,8 +542,9 @@ class StepRecorder(Callback):
         if self._writer is None or self._watch is None or self._recorded is None:
             return
         self._watch.refuse_replaced(trainer)
-        self._recorded.refuse_replaced()
-        self._recorded.refuse_changed(trainer, step=step, on_device=self._on_cuda)
+        for parameter in (self._recorded, *self._others):
+            parameter.refuse_replaced()
+            parameter.refuse_changed(trainer, step=step, on_device=self._on_cuda)
         if step == self._gradient_step:
             raise UserError(
                 f"{type(optimizer).__name__} evaluates the gradient several times per step, so there is no "
@@ -560,7 +585,8 @@ class StepRecorder(Callback):
         row.end(without_passes=empty)
         if "embeddings" in buffer.tensors:
             assert self._recorded is not None
-            self._recorded.take()
+            for parameter in (self._recorded, *self._others):
+                parameter.take()
         writer.submit(buffer, number, self._copied())
 
     @override
@@ -581,7 +607,8 @@ class StepRecorder(Callback):
             rate = self._watch.rate_of_batch
             row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
             assert self._recorded is not None
-            self._recorded.refuse_replaced()
+            for parameter in (self._recorded, *self._others):
+                parameter.refuse_replaced()
             with self._options_named():
                 self._write_row(trainer, self._writer, self._watch, row)
         else:

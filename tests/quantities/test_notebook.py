@@ -47,4 +47,4 @@ def test_the_page_has_their_shapes_and_first_rows() -> None:
 
 def test_two_that_declare_the_same_column_are_refused() -> None:
     with pytest.raises(UserError, match="ParameterValues and ParameterValues both declare a column emb"):
-        declared_columns([ParameterValues(), ParameterValues()], SUBJECT)
+        declared_columns([ParameterValues("embeddings"), ParameterValues("embeddings")], SUBJECT)

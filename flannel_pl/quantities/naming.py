@@ -1,0 +1,84 @@
+"""Which tensor of a model a name stands for."""
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from flannel_pl.errors import UserError
+
+_COMPILED = "_orig_mod."
+"""What `torch.compile` puts into the names of what it wraps."""
+
+EVERY = "all"
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Returns name -> every parameter and buffer; a tied one under each of its names."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name.replace(_COMPILED, ""): tensor for name, tensor in named}
+
+
+def resolve(module: nn.Module, name: str) -> tuple[str, Tensor]:
+    """Returns the full name of a parameter or buffer, and the tensor.
+
+    Args:
+        module: What is trained.
+        name: As in `named_parameters()`, with or without what compiling puts in; of a tied one any of its
+            names; or the end of a name that no other tensor has.
+
+    Raises:
+        UserError: If there is none, or several.
+    """
+    there = tensors_of(module)
+    name = name.replace(_COMPILED, "")
+    if name in there:
+        return name, there[name]
+    found = {id(one): (full, one) for full, one in there.items() if full.endswith(f".{name}")}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise UserError(
+        f"the module has {'several parameters' if found else 'no parameter'} {name!r} to record; "
+        f"{_instead(module, name, there)}"
+    )
+
+
+def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Returns alias -> full name of each tensor that is wanted.
+
+    Args:
+        module: What is trained.
+        wanted: Alias -> a name, see `resolve`; or a pattern with * or ?, or `all` for every parameter: then
+            each has its full name for an alias.
+
+    Raises:
+        UserError: If a name or a pattern stands for nothing.
+    """
+    found: dict[str, str] = {}
+    for alias, name in wanted.items():
+        if name == EVERY:
+            names = [one.replace(_COMPILED, "") for one, _ in module.named_parameters()]
+            found |= dict(zip(names, names, strict=True))
+        elif any(mark in name for mark in "*?["):
+            there = [one for one in tensors_of(module) if fnmatch.fnmatchcase(one, name)]
+            if not there:
+                raise UserError(
+                    f"recorder.parameters has {name!r}, which is like the name of no parameter; "
+                    f"{_instead(module, name, tensors_of(module))}"
+                )
+            found |= dict(zip(there, there, strict=True))
+        else:
+            found[alias] = resolve(module, name)[0]
+    return found
+
+
+def _instead(module: nn.Module, name: str, there: Mapping[str, Tensor]) -> str:
+    owner, _, last = name.rpartition(".")
+    modules = {one.replace(_COMPILED, ""): each for one, each in module.named_modules()}
+    if owner in modules and parametrize.is_parametrized(modules[owner], last):
+        inner = [one for one in there if one.startswith(f"{owner}.parametrizations.{last}.")]
+        return f"it is computed from {', '.join(inner)}; record those"
+    nearest = difflib.get_close_matches(name, list(there), n=3, cutoff=0.0)
+    return f"it has {', '.join(sorted(there))}" if len(there) <= 12 else f"it has, e.g., {', '.join(nearest)}"
