@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.core import kept_as_it_is
 from flannel_pl.training.keeping import kept_state
 
 
@@ -212,11 +213,6 @@ class OptimizerWatch:
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
-
-
-def kept_as_it_is(rate: float | Tensor) -> float | Tensor:
-    """Returns a rate that no schedule changes any more."""
-    return rate.clone() if isinstance(rate, Tensor) else rate
 
 
 def _stored(gradient: Tensor) -> Tensor:

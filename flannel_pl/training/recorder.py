@@ -12,9 +12,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,12 +24,13 @@ from typing_extensions import override
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dtypes
+from flannel_pl.quantities.core import Rows, StepEnd
 from flannel_pl.quantities.naming import resolve
 from flannel_pl.quantities.notebook import quantities_of
 from flannel_pl.quantities.parameters import OPTIMIZER_STATE, OptimizerState, further_parameters
 from flannel_pl.quantities.passes import Passes
-from flannel_pl.quantities.quantity import Column, Quantity, Row
-from flannel_pl.quantities.row import FilledRow, NoRow, dtype_name
+from flannel_pl.quantities.quantity import Column, Quantity
+from flannel_pl.quantities.row import dtype_name
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import AUTOCAST
@@ -49,14 +49,14 @@ from flannel_pl.recording.formats.schema import (
 from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.recording.writing.lock import Lock
-from flannel_pl.recording.writing.writer import RecordingWriter, RowBuffer
+from flannel_pl.recording.writing.writer import RecordingWriter
 from flannel_pl.training.checkpoint import identity_in_checkpoint, is_row, remove_checkpoints
 from flannel_pl.training.checkpointing import Checkpoints
 from flannel_pl.training.endings import why_ended
 from flannel_pl.training.environment import environment, refuse_other_environment
 from flannel_pl.training.label import RunLabel
 from flannel_pl.training.listening import Listener
-from flannel_pl.training.optimizing import OptimizerWatch, kept_as_it_is, may_skip
+from flannel_pl.training.optimizing import OptimizerWatch, may_skip
 from flannel_pl.training.recorded import RecordedParameter
 from flannel_pl.training.returned import Returned
 from flannel_pl.training.tokens import TokenIds, recorded_token_ids
@@ -75,15 +75,6 @@ _OPTION = re.compile(
     r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
 )
 """What a config's key has before the name of an argument of `StepRecorder`."""
-
-
-@dataclass
-class _Row:
-    """The row of the step that is under way."""
-
-    buffer: RowBuffer
-    values: FilledRow
-    step: Step
 
 
 class StepRecorder(Callback):
@@ -181,7 +172,7 @@ class StepRecorder(Callback):
                 self.paths, every=checkpoint_every, asked=lambda: self.stop_signal
             )
         self._writer: RecordingWriter | None = None
-        self._row: _Row | None = None
+        self._rows: Rows | None = None
         self.quantities = tuple(quantities or ())
         self.parameters = dict(parameters or {})
         self._others: list[RecordedParameter] = []
@@ -256,23 +247,15 @@ class StepRecorder(Callback):
                 every_n_steps=self.every_n_steps,
             )
 
-    def _step(self, number: int | None = None, **seen: Any) -> Step | None:
-        """Returns the step under way without a row; None before there is a recording."""
-        if self._writer is None or self._subject is None or self._watch is None:
+    def _step(self, **seen: Any) -> Step | None:
+        """Returns the step under way, as a forward pass sees it; None before there is a recording."""
+        if self._rows is None or self._watch is None:
             return None
-        number = self._recorded_step + 1 if number is None else number
-        return Step(number, self._subject, self._watch, rate=self._watch.rate, **seen)
-
-    def _without_row(self, number: int, moment: Callable[[Quantity, Row, Step], None]) -> None:
-        """Calls the quantities that remember something, in a step that has no row."""
-        step = self._step(number)
-        for quantity in [one for one in self.quantities if one.every_step and step is not None]:
-            moment(quantity, NoRow(), cast("Step", step))
+        return Step(self._recorded_step + 1, self._rows.subject, self._watch, rate=self._watch.rate, **seen)
 
     def _begin_anew(self) -> None:
         """Forgets an earlier training of the same recorder, which an exception may have ended anywhere."""
-        self._row = None
-        self._passes = Passes()
+        self._rows, self._passes = None, Passes()
         self._recorded_step = self._gradient_step = 0
         self._ended, self.early_end, self._is_resumed_at_end = "", None, False
 
@@ -288,13 +271,15 @@ class StepRecorder(Callback):
         if self._ended:
             trainer.should_stop = True
         self._checkpoints.begin(self._writer, trainer.global_step)
-        if trainer.global_step == 0:
-            buffer, row = self._new_row(self._writer)
-            row.begin()
-            assert self._subject is not None
-            for quantity in self._quantities:
-                quantity.first_row(row, self._subject)
-            self._end_row(self._writer, buffer, row, 0)
+        if trainer.global_step == 0 and self._rows is not None:
+            self._rows.take_first()
+            self._see()
+
+    def _see(self) -> None:
+        """Takes note of the weights that a row has."""
+        assert self._recorded is not None
+        for parameter in (self._recorded, *self._others) if "embeddings" in self.tensors else ():
+            parameter.take()
 
     def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
         self._recorded_step = trainer.global_step
@@ -330,6 +315,18 @@ class StepRecorder(Callback):
             environment=None if self._ended else now,
             pin_memory=self._on_cuda,
             first_row=first_row,
+        )
+        assert self._subject is not None
+        self._rows = Rows(
+            writer,
+            self._quantities,
+            self._declared,
+            subject=self._subject,
+            every_n_steps=self.every_n_steps,
+            token_ids=self._token_ids,
+            rounded=self.dtypes,
+            non_blocking=self._on_cuda,
+            passes=self._passes,
         )
         if first_row < schema.num_rows and not self._ended:
             started = {"run": entry.run, "attempt": entry.attempt, "pid": entry.pid, "first_row": first_row}
@@ -551,43 +548,8 @@ class StepRecorder(Callback):
                 "one gradient to record; use an optimizer that does not"
             )
         self._gradient_step = step
-        if step % self.every_n_steps:
-            self._without_row(step, lambda quantity, row, step: quantity.before_step(row, step))
-            return
-        self._row = self._begin_row(self._writer, self._watch, step, rate=self._watch.rate)
-
-    def _begin_row(
-        self, writer: RecordingWriter, watch: OptimizerWatch, number: int, *, rate: float | Tensor
-    ) -> "_Row":
-        """Returns the row of a step, with what of it has to be known before the optimizer steps."""
-        assert self._subject is not None
-        buffer, row = self._new_row(writer)
-        step = Step(number, self._subject, watch, rate=kept_as_it_is(rate))
-        for quantity in self._quantities:
-            quantity.before_step(row, step)
-        return _Row(buffer, row, step)
-
-    def _new_row(self, writer: RecordingWriter) -> tuple[RowBuffer, FilledRow]:
-        buffer = writer.acquire()
-        columns = {name: column for name, (_, column) in self._declared.items()}
-        row = FilledRow(
-            buffer.tensors,
-            columns,
-            token_ids=self._token_ids,
-            rounded=self.dtypes,
-            non_blocking=self._on_cuda,
-        )
-        return buffer, row
-
-    def _end_row(
-        self, writer: RecordingWriter, buffer: RowBuffer, row: FilledRow, number: int, *, empty: bool = False
-    ) -> None:
-        row.end(without_passes=empty)
-        if "embeddings" in buffer.tensors:
-            assert self._recorded is not None
-            for parameter in (self._recorded, *self._others):
-                parameter.take()
-        writer.submit(buffer, number, self._copied())
+        if self._rows is not None:
+            self._rows.before_step(step, self._watch, rate=self._watch.rate)
 
     @override
     def on_train_batch_end(
@@ -602,21 +564,24 @@ class StepRecorder(Callback):
         if trainer.global_step == self._recorded_step:
             return
         step = self._recorded_step = trainer.global_step
-        if step % self.every_n_steps == 0:
-            # A module may leave the step out before it comes to `on_before_optimizer_step`.
-            rate = self._watch.rate_of_batch
-            row = self._row or self._begin_row(self._writer, self._watch, step, rate=rate)
-            assert self._recorded is not None
-            for parameter in (self._recorded, *self._others):
-                parameter.refuse_replaced()
-            with self._options_named():
-                self._write_row(trainer, self._writer, self._watch, row)
-        else:
-            self._without_row(step, lambda quantity, row, step: quantity.after_step(row, step))
+        is_due = step % self.every_n_steps == 0
+        assert self._recorded is not None
+        assert self._rows is not None
+        for parameter in (self._recorded, *self._others) if is_due else ():
+            parameter.refuse_replaced()
+        with self._options_named():
+            self._rows.after_step(step, self._watch, self._step_end(trainer), rate=self._watch.rate_of_batch)
+        if is_due:
+            self._see()
         self._watch.end_step()
         self._returned.clear()
-        self._passes.clear()
-        self._row = None
+
+    def _step_end(self, trainer: Trainer) -> StepEnd:
+        assert self._watch is not None
+        returned, watch = self._returned, self._watch
+        loss, is_empty = returned.loss(trainer.accumulate_grad_batches), returned.is_empty
+        skipped = True if is_empty else watch.skipped
+        return StepEnd(loss, returned.logits_V, skipped, watch.rate_of_step, is_empty)
 
     @override
     def on_save_checkpoint(
@@ -644,34 +609,9 @@ class StepRecorder(Callback):
         of_earlier_version = checkpoint["callbacks"].get(type(self).__qualname__, {})
         self._ended = str((of_earlier_version | checkpoint.get("flannel_pl", {})).get("ended", ""))
 
-    def _write_row(
-        self, trainer: Trainer, writer: RecordingWriter, watch: OptimizerWatch, row: "_Row"
-    ) -> None:
-        step, returned = row.step, self._returned
-        step.loss, step.logits_V = returned.loss(trainer.accumulate_grad_batches), returned.logits_V
-        step.skipped = True if returned.is_empty else watch.skipped
-        if watch.rate_of_step is not None:
-            step.rate = watch.rate_of_step
-        step.means = self._passes.means
-        self._passes.fill(row.values, self._declared)
-        for quantity in self._quantities:
-            quantity.after_step(row.values, step)
-        self._end_row(
-            writer, row.buffer, row.values, trainer.global_step // self.every_n_steps, empty=returned.is_empty
-        )
-
     @property
     def _on_cuda(self) -> bool:
         return self._weight_VD.device.type == "cuda"
-
-    def _copied(self) -> Callable[[], object] | None:
-        """Returns a function that waits until the copies queued so far are done; None if they already are."""
-        if not self._on_cuda:
-            return None
-        # The thread that waits for it sleeps; one that is not blocking would spin on a core.
-        event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return lambda: event.synchronize()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
