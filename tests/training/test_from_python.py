@@ -312,7 +312,7 @@ def test_a_recording_goes_on_with_the_tensors_that_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An earlier version took moments for possible that a frozen parameter never has.
-    monkeypatch.setattr(OptimizerWatch, "never_keeps", lambda self, key: False)
+    monkeypatch.setattr(OptimizerWatch, "never_keeps", lambda self, key, parameter=None: False)
     checkpoint = half(recorder_in(tmp_path), Bigram(optimizer="SGD"))
     monkeypatch.undo()
     fit(recorder_in(tmp_path), steps=STEPS, module=Bigram(optimizer="SGD"), ckpt_path=checkpoint)
