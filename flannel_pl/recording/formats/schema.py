@@ -1,29 +1,16 @@
-"""What a recording is: the one definition of a step, of every recorded tensor, and of the file's columns.
+"""The rows and columns of a recording: how many, of which type and shape, and what the file says of them.
 
 Row k of a recording is the state after step t = k * every_n_steps; row 0 is the initial state, before any
 step. R is the number of rows, V the number of recorded tokens (all of the vocabulary by default), D the
-hidden size.
+hidden size. What a column is, its quantity declares; `columns.py` has what follows from the names of the
+notebook's, which `RecordingSchema.build` lays out. Each is recorded in the type that it has in training,
+`losses` in bfloat16, unless another is asked for.
 
-| tensor | row shape | meaning in the row of step t >= 1 | hook it is taken in | row 0 |
-|---|---|---|---|---|
-| `embeddings` | (V, D) | token embedding after step t | `on_train_batch_end` | initial embedding |
-| `grads` | (V, D) | gradient at the weights of t-1, before clipping | `on_before_optimizer_step` | 0 |
-| `momentum` | (V, D) | Adam's exp_avg of the embedding after step t | `on_train_batch_end` | 0 |
-| `variance` | (V, D) | Adam's exp_avg_sq of the embedding after step t | `on_train_batch_end` | 0 |
-| `logits` | (V,) | first sequence, last position, at the weights of t-1 | `on_train_batch_end` | 0 |
-| `losses` | () | loss at the weights of t-1, rounded to its dtype | `on_train_batch_end` | NaN |
-
-Each is recorded in the type that it has in training, `losses` in bfloat16, unless another is asked for.
-
-Always there besides these: `recorded_steps` (int64: t), and three float32 columns, NaN in row 0: `losses_f32`
-(the exact loss, taken in `on_train_batch_end`), and from `on_before_optimizer_step` `learning_rates` (the
-rate step t uses for that parameter) and `grad_norms` (total norm over all parameters that the optimizer
-holds, before clipping). Where a step can be left out (a loss scaler does so when a gradient is not finite,
-and a module that overrides `optimizer_step` may), there is `skipped` (bool, false in row 0): whether the
-optimizer did not step. Such a row has the gradient as it was, weights and moments that did not change, and
-zeros for moments that no step has made yet. Loss and logits are those the forward pass of step t gave, so
-they belong to the weights of t-1 although the hook comes after the step.
-`checksums` has one xxh3-64 per row and column, over that row's bytes.
+Always there are `recorded_steps`, `losses_f32`, `learning_rates` and `grad_norms`, and `skipped` where a step
+can be left out: a loss scaler does so when a gradient is not finite, and a module that overrides
+`optimizer_step` may. Such a row has the gradient as it was, weights and moments that did not change, and
+zeros for moments that no step has made yet. `checksums` has one xxh3-64 per row and column, over that row's
+bytes.
 """
 
 import difflib
