@@ -86,6 +86,7 @@ def with_text(text: str) -> dict[str, Any]:
         "recorder.tensors": [text],
         "launch.slurm.extra": [text, f"{text}2"],
         "recorder.dtypes": {"grads": text, text: "x"},
+        "recorder.parameters": {"w": text, text: "x"},
         "experiment.sweep": {"data.corpus_path": [path, f"{path}2"], text: [[text], {text: text}]},
     }
     for key in text_keys():

@@ -157,6 +157,10 @@ class RecordingSchema:
         tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
         own = {name: dtype for name, dtype in (own_dtypes or {}).items() if name in tensors}
         check_wishes(tensors, dtypes, own, max_steps=max_steps, every_n_steps=every_n_steps)
+        if num_tokens < 1 or hidden_dim < 1:
+            raise UserError(
+                f"{num_tokens} tokens of width {hidden_dim} are to be recorded, expected at least 1 of each"
+            )
         sizes = {"V": num_tokens, "D": hidden_dim}
         dtype_of = {"recorded_steps": "I64", **SCALAR_COLUMNS, **({SKIPPED: "BOOL"} if skippable else {})}
         for name in tensors:
