@@ -13,7 +13,7 @@ from tests.stored.folders import EXPERIMENTS, arguments
 
 SCHEMAS = sorted(folder for folder in (Path(__file__).parent / "stored").glob("schema*"))
 FINISHED = [name for name, one in EXPERIMENTS.items() if one.cut_in_run is None]
-CUT = [pytest.param("stopped"), pytest.param("killed", marks=pytest.mark.slow)]
+CUT = [pytest.param(name, marks=pytest.mark.slow) for name in ("stopped", "killed")]
 MIXED = ("--launch.mix_environments", "true")  # made by another version, perhaps on another processor
 
 

@@ -43,8 +43,8 @@ class HiddenMean(Quantity):
         hidden_ND = positions(step, self.outputs_of[0])
         mean_D = hidden_ND.mean(dim=0)
         values.mean(self.name, mean_D, len(hidden_ND))
-        spread = (hidden_ND - mean_D).square().sum(dim=1).mean().sqrt()
-        values.mean(f"{self.name}/spread", spread, len(hidden_ND))
+        squares = (hidden_ND - mean_D).square().sum()
+        values.mean(f"{self.name}/spread", (squares / len(hidden_ND)).sqrt(), len(hidden_ND))
 
 
 def width_of(subject: Subject, name: str | None) -> tuple[str, int]:

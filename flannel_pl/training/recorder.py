@@ -569,10 +569,10 @@ class StepRecorder(Callback):
         assert self._rows is not None
         for parameter in (self._recorded, *self._others) if is_due else ():
             parameter.refuse_replaced()
-        with self._options_named():
-            self._rows.after_step(step, self._watch, self._step_end(trainer), rate=self._watch.rate_of_batch)
         if is_due:
             self._see()
+        with self._options_named():
+            self._rows.after_step(step, self._watch, self._step_end(trainer), rate=self._watch.rate_of_batch)
         self._watch.end_step()
         self._returned.clear()
 
