@@ -138,7 +138,9 @@ def test_texts_in_a_sweep_are_read_as_what_their_keys_are() -> None:
     }
 
 
-@pytest.mark.parametrize("first", ["int, float, None", "float, int, None"])
+@pytest.mark.parametrize(
+    "first", [pytest.param("int, float, None", marks=pytest.mark.slow), "float, int, None"]
+)
 def test_one_batch_stays_one_batch(first: str) -> None:
     said = subprocess.run(
         [

@@ -101,6 +101,7 @@ def test_a_browser_shows_it(browser: "Browser", made: Report, width: int, scheme
     assert all((made.page.parent / name).is_file() for name in files)
 
 
+@pytest.mark.slow
 def test_a_report_again_reads_only_what_has_changed(trial: Path) -> None:
     made = report(trial)
     before = {path: path.read_bytes() for path in made.page.parent.rglob("*") if path.is_file()}
@@ -192,6 +193,7 @@ def test_without_embeddings_there_is_the_loss(tmp_path: Path) -> None:
     assert made.measured_bytes == 0
 
 
+@pytest.mark.slow
 def test_several_experiments_are_laid_over_one_another(tmp_path: Path) -> None:
     paths = [
         save_recording(tmp_path / f"{name}.safetensors", [walk(seed), walk(seed + 1)], dead=[0, 1, 4])
@@ -222,6 +224,7 @@ def test_a_sweep_has_a_group_for_each_value(tmp_path: Path) -> None:
     assert "init_scale 0.02, " not in text
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_is_named_and_not_in_the_mean(tmp_path: Path) -> None:
     broken = walk(3)
     broken[4:, 2] = np.nan

@@ -32,7 +32,10 @@ def words(data: SmallData, folder: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("seeds", ["7", "7..9"])
-@pytest.mark.parametrize("gather", GATHERS)
+@pytest.mark.parametrize(
+    "gather",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("none", "index") else ()) for name in GATHERS],
+)
 def test_the_same_command_again_changes_nothing(
     small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str], gather: str, seeds: str
 ) -> None:

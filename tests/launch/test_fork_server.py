@@ -37,6 +37,7 @@ def test_it_ends_in_the_middle_of_its_imports_and_can_be_started_again() -> None
     assert server_pid() not in (None, first)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or num_cores() < 2, reason="needs /proc and a second core")
 def test_a_command_that_is_refused_leaves_none_behind(tmp_path: Path) -> None:
     words = ["fit", "--experiment.seeds", "nonsense", "--experiment.output_dir", str(tmp_path)]

@@ -147,7 +147,8 @@ def test_a_time_limit_of_its_own_ends_a_run(
     "more",
     [
         pytest.param(["--experiment.keep_shards", "false"], marks=pytest.mark.slow),
-        *([], ["--experiment.gather", "index"]),
+        pytest.param([], marks=pytest.mark.slow),
+        ["--experiment.gather", "index"],
     ],
 )
 def test_several_seeds_end_at_different_steps(

@@ -48,7 +48,7 @@ def test_what_is_seen_is_in_the_log_of_every_attempt(
     assert "Trainable params" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("streams", ["apart", "the log itself"])
+@pytest.mark.parametrize("streams", [pytest.param("apart", marks=pytest.mark.slow), "the log itself"])
 def test_every_line_is_there_once(small_data: SmallData, tmp_path: Path, streams: str) -> None:
     """As a Slurm task prints, whose output is the log."""
     several = words(small_data, tmp_path, "--experiment.seeds", "1..2", "--experiment.run")
