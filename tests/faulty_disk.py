@@ -250,7 +250,7 @@ def _run(main: Callable[[Sequence[str]], int], request: dict[str, Any]) -> None:
 
 
 def _train_in_forks(
-    experiment: Any, runs: Sequence[Any], slots: Sequence[Any], *, work: Any, events: Any, finished: Any
+    experiment: Any, runs: Sequence[Any], slots: Sequence[Any], *, finished: Any, **_: Any
 ) -> list[Any]:
     """Trains runs one after the other in forks of this process, which has imported everything."""
     from flannel_pl.launch.standing import Outcome

@@ -604,7 +604,12 @@ class StepRecorder(Callback):
     ) -> None:
         """Takes note that a training that goes on had ended early; only the file's name was lacking."""
         states = checkpoint.get("flannel_pl", {}).get("quantities", [])
-        for quantity, state in zip(self.quantities, states, strict=bool(states)):
+        if states and len(states) != len(self.quantities):
+            raise UserError(
+                f"the checkpoint has the state of {len(states)} quantities, and {len(self.quantities)} are "
+                "recorded now; go on with those that the recording was begun with"
+            )
+        for quantity, state in zip(self.quantities, states, strict=False):
             quantity.load_state_dict(state)
         of_earlier_version = checkpoint["callbacks"].get(type(self).__qualname__, {})
         self._ended = str((of_earlier_version | checkpoint.get("flannel_pl", {})).get("ended", ""))

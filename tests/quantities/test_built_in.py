@@ -191,6 +191,14 @@ def test_what_a_quantity_remembers_is_in_checkpoints(tmp_path: Path) -> None:
         assert b.run(0).seen[:].tolist() == [0, 16, 32, 48]
 
 
+def test_a_state_of_other_quantities_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="enough"):
+        train(tmp_path, [Batches()], checkpoint_every=2, module=Failing())
+    checkpoint = max(tmp_path.glob("checkpoint-4-*.ckpt"))
+    with pytest.raises(UserError, match="the checkpoint has the state of 1 quantities, and 2 are recorded"):
+        train(tmp_path, [Batches(), HiddenMean()], ckpt_path=checkpoint)
+
+
 class Failing(Amsgrad):
     def __init__(self) -> None:
         super().__init__()

@@ -93,6 +93,24 @@ def test_a_mistake_is_refused_before_there_is_a_folder(
     assert not (tmp_path / "x").exists()
 
 
+def test_columns_of_tokens_are_compared_token_by_token(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ("--recorder.tokens", "dead", "--experiment.name", "some")
+    assert main(words("fit", small_data, tmp_path)) == 0
+    assert main(words("fit", small_data, tmp_path, *some)) == 0
+    capsys.readouterr()
+    assert main(["compare", f"{tmp_path}/x", f"{tmp_path}/some"]) == 1  # not all tokens are in both
+    said = capsys.readouterr().out
+    with flannel_pl.open_recording(tmp_path / "x") as a, flannel_pl.open_recording(tmp_path / "some") as b:
+        dead = a.masks["dead_indices"]
+        whole, part = a.run(0).token_probability[:][:, dead], b.run(0).token_probability[:]
+        assert whole.tobytes() == part.tobytes()
+    lines = [line for line in said.splitlines() if "token_probability" in line]
+    assert lines
+    assert all("equal" in line for line in lines), said
+
+
 def test_another_list_is_another_experiment(
     small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
 
 WITH_TOKENS = ("embeddings", "grads", "momentum", "variance", "logits")
-"""Tensors whose second axis are the recorded tokens."""
+"""Tensors whose second axis are the recorded tokens, also in files that do not say so."""
 
 ORDER = (
     *("recorded_steps", "logits", "losses_f32", "losses", "grads", "grad_norms", "learning_rates"),
@@ -99,7 +99,7 @@ class Pairing:
     @property
     def not_compared(self) -> dict[str, str]:
         """Tensors that both have and of which no elements belong together -> why."""
-        of_tokens = [] if len(self.tokens_T) else [name for name in self._common if name in WITH_TOKENS]
+        of_tokens = [] if len(self.tokens_T) else [name for name in self._common if self._has_tokens(name)]
         result = dict.fromkeys(of_tokens, "no token is in both")
         if "checksums" in self._common:
             if self.positions is not None:
@@ -107,6 +107,9 @@ class Pairing:
             elif self._columns_named and not self._common_columns:
                 result["checksums"] = "they are of other tensors, or of other types of numbers"
         return result
+
+    def _has_tokens(self, name: str) -> bool:
+        return _has_tokens(self.a, name) and _has_tokens(self.b, name)
 
     @property
     def _common(self) -> list[str]:
@@ -126,7 +129,7 @@ class Pairing:
 
     def alignment(self, name: str) -> Alignment:
         """Returns which elements of the tensor `name` belong together."""
-        if name in WITH_TOKENS:
+        if self._has_tokens(name):
             a, b = self.positions or (None, None)
             return replace(self.rows, columns_a_T=a, columns_b_T=b, labels_T=self.tokens_T.tolist())
         if name != "checksums" or not self._columns_named:  # then by their places
@@ -218,7 +221,7 @@ def _common_rows(a: RunRecording, b: RunRecording, steps_a: Array, steps_b: Arra
 
 def _tokens(run: RunRecording) -> Array:
     """Returns the ids of the recorded tokens; none if there is no tensor of tokens."""
-    shapes = {name: run.tensor(name).shape for name in WITH_TOKENS if name in run.names}
+    shapes = {name: run.tensor(name).shape for name in run.names if _has_tokens(run, name)}
     widths = {shape[1] if len(shape) > 1 else 0 for shape in shapes.values()}
     if not shapes:
         return np.arange(0)
@@ -231,6 +234,11 @@ def _tokens(run: RunRecording) -> Array:
             found.append(f"{len(np.unique(ids))} different ids in {len(ids)} {RECORDED_TOKENS}")
         raise _damaged(run, f"its tensors do not have one column for each token ({', '.join(found)})")
     return np.arange(*widths) if ids is None else ids
+
+
+def _has_tokens(run: RunRecording, name: str) -> bool:
+    column = run.columns.get(name)
+    return name in WITH_TOKENS or (column is not None and column.dims[:1] == ("V",))
 
 
 def _row_tensors(run: RunRecording) -> list[str]:
