@@ -1,6 +1,7 @@
 """From what quantities declare to the columns of a file."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -8,7 +9,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.formats.columns import ColumnSpec
-from flannel_pl.recording.formats.schema import DTYPE_CODES, RecordingSchema
+from flannel_pl.recording.formats.schema import ALL_NAMES, DTYPE_CODES, RecordingSchema
 
 _CODES = {
     **{getattr(torch, name): code for name, code in DTYPE_CODES.items()},
@@ -17,6 +18,9 @@ _CODES = {
 """Type of a tensor -> its code in a file."""
 
 _OURS = "flannel_pl."
+
+_RESERVED = re.compile(r"run_\d+_|unused/|__")
+"""What the keys of files begin with that are something else."""
 
 
 def torch_dtypes(names: Mapping[str, str]) -> dict[str, torch.dtype]:
@@ -33,11 +37,48 @@ def declared_columns(quantities: Iterable[Quantity], subject: Subject) -> dict[s
     found: dict[str, tuple[Quantity, Column]] = {}
     for quantity in quantities:
         for column in quantity.columns(subject):
+            _refuse_declaration(quantity, column)
             if column.name in found:
                 both = " and ".join(type(one).__name__ for one in (found[column.name][0], quantity))
                 raise UserError(f"{both} both declare a column {column.name}; give one of them another name")
             found[column.name] = (quantity, column)
     return found
+
+
+def _refuse_declaration(quantity: Quantity, column: Column) -> None:
+    """Refuses what no file can have, or what would pass for something else in it."""
+    if wrong := next(_wrong(column, is_ours=type(quantity).__module__.startswith(_OURS)), None):
+        raise UserError(f"{type(quantity).__name__} declares {wrong}")
+
+
+def _wrong(column: Column, *, is_ours: bool) -> Iterator[str]:
+    name, dtype = column.name, _dtype(column)
+    sizes = () if column.like is None else tuple(column.like.shape)
+    if not name or not name.isprintable() or _RESERVED.match(name) or (name in ALL_NAMES and not is_ours):
+        yield f"a column {name!r}, a name that files cannot have, or use for something else"
+    if isinstance(column.dims, str) or len(column.dims) != len(sizes) or 0 in sizes:
+        expected = "expected a name for each, of size 1 or more"
+        yield f"{name} of shape {sizes} with the axes {column.dims!r}, {expected}"
+        return
+    if dtype not in _CODES:
+        types = ", ".join(str(one).removeprefix("torch.") for one in _CODES)
+        yield f"{name} of type {dtype}, expected one of {types}"
+    elif column.row0 not in ("initial", "zero", "nan"):
+        yield f"{name} with row0 {column.row0!r}, expected 'initial', 'zero' or 'nan'"
+    elif column.row0 == "nan" and not dtype.is_floating_point:
+        yield f"{name} of type {dtype} with row0 'nan', which that type has not; expected 'initial' or 'zero'"
+    if column.taken not in ("", "forward", "before_step", "after_step"):
+        yield f"{name} as taken {column.taken!r}, expected 'forward', 'before_step' or 'after_step'"
+    places = dict(zip(column.dims, sizes, strict=True))
+    if any(places.get(axis) != len(names) for axis, names in column.labels.items()):
+        found = {axis: len(names) for axis, names in column.labels.items()}
+        yield f"{name} with {found} labels, expected as many as its axes have places, {places}"
+
+
+def _dtype(column: Column) -> torch.dtype:
+    if column.dtype is not None:
+        return column.dtype
+    return torch.get_default_dtype() if column.like is None else column.like.dtype
 
 
 def schema_of(
@@ -73,14 +114,9 @@ def schema_of(
 def _spec(
     quantity: Quantity, column: Column, dtypes: Mapping[str, str], num_token_ids: int | None
 ) -> ColumnSpec:
-    dtype = column.dtype if column.dtype is not None or column.like is None else column.like.dtype
+    dtype = _dtype(column)
     shape = () if column.like is None else tuple(column.like.shape)
     path = f"{type(quantity).__module__}.{type(quantity).__qualname__}"
-    if dtype not in _CODES or len(shape) != len(column.dims):
-        raise UserError(
-            f"{path} declares {column.name} of type {dtype} and shape {shape} with the axes {column.dims}; "
-            "a column has a type that files know, and a name for each of its axes"
-        )
     sizes = [
         num_token_ids if axis == "V" and num_token_ids is not None else size
         for axis, size in zip(column.dims, shape, strict=True)

@@ -4,13 +4,16 @@ It knows torch and the writer, and neither models nor trainers. Whoever trains s
 ends, and what there is at these moments.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.quantities.passes import Passes
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.row import FilledRow, NoRow
@@ -71,13 +74,15 @@ class Rows:
         self._every_n_steps, self._token_ids = every_n_steps, token_ids
         self._rounded, self._non_blocking = rounded, non_blocking
         self._row: tuple[RowBuffer, FilledRow, Step] | None = None
+        self._begun = 0
 
     def take_first(self) -> None:
         """Writes row 0, the state before any step."""
         buffer, row = self._new_row()
         row.begin()
         for quantity in self._quantities:
-            quantity.first_row(row, self.subject)
+            with blamed(quantity):
+                quantity.first_row(row, self.subject)
         row.end()
         self._writer.submit(buffer, 0, self._copied())
 
@@ -89,14 +94,17 @@ class Rows:
             optimizing: What the optimizer does.
             rate: By which it is going to.
         """
+        self._begun = number
         step = Step(number, self.subject, optimizing, rate=kept_as_it_is(rate))
         if number % self._every_n_steps:
             for quantity in self._remembering:
-                quantity.before_step(NoRow(), step)
+                with blamed(quantity):
+                    quantity.before_step(NoRow(), step)
             return
         buffer, row = self._new_row()
         for quantity in self._quantities:
-            quantity.before_step(row, step)
+            with blamed(quantity):
+                quantity.before_step(row, step)
         self._row = (buffer, row, step)
 
     def after_step(self, number: int, optimizing: Optimizing, end: StepEnd, *, rate: float | Tensor) -> None:
@@ -109,7 +117,7 @@ class Rows:
             rate: At its beginning; a step that was left out may never have come to `before_step`.
         """
         is_due = number % self._every_n_steps == 0
-        if is_due and self._row is None:
+        if self._begun != number:
             self.before_step(number, optimizing, rate=rate)
         buffer, row, step = self._row or (None, NoRow(), Step(number, self.subject, optimizing, rate=rate))
         step.loss, step.logits_V, step.skipped = end.loss, end.logits_V, end.skipped
@@ -118,7 +126,8 @@ class Rows:
         if isinstance(row, FilledRow):
             self.passes.fill(row, self._columns)
         for quantity in self._quantities if is_due else self._remembering:
-            quantity.after_step(row, step)
+            with blamed(quantity):
+                quantity.after_step(row, step)
         if isinstance(row, FilledRow) and buffer is not None:
             row.end(without_passes=end.is_empty)
             self._writer.submit(buffer, number // self._every_n_steps, self._copied())
@@ -148,6 +157,29 @@ class Rows:
         event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         return lambda: event.synchronize()
+
+
+@contextmanager
+def blamed(quantity: Quantity) -> Iterator[None]:
+    """Says whose code an error was raised in, where it is somebody's own quantity.
+
+    Raises:
+        UserError: In place of whatever else is raised.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        kind = type(quantity)
+        if kind.__module__.startswith("flannel_pl."):
+            raise
+        *_, last = traceback.extract_tb(error.__traceback__)
+        where = f"{last.filename}, line {last.lineno}"
+        raise UserError(
+            f"the quantity {kind.__module__}.{kind.__qualname__} failed with {type(error).__name__}: {error} "
+            f"({where})"
+        ) from error
 
 
 def kept_as_it_is(rate: float | Tensor) -> float | Tensor:

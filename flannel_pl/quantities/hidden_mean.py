@@ -77,8 +77,9 @@ def width_of(subject: Subject, name: str | None) -> tuple[str, int]:
 
 def positions(step: Step, module: str) -> Tensor:
     """Returns what a module gave in this pass, a row for each position, (N, D) float32."""
-    output = step.outputs.get(module)
-    if not isinstance(output, Tensor):
-        got = "nothing, since it was not called" if output is None else type(output).__name__
+    outputs = step.outputs.get(module, ())
+    if not outputs or not all(isinstance(output, Tensor) for output in outputs):
+        got = type(outputs[0]).__name__ if outputs else "nothing, since it was not called"
         raise UserError(f"{module} gave {got} in a forward pass, expected a tensor (..., D)")
-    return output.detach().flatten(0, -2).float()
+    rows = [output.detach().flatten(0, -2).float() for output in outputs]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -45,6 +45,17 @@ def resolve(module: nn.Module, name: str) -> tuple[str, Tensor]:
     )
 
 
+def place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Returns the module that has a tensor, and what it calls it: a buffer may be another object at any time.
+
+    Args:
+        module: What is trained.
+        name: Full name, as `resolve` gives it.
+    """
+    owner, _, last = name.rpartition(".")
+    return {one.replace(_COMPILED, ""): each for one, each in module.named_modules()}[owner], last
+
+
 def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
     """Returns alias -> full name of each tensor that is wanted.
 
@@ -57,20 +68,39 @@ def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
         UserError: If a name or a pattern stands for nothing.
     """
     found: dict[str, str] = {}
+    of_tensor: dict[int, str] = {}
     for alias, name in wanted.items():
-        if name == EVERY:
-            names = [one.replace(_COMPILED, "") for one, _ in module.named_parameters()]
-            found |= dict(zip(names, names, strict=True))
-        elif any(mark in name for mark in "*?["):
-            there = [one for one in tensors_of(module) if fnmatch.fnmatchcase(one, name)]
-            if not there:
+        if _is_pattern(name):
+            continue
+        full, tensor = resolve(module, name)
+        if (other := of_tensor.setdefault(id(tensor), alias)) != alias:
+            raise UserError(f"recorder.parameters has {other!r} and {alias!r} for {full}; name it once")
+        found[alias] = full
+    # A pattern makes no other alias of what has one, and takes no name that is one.
+    for name in filter(_is_pattern, wanted.values()):
+        for full, tensor in _like(module, name).items():
+            if of_tensor.setdefault(id(tensor), full) == full and found.setdefault(full, full) != full:
                 raise UserError(
-                    f"recorder.parameters has {name!r}, which is like the name of no parameter; "
-                    f"{_instead(module, name, tensors_of(module))}"
+                    f"recorder.parameters calls {found[full]} {full!r}, which is the name of another one "
+                    f"that {name!r} stands for; give it another alias"
                 )
-            found |= dict(zip(there, there, strict=True))
-        else:
-            found[alias] = resolve(module, name)[0]
+    return found
+
+
+def _is_pattern(name: str) -> bool:
+    return name == EVERY or any(mark in name for mark in "*?[")
+
+
+def _like(module: nn.Module, name: str) -> dict[str, Tensor]:
+    there = tensors_of(module)
+    if name == EVERY:
+        return {full.replace(_COMPILED, ""): one for full, one in module.named_parameters()}
+    found = {full: one for full, one in there.items() if fnmatch.fnmatchcase(full, name)}
+    if not found:
+        raise UserError(
+            f"recorder.parameters has {name!r}, which is like the name of no parameter; "
+            f"{_instead(module, name, there)}"
+        )
     return found
 
 

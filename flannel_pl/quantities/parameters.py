@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from flannel_pl.quantities.naming import expand, resolve
+from flannel_pl.quantities.naming import expand, place_of, resolve
 from flannel_pl.quantities.quantity import Column, Quantity, Row
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
@@ -27,7 +27,7 @@ class OfParameter(Quantity):
 
     def __init__(self, column: str, of: str | None = None) -> None:
         self.column, self.of = column, of
-        self._found: tuple[Subject, str, Tensor] | None = None
+        self._found: tuple[Subject, str, nn.Module, str] | None = None
 
     def tensor(self, subject: Subject) -> Tensor:
         """Returns the parameter."""
@@ -41,8 +41,10 @@ class OfParameter(Quantity):
         if self.of is None:
             return subject.parameter_name, subject.parameter
         if self._found is None or self._found[0] is not subject:  # which a plan has another of
-            self._found = (subject, *resolve(subject.module, self.of))
-        return self._found[1:]
+            full = resolve(subject.module, self.of)[0]
+            self._found = (subject, full, *place_of(subject.module, full))
+        _, full, owner, attribute = self._found
+        return full, getattr(owner, attribute)  # a module may put another buffer there at any time
 
     def declared(self, subject: Subject, **more: Any) -> list[Column]:
         """Returns the column, of the type in which training has it."""

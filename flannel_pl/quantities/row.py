@@ -63,6 +63,8 @@ class FilledRow:
         self._empty.remove(name)
         target = self._tensors[name]
         if not isinstance(value, Tensor):
+            if not isinstance(value, int | float):
+                raise UserError(f"{name} was given a {type(value).__name__}, expected a tensor or a number")
             target.fill_(value)
             return
         value, column = value.detach(), self._columns[name]

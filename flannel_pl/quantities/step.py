@@ -53,5 +53,5 @@ class Step:
     returned: Any = None
     """In a forward pass: what it returned."""
 
-    outputs: Mapping[str, Any] = field(default_factory=dict)
-    """In a forward pass: name of each module in `outputs_of` -> what it gave when it was called last."""
+    outputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """In a forward pass: name of each module in `outputs_of` -> what it gave at each of its calls."""

@@ -368,6 +368,10 @@ class StepRecorder(Callback):
         )
         self._quantities = [*quantities_of(self.tensors), *self._further(module, watch), *self.quantities]
         self._declared = declared_columns(self._quantities, self._subject)
+        for quantity in self.quantities:
+            if isinstance(quantity, OptimizerState):
+                wanted = {quantity.column: quantity.key}
+                watch.kept_dtypes(wanted, quantity.tensor(self._subject), of=quantity.name(self._subject))
         return schema_of(
             self._declared,
             dtypes=self.dtypes,
@@ -595,7 +599,7 @@ class StepRecorder(Callback):
         checkpoint["flannel_pl"] = {
             **identity,
             **({"ended": self._ended} if self._ended else {}),
-            **({"quantities": states} if any(states) else {}),
+            **({"quantities": states, "quantities_step": self._recorded_step} if any(states) else {}),
         }
 
     @override
@@ -608,6 +612,13 @@ class StepRecorder(Callback):
             raise UserError(
                 f"the checkpoint has the state of {len(states)} quantities, and {len(self.quantities)} are "
                 "recorded now; go on with those that the recording was begun with"
+            )
+        ours = checkpoint.get("flannel_pl", {})
+        if states and ours.get("quantities_step") != checkpoint["global_step"]:
+            raise UserError(
+                f"the checkpoint of step {checkpoint['global_step']} has what quantities remember of step "
+                f"{ours.get('quantities_step')}, because it was made before the recorder's turn; go on from "
+                "one that the recorder has made (checkpoint_every)"
             )
         for quantity, state in zip(self.quantities, states, strict=False):
             quantity.load_state_dict(state)

@@ -37,7 +37,7 @@ from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal, JournalEnt
 
 TORCH_DTYPES = {
     **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64},
-    **{"I64": torch.int64, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool},
 }
 """Dtype code of a column -> torch's dtype."""
 

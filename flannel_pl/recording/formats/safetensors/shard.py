@@ -20,6 +20,7 @@ from flannel_pl.errors import RunError
 from flannel_pl.experiment import flatten
 from flannel_pl.publish import sync
 from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.columns import NOTEBOOK
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata, short
 from flannel_pl.recording.formats.safetensors.layout import (
@@ -131,8 +132,11 @@ def reopen_shard(
 
 
 def _without_words(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a file says, of its columns only the parameters: tensors have types, and words change."""
-    columns = {name: column.get("parameter", "") for name, column in said.get("columns", {}).items()}
+    """Returns what a file says, without the words for the columns that every recording may have."""
+    columns = {
+        name: column.get("parameter", "") if name in NOTEBOOK else column
+        for name, column in said.get("columns", {}).items()
+    }
     return {**said, "columns": columns}
 
 
