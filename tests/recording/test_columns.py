@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flannel_pl.analysis.comparing.compare import compare
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.columns import ColumnSpec, share_columns
 from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.info import describe
-from flannel_pl.recording.reader import open_recording
+from flannel_pl.recording.reader import RunRecording, open_recording
 from tests.recording.damage import flipped
 from tests.recording.recording_samples import make_experiment
 from tests.recording.resealed import reseal
@@ -105,3 +106,23 @@ def test_what_a_run_lacks_is_said_of_it() -> None:
     shared, runs = share_columns({"columns": one} for one in columns)
     assert shared == columns[0]
     assert runs == [{}, {"columns": {"x": {"parameter": ""}}}]
+
+
+def test_many_columns_are_compared_in_a_time_that_grows_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [
+        dataclasses.replace(HIDDEN, name=f"many/{number}", sizes=(), dims=(), labels={})
+        for number in range(150)
+    ]
+    paths = make_experiment(tmp_path / "x", num_runs=1, more=lambda run: many)
+    calls: list[str] = []
+    original = RunRecording.tensor
+
+    def counted(self: RunRecording, name: str) -> Any:
+        calls.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(RunRecording, "tensor", counted)
+    assert compare(paths.folder, paths.folder).equal
+    assert len(calls) < 40 * len(many)

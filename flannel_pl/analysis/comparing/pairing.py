@@ -7,6 +7,7 @@ Shape suffixes: R rows that both have, T tokens (or columns) that both have.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -90,13 +91,13 @@ class Pairing:
     positions: tuple[Array, Array] | None
     """Where the common tokens are in A and in B, (T,); None = all, in the same order."""
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Tensors that can be compared, in `ORDER`."""
         names = [name for name in self._common if name not in self.not_compared]
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
-    @property
+    @cached_property
     def not_compared(self) -> dict[str, str]:
         """Tensors that both have and of which no elements belong together -> why."""
         of_tokens = [] if len(self.tokens_T) else [name for name in self._common if self._has_tokens(name)]
@@ -111,7 +112,7 @@ class Pairing:
     def _has_tokens(self, name: str) -> bool:
         return _has_tokens(self.a, name) and _has_tokens(self.b, name)
 
-    @property
+    @cached_property
     def _common(self) -> list[str]:
         return [name for name in _row_tensors(self.a) if name in self.b.names]
 
@@ -138,16 +139,16 @@ class Pairing:
         a, b = (np.array([columns.index(one) for one in common]) for columns in self._columns)
         return replace(self.rows, columns_a_T=a, columns_b_T=b, labels_T=common)
 
-    @property
+    @cached_property
     def _columns(self) -> tuple[list[str], list[str]]:
         """What the columns of the checksums are of, in A and in B; none if a file does not say of each."""
         return _checksum_columns(self.a), _checksum_columns(self.b)
 
-    @property
+    @cached_property
     def _columns_named(self) -> bool:
         return all(self._columns)
 
-    @property
+    @cached_property
     def _common_columns(self) -> list[str]:
         """Checksums that are equal if what they are of is."""
         in_a, in_b = self._columns
