@@ -29,9 +29,9 @@ import xxhash
 from flannel_pl.__main__ import main
 from flannel_pl.errors import RunError
 from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.recording.formats.files import open_file
 from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, NO_CHECKSUM, checksum_field, header_checksum
-from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES
 from flannel_pl.recording.gathering.gatherer import Gatherer
 
 HANG_S = 60.0
@@ -426,8 +426,8 @@ def originals(arguments: Sequence[str], folder: Path) -> list[Original]:
 
 
 def _embeddings(shard: Path) -> bytes:
-    with TensorFile(shard) as file:
-        key = next(key for key in file.layout.tensors if key.endswith("embeddings"))
+    with open_file(shard) as file:
+        key = next(key for key in file.header.tensors if key.endswith("embeddings"))
         return file.read(key).tobytes()
 
 

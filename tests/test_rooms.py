@@ -117,6 +117,7 @@ def test_analysis_leaves_files_of_recordings_to_their_room() -> None:
     formats = (
         "safetensors",
         "flannel_pl.recording.formats.safetensors",
+        "flannel_pl.recording.formats.files",
         "flannel_pl.recording.formats.opening",
     )
     strangers = {

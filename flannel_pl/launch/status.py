@@ -158,10 +158,10 @@ def _settled(
 def _early_end(recording: Path) -> EarlyEnd | None:
     """Returns what a finished recording says of an early end."""
     # Here, not at the top: it is seldom needed, and imports numpy.
-    from flannel_pl.recording.formats.safetensors.layout import read_layout
+    from flannel_pl.recording.formats.files import read_header
 
     try:
-        return EarlyEnd.of(read_layout(recording).flannel)
+        return EarlyEnd.of(read_header(recording).flannel)
     except RunError:  # damaged, which `verify` tells
         return None
 

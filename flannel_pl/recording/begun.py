@@ -4,13 +4,13 @@ from pathlib import Path
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.formats.files import read_header
 
 
 def is_from_python(partial: Path) -> bool:
     """Tells whether an unfinished recording says that no `flannel-pl fit` began it."""
     try:
-        said = read_layout(partial).flannel
+        said = read_header(partial).flannel
     except (RunError, UserError):  # whatever is wrong with it is said elsewhere
         return False
     return bool(said) and "config" not in said

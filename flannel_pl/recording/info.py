@@ -8,8 +8,8 @@ import numpy as np
 
 from flannel_pl.recording.formats.attempts import deciding, fact_word
 from flannel_pl.recording.formats.early_end import EarlyEnd
-from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.formats.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.reader import Recording, RunRecording, open_recording
 from flannel_pl.recording.rounding import rounding
 from flannel_pl.recording.writing.disk import readable_bytes

@@ -20,9 +20,10 @@ from flannel_pl.recording.begun import how_it_goes_on, is_from_python
 from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
+from flannel_pl.recording.formats.files import TensorFile, open_file
+from flannel_pl.recording.formats.lazy import Framework
+from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
-from flannel_pl.recording.formats.safetensors.tensors import Framework, TensorFile
-from flannel_pl.recording.formats.safetensors.tensors import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.small_files import read_small
@@ -56,12 +57,12 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
     path = Path(path)
     table: dict[str, tuple[TensorFile, str]] = {}
     for file_path, keys in _files(path):
-        file = TensorFile(file_path)
-        for key in file.layout.tensors if keys is None else keys:
-            if key not in file.layout.tensors:
+        file = open_file(file_path)
+        for key in file.header.tensors if keys is None else keys:
+            if key not in file.header.tensors:
                 raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
-            name = f"run_{file.layout.flannel.get('run', 0)}_{key}" if _is_of_run(file, key) else key
-            if _RUN_KEY.fullmatch(name) and not file.layout.tensors[key].shape:
+            name = f"run_{file.header.flannel.get('run', 0)}_{key}" if _is_of_run(file, key) else key
+            if _RUN_KEY.fullmatch(name) and not file.header.tensors[key].shape:
                 raise RunError(f"{key} in {file_path} has no rows. Bring that file back from a copy.")
             if name in table:
                 raise RunError(
@@ -161,9 +162,9 @@ class Recording:
         self._folder = (path if path.is_dir() else path.parent).absolute()
         self._files = list(dict.fromkeys(file for file, _ in table.values()))
         self.files = tuple(file.path for file in self._files)
-        self.num_bytes = sum(file.layout.used_bytes for file in self._files)
+        self.num_bytes = sum(file.header.used_bytes for file in self._files)
         self.metadata = _metadata(self._files)
-        self.tensors = {key: file.layout.tensors[inner] for key, (file, inner) in table.items()}
+        self.tensors = {key: file.header.tensors[inner] for key, (file, inner) in table.items()}
         small = {key: file.read(inner) for key, (file, inner) in table.items() if _is_small(key, file, inner)}
         self.scalars: dict[str, int | float] = {key: x.item() for key, x in small.items() if x.ndim == 0}
         self._masks_are_checked = False
@@ -280,8 +281,8 @@ def read_masks(path: Path) -> dict[str, Array]:
     Raises:
         RunError: If it cannot be read, is damaged, or lacks one of them.
     """
-    with TensorFile(path) as file:
-        absent = [name for name in MASK_NAMES if name not in file.layout.tensors]
+    with open_file(path) as file:
+        absent = [name for name in MASK_NAMES if name not in file.header.tensors]
         if absent:
             raise RunError(f"{path} has no {', '.join(absent)}; expected {', '.join(MASK_NAMES)}")
         return {name: file.read(name) for name in MASK_NAMES}
@@ -339,9 +340,9 @@ def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
 
 def _refuse_others(files: list[TensorFile]) -> None:
     """Refuses the file of a run that is not the one which an index was made for."""
-    for extras in [file for file in files if "runs" in file.layout.flannel][:1]:
+    for extras in [file for file in files if "runs" in file.header.flannel][:1]:
         for file in [file for file in dict.fromkeys(files) if file is not extras]:
-            if wrong := list(index_contradictions(file.layout.flannel, extras.layout.flannel)):
+            if wrong := list(index_contradictions(file.header.flannel, extras.header.flannel)):
                 raise RunError(
                     f"{file.path} is not the recording that its index was made for: {'; '.join(wrong)}. "
                     "Bring that one back, or gather again with --mode index."
@@ -350,7 +351,7 @@ def _refuse_others(files: list[TensorFile]) -> None:
 
 def _metadata(files: list[TensorFile]) -> dict[str, Any]:
     """Returns the experiment's metadata: of the one file that has them, or put together from shards."""
-    found = [file.layout.flannel for file in files]
+    found = [file.header.flannel for file in files]
     whole = [metadata for metadata in found if "runs" in metadata or len(files) == 1]
     if whole:
         return whole[0]
@@ -360,9 +361,9 @@ def _metadata(files: list[TensorFile]) -> dict[str, Any]:
 
 def _is_of_run(file: TensorFile, key: str) -> bool:
     """Tells whether a key that has no run_3_ before it belongs to the one run of its file all the same."""
-    names = (*ALL_NAMES, *file.layout.flannel.get("checksum_columns", ()))
+    names = (*ALL_NAMES, *file.header.flannel.get("checksum_columns", ()))
     return key in names
 
 
 def _is_small(key: str, file: TensorFile, inner: str) -> bool:
-    return key in MASK_NAMES or (file.layout.tensors[inner].shape == () and not _RUN_KEY.fullmatch(key))
+    return key in MASK_NAMES or (file.header.tensors[inner].shape == () and not _RUN_KEY.fullmatch(key))

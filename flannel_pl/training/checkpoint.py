@@ -21,9 +21,9 @@ from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.recording.checking.checks import parts_of
 from flannel_pl.recording.checking.verify import num_good_rows
+from flannel_pl.recording.formats.files import open_file, read_header
+from flannel_pl.recording.formats.lazy import LazyTensor
 from flannel_pl.recording.formats.opening import is_there, unreachable
-from flannel_pl.recording.formats.safetensors.layout import read_layout
-from flannel_pl.recording.formats.safetensors.tensors import LazyTensor, TensorFile
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.gathering.contents import other_config, run_contradictions
 from flannel_pl.recording.sameness import decisive
@@ -140,7 +140,7 @@ def find_resume_point(
         else:
             if whose is not None:
                 _refuse_other_checkpoint(path, data, step, paths.partial, whose)
-            return ResumePoint(path, step, read_layout(paths.partial).flannel)
+            return ResumePoint(path, step, read_header(paths.partial).flannel)
     note(f"no checkpoint in {paths.folder} can be used, so the run starts from its beginning")
     return None
 
@@ -148,7 +148,7 @@ def find_resume_point(
 def _refuse_other_partial(path: Path, whose: RunIdentity) -> None:
     """Refuses to go on with an unfinished recording that is another's; a damaged one is nobody's."""
     try:
-        metadata = read_layout(path).flannel if is_there(path) else None
+        metadata = read_header(path).flannel if is_there(path) else None
     except Unreachable:
         raise
     except RunError:
@@ -185,13 +185,13 @@ def _refuse_other_checkpoint(path: Path, data: bytes, step: int, partial: Path, 
 
 def is_row(weight_VD: torch.Tensor, step: int, partial: Path) -> bool:
     """Tells whether a parameter, (V, D), is what a recording has of a step; True if it has no row of that."""
-    with TensorFile(partial) as file:
-        prefix = parts_of(file.layout)[0].prefix
-        every_n_steps = file.layout.flannel["every_n_steps"]
-        if step % every_n_steps or f"{prefix}embeddings" not in file.layout.tensors:
+    with open_file(partial) as file:
+        prefix = parts_of(file.header)[0].prefix
+        every_n_steps = file.header.flannel["every_n_steps"]
+        if step % every_n_steps or f"{prefix}embeddings" not in file.header.tensors:
             return True
         row_VD = LazyTensor(file, f"{prefix}embeddings", framework="pt")[step // every_n_steps]
-        if f"{prefix}{RECORDED_TOKENS}" in file.layout.tensors:
+        if f"{prefix}{RECORDED_TOKENS}" in file.header.tensors:
             weight_VD = weight_VD[torch.from_numpy(file.read(f"{prefix}{RECORDED_TOKENS}"))]
     # By their bits: a weight that is not a number is equal to itself here.
     return torch.equal(weight_VD.to(row_VD.dtype).contiguous().view(torch.uint8), row_VD.view(torch.uint8))

@@ -13,8 +13,8 @@ from flannel_pl import provenance
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.recording.formats.attempts import attempts_of, environment_changes
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.formats.safetensors.layout import read_layout
 
 DRIVER_FACTS = Path("/proc/driver/nvidia/version")
 """Where Linux says which driver its NVIDIA GPUs have."""
@@ -175,7 +175,7 @@ def refuse_other_environment(paths: RunPaths, now: Mapping[str, Any], first_row:
         UserError: Names every difference, and the option that goes on regardless.
         RunError: If the unfinished recording cannot be read.
     """
-    metadata = read_layout(paths.partial).flannel
+    metadata = read_header(paths.partial).flannel
     attempts = [one for one in attempts_of(metadata) if one.first_row < first_row < metadata["num_rows"]]
     changes = environment_changes(attempts[-1].environment, now) if attempts else []
     if changes:

@@ -29,8 +29,8 @@ from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.metadata import parse_json
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.formats.safetensors.layout import TensorSpec
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema
+from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering import limits as gather_limits
 from flannel_pl.recording.gathering.contents import other_data
 from flannel_pl.recording.sameness import has_own_data

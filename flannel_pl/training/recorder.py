@@ -36,8 +36,8 @@ from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import AUTOCAST
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.formats.schema import (
     RECORDABLE,
     RECORDED_TOKENS,
@@ -453,7 +453,7 @@ class StepRecorder(Callback):
     def _what_there_is(self, watch: OptimizerWatch, first_row: int) -> tuple[str, ...]:
         """Returns the tensors that can be recorded; of a recording that goes on, those that it has."""
         if first_row > 0 and is_there(self.paths.partial):
-            begun = read_layout(self.paths.partial).flannel.get("checksum_columns", ())
+            begun = read_header(self.paths.partial).flannel.get("checksum_columns", ())
             return tuple(name for name in RECORDABLE if name in begun)
         return tuple(name for name in RECORDABLE if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
 
@@ -462,7 +462,7 @@ class StepRecorder(Callback):
 
         One of an earlier version does not know of them.
         """
-        said = read_layout(self.paths.partial).flannel
+        said = read_header(self.paths.partial).flannel
         skippable = SKIPPED in said.get("checksum_columns", ())
         return skippable, said.get("own_dtypes", {}), said.get("schema", SCHEMA_VERSION)
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES, read_layout
+from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES
 from tests.recording.recording_samples import make_schema, make_writer, write_rows
 
 Array = np.ndarray[Any, Any]

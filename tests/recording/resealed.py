@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from flannel_pl.recording.formats.files import open_file
 from flannel_pl.recording.formats.metadata import dump_metadata
-from flannel_pl.recording.formats.safetensors.layout import TensorSpec, plan_layout
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.formats.safetensors.layout import plan_layout
 from flannel_pl.recording.formats.schema import static_checksum
+from flannel_pl.recording.formats.specs import TensorSpec
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -24,9 +25,9 @@ def reseal(path: Path, tensors: Mapping[str, Any] | None = None, say: Change = l
         tensors: Key -> another array, or None to leave it out.
         say: Changes the metadata; checksums of tensors that are not there are computed after it.
     """
-    with TensorFile(path) as file:
-        arrays = {key: file.read(key) for key in file.layout.tensors}
-        metadata = copy.deepcopy(file.layout.flannel)
+    with open_file(path) as file:
+        arrays = {key: file.read(key) for key in file.header.tensors}
+        metadata = copy.deepcopy(file.header.flannel)
     changed = dict(tensors or {})
     arrays = {key: array for key, array in (arrays | changed).items() if array is not None}
     say(metadata)

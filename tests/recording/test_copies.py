@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 
 from flannel_pl.errors import RunError
 from flannel_pl.recording.formats import opening
-from flannel_pl.recording.formats.safetensors.tensors import LazyTensor
+from flannel_pl.recording.formats.lazy import LazyTensor
+from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.reader import Recording, open_recording
 from tests.recording.copying import Rows, digest, read_row
 from tests.recording.recording_samples import MAX_STEPS, make_experiment, make_writer, write_rows
@@ -244,6 +245,7 @@ def test_a_descriptor_that_others_closed_gives_no_other_files_bytes(files: list[
     with open_recording(files[0]) as recording, files[1].open("rb") as other:
         tensor = recording.run(0).embeddings
         tensor[0]
+        assert isinstance(tensor._file, SafetensorsFile)
         os.dup2(other.fileno(), opening._open[id(tensor._file._descriptor)].fd)  # as after os.closerange
         with pytest.raises(RunError, match="is another file than the one that was opened"):
             tensor[0]

@@ -9,7 +9,7 @@ import pytest
 
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checking.verify import verify
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.formats.files import open_file
 from flannel_pl.recording.gathering.gather import gather
 from tests.recording.recording_samples import make_experiment, make_schema
 from tests.recording.resealed import Change, reseal
@@ -237,7 +237,7 @@ def test_the_tokens_of_a_subset(tmp_path: Path, tokens: str, ids: "np.ndarray[An
 def test_a_shard(tmp_path: Path) -> None:
     paths = sample(tmp_path / "x")
     shard = paths.run(0).recording
-    with TensorFile(shard) as file:
+    with open_file(shard) as file:
         checksums = file.read("checksums")
     reseal(shard, {"embeddings": np.zeros((7, 30, 4), np.float32)})
     assert found(shard) == "embeddings is F32 of shape (7, 30, 4), expected BF16 of shape (7, 30, 4)"

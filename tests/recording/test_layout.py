@@ -13,13 +13,8 @@ from safetensors import safe_open
 
 from flannel_pl.errors import RunError
 from flannel_pl.recording.formats.metadata import dump_metadata
-from flannel_pl.recording.formats.safetensors.layout import (
-    PAGE_BYTES,
-    FileLayout,
-    TensorSpec,
-    plan_layout,
-    read_layout,
-)
+from flannel_pl.recording.formats.safetensors.layout import PAGE_BYTES, FileLayout, plan_layout, read_layout
+from flannel_pl.recording.formats.specs import TensorSpec
 
 ARRAYS: dict[str, np.ndarray[Any, Any]] = {
     "b": np.arange(6, dtype=np.int64).reshape(2, 3),

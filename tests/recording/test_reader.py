@@ -16,7 +16,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checking.findings import describe
 from flannel_pl.recording.checking.verify import verify
-from flannel_pl.recording.formats.safetensors import tensors
+from flannel_pl.recording.formats import lazy
 from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import (
@@ -152,7 +152,7 @@ EQUAL_TO_NUMPY = [
 def test_indexing_is_that_of_numpy(
     plain: Path, monkeypatch: pytest.MonkeyPatch, key: Any, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", block_bytes)
     expected = np.asarray(CONTENT[key])
     for framework in ("np", "pt"):
         with open_recording(plain, framework=framework) as recording:

@@ -14,7 +14,8 @@ from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.checking import checks
 from flannel_pl.recording.checking.verify import check_rows, num_good_rows, verify, verify_verb
 from flannel_pl.recording.formats.metadata import dump_metadata
-from flannel_pl.recording.formats.safetensors.layout import TensorSpec, plan_layout, read_layout
+from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
+from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering.gather import gather
 from tests.recording.damage import flipped, write_byte
 from tests.recording.recording_samples import (

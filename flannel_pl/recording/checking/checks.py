@@ -18,9 +18,8 @@ import xxhash
 from flannel_pl.errors import UserError
 from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec, said_columns
 from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.files import Header, TensorFile
 from flannel_pl.recording.formats.metadata import short
-from flannel_pl.recording.formats.safetensors.layout import FileLayout, TensorSpec
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
 from flannel_pl.recording.formats.schema import (
     DTYPE_CODES,
     EXPERIMENT_TENSORS,
@@ -31,6 +30,7 @@ from flannel_pl.recording.formats.schema import (
     RecordingSchema,
     static_checksum,
 )
+from flannel_pl.recording.formats.specs import TensorSpec
 
 PIECE_BYTES = 8 * 2**20
 """Read at once by each thread."""
@@ -87,9 +87,9 @@ class _Piece:
     row_bytes: int
 
 
-def parts_of(layout: FileLayout) -> list[RunPart]:
+def parts_of(header: Header) -> list[RunPart]:
     """Returns the runs that a file's metadata list: one for a shard, several for a gathered file."""
-    metadata = layout.flannel
+    metadata = header.flannel
     config = metadata.get("config", {})
     if "runs" in metadata:
         return [
@@ -97,18 +97,18 @@ def parts_of(layout: FileLayout) -> list[RunPart]:
             for run in metadata["runs"]
         ]
     prefix = f"run_{metadata.get('run')}_"
-    prefix = prefix if f"{prefix}checksums" in layout.tensors else ""
+    prefix = prefix if f"{prefix}checksums" in header.tensors else ""
     return [RunPart(metadata.get("run"), prefix, metadata, config, said_columns(metadata, metadata))]
 
 
-def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
+def problems(header: Header, part: RunPart) -> Iterator[str]:
     """Yields what of a run's keys, shapes and dtypes is not as the metadata imply."""
     absent = [name for name in REQUIRED if name not in part.metadata]
     if absent:
         yield f"the metadata do not say {', '.join(absent)}"
         return
     try:
-        schema = _implied_schema(layout, part)
+        schema = _implied_schema(header, part)
     except (UserError, TypeError) as error:
         yield f"its config cannot be: {error}"
         return
@@ -122,12 +122,12 @@ def problems(layout: FileLayout, part: RunPart) -> Iterator[str]:
     schema = dataclasses.replace(schema, columns=(*schema.columns, *more))
     static = {}
     if _has_token_subset(part):
-        static[RECORDED_TOKENS] = TensorSpec("I64", (_row_sizes(layout, part)[0],))
+        static[RECORDED_TOKENS] = TensorSpec("I64", (_row_sizes(header, part)[0],))
     if static.keys() != part.metadata["static_checksums"].keys():
         named = list(part.metadata["static_checksums"])
         yield f"static_checksums has {named}, expected {list(static)}"
     expected = schema.specs(static)
-    got = {key: spec for key, spec in layout.tensors.items() if key.startswith(part.prefix)}
+    got = {key: spec for key, spec in header.tensors.items() if key.startswith(part.prefix)}
     for key in sorted(expected.keys() | got.keys()):
         if got.get(key) != expected.get(key):
             yield f"{key} is {_describe(got.get(key))}, expected {_describe(expected.get(key))}"
@@ -146,15 +146,15 @@ def _other_columns(schema: RecordingSchema, part: RunPart) -> Iterator[str]:
             )
 
 
-def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
+def _implied_schema(header: Header, part: RunPart) -> RecordingSchema:
     """Returns the schema that the config asks for; where it says nothing, one like what is there."""
     names = part.said("recorder.tensors")
     if names is None:
         names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
-    num_tokens, hidden_dim = _row_sizes(layout, part)
+    num_tokens, hidden_dim = _row_sizes(header, part)
     schema = RecordingSchema.build(
         tensors=names,
-        dtypes=_dtypes(layout, part, names),
+        dtypes=_dtypes(header, part, names),
         num_tokens=num_tokens,
         hidden_dim=hidden_dim,
         max_steps=1,
@@ -166,14 +166,14 @@ def _implied_schema(layout: FileLayout, part: RunPart) -> RecordingSchema:
     return dataclasses.replace(schema, num_rows=part.num_rows)
 
 
-def _dtypes(layout: FileLayout, part: RunPart, names: Iterable[str]) -> Mapping[str, str]:
+def _dtypes(header: Header, part: RunPart, names: Iterable[str]) -> Mapping[str, str]:
     if "dtypes" in part.config.get("recorder", {}):
         dtypes = part.said("recorder.dtypes") or {}
         if not isinstance(dtypes, dict):
             raise UserError(f"recorder.dtypes is {short(dtypes)}")
         return dtypes
     codes = {code: dtype for dtype, code in DTYPE_CODES.items()}
-    specs = {name: layout.tensors.get(part.key(name)) for name in names}
+    specs = {name: header.tensors.get(part.key(name)) for name in names}
     return {name: codes.get(spec.dtype, "bfloat16") for name, spec in specs.items() if spec is not None}
 
 
@@ -198,11 +198,11 @@ def _other_rows(part: RunPart) -> Iterator[str]:
         yield f"num_rows is {part.num_rows}, {asks} {expected}"
 
 
-def _row_sizes(layout: FileLayout, part: RunPart) -> tuple[int, int]:
+def _row_sizes(header: Header, part: RunPart) -> tuple[int, int]:
     """Returns V and D as the config has them, else as the file has them, 1 for what it does not have."""
-    specs = [layout.tensors.get(part.key(name)) for name in RECORDABLE]
+    specs = [header.tensors.get(part.key(name)) for name in RECORDABLE]
     shapes = [spec.shape[1:] for spec in specs if spec is not None]
-    tokens = layout.tensors.get(part.key(RECORDED_TOKENS))
+    tokens = header.tensors.get(part.key(RECORDED_TOKENS))
     if tokens is not None:
         shapes.append(tokens.shape)
     sizes = (*max(shapes, key=len, default=()), 1, 1)
@@ -284,7 +284,7 @@ def _digests(
     """Yields the checksums that the rows of each piece really have."""
     pieces: list[_Piece] = []
     for name in columns:
-        spec = file.layout.tensors[part.key(name)]
+        spec = file.header.tensors[part.key(name)]
         row_bytes = spec.num_bytes // spec.shape[0]
         num_rows = max(1, PIECE_BYTES // row_bytes)
         for start in range(first, last, num_rows):
@@ -326,15 +326,15 @@ def _hash_long_row(file: TensorFile, key: str, piece: _Piece, memory: memoryview
     return hasher.intdigest()
 
 
-def shared_problems(layout: FileLayout, parts: list[RunPart]) -> Iterator[str]:
+def shared_problems(header: Header, parts: list[RunPart]) -> Iterator[str]:
     """Yields what of the keys and metadata that belong to no run is not as it should be."""
-    metadata = layout.flannel
+    metadata = header.flannel
     if metadata.get("schema") not in KNOWN_SCHEMAS:
         known = " and ".join(map(str, KNOWN_SCHEMAS))
         yield f"its schema is {metadata.get('schema')!r}, this flannel-pl knows {known}"
     if "runs" in metadata:
         of_runs = tuple(part.prefix for part in parts)
-        got = {key for key in layout.tensors if not key.startswith(of_runs)}
+        got = {key for key in header.tensors if not key.startswith(of_runs)}
         expected = set(EXPERIMENT_TENSORS)
         for key in sorted(got ^ expected):
             yield f"{key} is not there" if key in expected else f"{key} is there and belongs to no run"
@@ -345,7 +345,7 @@ def shared_problems(layout: FileLayout, parts: list[RunPart]) -> Iterator[str]:
             yield f"its runs are numbered {numbers}, expected 0, 1, ..."
 
 
-def num_bytes_of(layout: FileLayout, part: RunPart) -> int:
+def num_bytes_of(header: Header, part: RunPart) -> int:
     """Returns the size of a run's tensors."""
     names = (*part.metadata["checksum_columns"], "checksums")
-    return sum(layout.tensors[part.key(name)].num_bytes for name in names)
+    return sum(header.tensors[part.key(name)].num_bytes for name in names)

@@ -13,7 +13,7 @@ from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.checking.findings import CheckedPart
 from flannel_pl.recording.checking.presence import check_presence
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
-from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.gathering.contents import (
     contradictions,
     experiment_tensors,
@@ -109,7 +109,7 @@ def _folder_problems(paths: ExperimentPaths, record: ExperimentRecord) -> Iterat
 def _metadata(path: Path) -> dict[str, Any] | None:
     """Returns what a file says of itself; None if it is not there or cannot be read."""
     try:
-        return read_layout(path).flannel if path.exists() else None
+        return read_header(path).flannel if path.exists() else None
     except RunError:
         return None
 
@@ -117,15 +117,15 @@ def _metadata(path: Path) -> dict[str, Any] | None:
 def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:
     paths = index_paths(index)
     try:
-        extras = read_layout(paths.index_extras)
-        layouts = {paths.index_extras: extras}
+        extras = read_header(paths.index_extras)
+        headers = {paths.index_extras: extras}
         for run in extras.flannel.get("runs", []):
             shard = paths.run(run["index"]).recording
-            layouts[shard] = read_layout(shard)
-            if wrong := list(index_contradictions(layouts[shard].flannel, extras.flannel)):
+            headers[shard] = read_header(shard)
+            if wrong := list(index_contradictions(headers[shard].flannel, extras.flannel)):
                 sentence = f"it is not the recording that the index was made for: {'; '.join(wrong)}"
                 yield shard, f"{sentence}; bring that one back, or gather again"
-        if read_small(index) != index_content(index.parent, layouts):
+        if read_small(index) != index_content(index.parent, headers):
             yield index, "it is not as it was written; gather again with --mode index"
     except OSError as error:
         yield index, f"it cannot be read: {error.strerror}"

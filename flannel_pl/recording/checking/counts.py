@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from flannel_pl.arrays import Array
-from flannel_pl.recording.formats.safetensors.layout import TensorSpec
 from flannel_pl.recording.formats.schema import MASK_NAMES
+from flannel_pl.recording.formats.specs import TensorSpec
 
 
 def mask_problems(masks: Mapping[str, Array], digest: str | None) -> Iterator[str]:

@@ -21,8 +21,7 @@ from flannel_pl.recording.checking.checks import (
     shared_problems,
 )
 from flannel_pl.recording.checking.implied import experiment_problems, token_problems
-from flannel_pl.recording.formats.safetensors.layout import FileLayout
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.formats.files import Header, TensorFile, open_file
 from flannel_pl.recording.writing.disk import readable_bytes
 
 Advance = Callable[[int], object]
@@ -106,7 +105,7 @@ def check_file(path: Path, *, advance: Advance) -> Iterator[CheckedPart]:
     """
     start_s = time.monotonic()
     try:
-        with TensorFile(path) as file:
+        with open_file(path) as file:
             yield from _check_open_file(file, advance)
     except NoChecksumsError:
         raise
@@ -117,22 +116,22 @@ def check_file(path: Path, *, advance: Advance) -> Iterator[CheckedPart]:
         yield CheckedPart(path, None, 0, num_bytes, time.monotonic() - start_s, (str(error),))
 
 
-def header_damage(path: Path, layout: FileLayout) -> list[str]:
+def header_damage(path: Path, header: Header) -> list[str]:
     """Returns what is wrong with a header that can be parsed.
 
     Raises:
         NoChecksumsError: If the file carries no checksums at all.
     """
-    if not layout.flannel:
+    if not header.flannel:
         raise NoChecksumsError(
             f"{path} carries no checksums, so there is nothing to verify it against: something else than "
             "flannel-pl wrote it, or the beginning of its header is damaged"
         )
-    if not layout.header_is_right:
+    if not header.header_is_right:
         return ["its header is not as it was written"]
-    parts = [] if is_extras(path) else parts_of(layout)
-    found = list(shared_problems(layout, parts))
-    return found + [sentence for part in parts for sentence in problems(layout, part)]
+    parts = [] if is_extras(path) else parts_of(header)
+    found = list(shared_problems(header, parts))
+    return found + [sentence for part in parts for sentence in problems(header, part)]
 
 
 def is_extras(path: Path) -> bool:
@@ -142,21 +141,21 @@ def is_extras(path: Path) -> bool:
 
 def _check_open_file(file: TensorFile, advance: Advance) -> Iterator[CheckedPart]:
     start_s = time.monotonic()
-    damage = header_damage(file.path, file.layout)
-    header_bytes = len(file.layout.header)
+    damage = header_damage(file.path, file.header)
+    header_bytes = file.header.own_bytes
     if damage:
         yield CheckedPart(file.path, None, 0, header_bytes, time.monotonic() - start_s, tuple(damage))
         return
     advance(header_bytes)
-    metadata = file.layout.flannel
+    metadata = file.header.flannel
     if "runs" in metadata:
         names = metadata["static_checksums"]
         wrong = tuple(_not_as_written(name) for name in bad_static(file, names))
         wrong = wrong or tuple(experiment_problems(file))
-        num_bytes = sum(file.layout.tensors[name].num_bytes for name in names)
+        num_bytes = sum(file.header.tensors[name].num_bytes for name in names)
         advance(num_bytes)
         yield CheckedPart(file.path, None, 0, header_bytes + num_bytes, time.monotonic() - start_s, wrong)
-    for part in [] if is_extras(file.path) else parts_of(file.layout):
+    for part in [] if is_extras(file.path) else parts_of(file.header):
         yield _check_part(file, part, advance)
 
 
@@ -171,7 +170,7 @@ def _check_part(file: TensorFile, part: RunPart, advance: Advance) -> CheckedPar
         damage = _static_damage(file, part)
     else:
         damage = part_damage(file, part, advance=advance)
-    num_bytes = num_bytes_of(file.layout, part) * num_rows // part.num_rows
+    num_bytes = num_bytes_of(file.header, part) * num_rows // part.num_rows
     elapsed_s = time.monotonic() - start_s
     return CheckedPart(file.path, part.run, num_rows, num_bytes, elapsed_s, tuple(damage), unfinished)
 

@@ -10,9 +10,9 @@ from flannel_pl.arrays import Array
 from flannel_pl.recording.checking.checks import RunPart
 from flannel_pl.recording.checking.counts import differs, masks_of, other_counts
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.formats.safetensors.layout import TensorSpec
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
+from flannel_pl.recording.formats.files import TensorFile
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
+from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering.contents import tensors_of
 from flannel_pl.recording.sameness import has_own_data
 
@@ -25,7 +25,7 @@ def experiment_problems(file: TensorFile) -> Iterator[str]:
             were written.
     """
     try:
-        record = _record(file.layout.flannel)
+        record = _record(file.header.flannel)
     except ValueError as error:
         yield f"its metadata cannot be: {error}"
         return
@@ -48,7 +48,7 @@ def token_problems(file: TensorFile, part: RunPart) -> Iterator[str]:
         part: Which run.
     """
     key = part.key(RECORDED_TOKENS)
-    if key not in file.layout.tensors:
+    if key not in file.header.tensors:
         return
     ids, vocab_size, wanted = file.read(key), part.said("model.vocab_size"), part.said("recorder.tokens")
     if len(ids) == 0 or ids[0] < 0 or (np.diff(ids) <= 0).any():
@@ -57,7 +57,7 @@ def token_problems(file: TensorFile, part: RunPart) -> Iterator[str]:
         yield f"{RECORDED_TOKENS} go up to {ids[-1]}, of a vocabulary of {vocab_size}"
     elif wanted in ("dead", "live") and not has_own_data(part.metadata.get("swept", {})):
         shared = f"{wanted}_indices"
-        if shared in file.layout.tensors and differs(ids, file.read(shared)):
+        if shared in file.header.tensors and differs(ids, file.read(shared)):
             yield f"{RECORDED_TOKENS} are not the {wanted} tokens, which recorder.tokens asks for"
 
 

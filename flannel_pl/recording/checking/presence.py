@@ -12,7 +12,7 @@ from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checking.findings import CheckedPart
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.writing.journal import Journal
 
 
@@ -76,7 +76,7 @@ def _gathered_runs(paths: ExperimentPaths, record: ExperimentRecord) -> Collecti
     if not os.path.lexists(paths.gathered):
         return ()
     try:
-        return {run["index"] for run in read_layout(paths.gathered).flannel.get("runs", [])}
+        return {run["index"] for run in read_header(paths.gathered).flannel.get("runs", [])}
     except RunError:
         return record.indices
 

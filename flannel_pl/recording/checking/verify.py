@@ -22,9 +22,8 @@ from flannel_pl.recording.checking.findings import (
 )
 from flannel_pl.recording.checking.presence import missing
 from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.files import Header, open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
 from flannel_pl.terminal import make_console
 
 
@@ -58,8 +57,8 @@ def check_rows(
     Raises:
         RunError: If the file cannot be read, or its header is damaged.
     """
-    with TensorFile(path) as file:
-        part = _only_part(path, file.layout)
+    with open_file(path) as file:
+        part = _only_part(path, file.header)
         stop = part.num_rows if last is None else min(last, part.num_rows)
         bad = bad_cells(file, part, first=first, last=stop, advance=progress)
         return CheckedRows(max(stop - first, 0), tuple(bad))
@@ -81,8 +80,8 @@ def num_good_rows(path: Path) -> int:
     if not is_there(path):
         return 0
     try:
-        with TensorFile(path) as file:
-            part = _only_part(path, file.layout)
+        with open_file(path) as file:
+            part = _only_part(path, file.header)
             if bad_static(file, part.metadata["static_checksums"], prefix=part.prefix):
                 return 0
             written = num_leading_rows(file, part)
@@ -94,13 +93,13 @@ def num_good_rows(path: Path) -> int:
         return 0
 
 
-def _only_part(path: Path, layout: FileLayout) -> RunPart:
+def _only_part(path: Path, header: Header) -> RunPart:
     """Returns the one run of a shard whose header is right."""
-    damage = header_damage(path, layout)
+    damage = header_damage(path, header)
     if damage:
         raise RunError(f"{path} cannot be checked: {damage[0]}. flannel-pl verify says what to do.")
-    parts = parts_of(layout)
-    if len(parts) != 1 or "runs" in layout.flannel:
+    parts = parts_of(header)
+    if len(parts) != 1 or "runs" in header.flannel:
         raise RunError(f"{path} holds {len(parts)} runs, expected the recording of one; use verify")
     return parts[0]
 
@@ -165,7 +164,7 @@ def _files(path: Path) -> list[Path]:
     if not path.name.endswith(".index.json"):
         return [path]
     paths = index_paths(path)
-    runs = read_layout(paths.index_extras).flannel.get("runs", [])
+    runs = read_header(paths.index_extras).flannel.get("runs", [])
     shards = [paths.run(run["index"]).recording for run in runs]
     return [paths.index_extras, *(shard for shard in shards if os.path.lexists(shard))]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flannel_pl.recording.formats.safetensors.layout import NUMPY_DTYPES, TensorSpec
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,8 @@ import xxhash
 from flannel_pl.errors import UserError
 from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec
 from flannel_pl.recording.formats.metadata import dump_metadata, short
-from flannel_pl.recording.formats.safetensors.layout import (
-    NUMPY_DTYPES,
-    SPARE_HEADER_BYTES,
-    TensorSpec,
-    plan_layout,
-)
+from flannel_pl.recording.formats.safetensors.layout import SPARE_HEADER_BYTES, plan_layout
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
 SCHEMA_VERSION = 2
 """Raised by every change to the file format, see docs/format.md."""

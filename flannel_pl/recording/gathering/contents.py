@@ -13,6 +13,7 @@ from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import share_columns, with_columns
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.metadata import dump_metadata
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
@@ -71,7 +72,7 @@ def refuse_foreign_shard(paths: ExperimentPaths, record: ExperimentRecord, index
     """
     path = paths.run(index).recording
     try:
-        metadata = read_layout(path).flannel
+        metadata = read_header(path).flannel
     except RunError:
         return
     refuse_foreign(path, contradictions(metadata, record, index), paths)
@@ -252,14 +253,14 @@ def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
     if not is_there(paths.gathered):
         return False
     try:
-        layout = read_layout(paths.gathered)
+        header = read_header(paths.gathered)
     except Unreachable:  # it may be complete, and the only copy of everything
         raise
     except RunError:
         return False
-    if not layout.header_is_right:
+    if not header.header_is_right:
         return False
-    refuse_foreign(paths.gathered, gathered_contradictions(layout.flannel, record), paths)
+    refuse_foreign(paths.gathered, gathered_contradictions(header.flannel, record), paths)
     return True
 
 

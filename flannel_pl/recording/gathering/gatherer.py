@@ -21,10 +21,10 @@ from flannel_pl.recording.checking.findings import header_damage, part_damage
 from flannel_pl.recording.checking.presence import was_finished
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.files import open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.formats.safetensors.layout import FileLayout, read_layout
+from flannel_pl.recording.formats.safetensors.layout import FileLayout
 from flannel_pl.recording.formats.safetensors.shard import is_shortened
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
 from flannel_pl.recording.gathering.contents import (
     Extras,
     Shard,
@@ -99,7 +99,7 @@ def gathered_early_ends(paths: ExperimentPaths) -> dict[int, EarlyEnd]:
         notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
         told |= {} if notes is None else notes.runs
     with contextlib.suppress(RunError):
-        told |= {run["index"]: run for run in read_layout(paths.gathered).flannel.get("runs", [])}
+        told |= {run["index"]: run for run in read_header(paths.gathered).flannel.get("runs", [])}
     return {index: ended for index, one in told.items() if (ended := EarlyEnd.of(one)) is not None}
 
 
@@ -190,7 +190,7 @@ class Gatherer:
         """
         copied = {} if self._notes is None else self._notes.runs
         waiting = [i for i in self._indices if i not in copied and self._has_shard(i)]
-        sizes = [read_layout(self.paths.run(i).recording).used_bytes for i in waiting]
+        sizes = [read_header(self.paths.run(i).recording).used_bytes for i in waiting]
         self._refuse_small_disk(sum(sizes) if self.keep_shards else max(sizes, default=0))
 
     def add(self, run_index: int, *, advance: Advance | None = None) -> None:
@@ -344,9 +344,9 @@ class Gatherer:
         return copy_damage(self.paths.growing, layout, index, metadata, advance=lambda num_bytes: advance(0))
 
     def _damage_in_finished_file(self, index: int) -> list[str]:
-        with TensorFile(self.paths.gathered) as file:
-            part = next(part for part in parts_of(file.layout) if part.run == index)
-            return [*problems(file.layout, part)] or part_damage(file, part)
+        with open_file(self.paths.gathered) as file:
+            part = next(part for part in parts_of(file.header) if part.run == index)
+            return [*problems(file.header, part)] or part_damage(file, part)
 
     def _copy(self, index: int, advance: Advance) -> None:
         """Copies a shard into the growing file and notes that it is safe there; or sets it apart."""

@@ -12,8 +12,8 @@ from flannel_pl.publish import sync
 from flannel_pl.recording.checking.checks import RunPart
 from flannel_pl.recording.checking.findings import part_damage
 from flannel_pl.recording.formats.opening import unreachable
+from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
-from flannel_pl.recording.formats.safetensors.tensors import TensorFile
 from flannel_pl.recording.gathering.contents import Extras
 from flannel_pl.recording.writing.disk import copy_range, create, explained, publish, write_at
 from flannel_pl.recording.writing.held import check_held
@@ -160,7 +160,7 @@ def copy_damage(
         metadata: What its own recording says of it.
         advance: Called with the size of each piece that is read.
     """
-    with TensorFile(path, layout=layout) as file:
+    with SafetensorsFile(path, layout=layout) as file:
         return part_damage(file, RunPart(index, f"run_{index}_", metadata), advance=advance)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.formats.safetensors.layout import FileLayout, TensorSpec, is_readable, plan_layout
+from flannel_pl.recording.formats.files import Header
+from flannel_pl.recording.formats.safetensors.layout import is_readable, plan_layout
+from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering.contents import Shard
 from flannel_pl.recording.writing.disk import new_file, write_at, write_file
 from flannel_pl.texts import for_file
@@ -48,21 +50,24 @@ def write_index(
         write_at(fd, layout.header, 0)
         for name, array in extras.items():
             write_at(fd, array.tobytes(), layout.offsets[name])
-    layouts = {paths.index_extras: layout} | {shard.path: shard.layout for shard in shards}
-    write_file(paths.index, index_content(paths.folder, layouts))
+    headers: Mapping[Path, Header] = {
+        **{paths.index_extras: layout},
+        **{shard.path: shard.layout for shard in shards},
+    }
+    write_file(paths.index, index_content(paths.folder, headers))
     return paths.index
 
 
-def index_content(folder: Path, layouts: Mapping[Path, FileLayout]) -> bytes:
+def index_content(folder: Path, headers: Mapping[Path, Header]) -> bytes:
     """Returns the bytes of the index over some files.
 
     Args:
         folder: Where the index is; paths in it are relative to that.
-        layouts: File -> its layout.
+        headers: File -> its header.
     """
     weight_map = {
-        key: path.relative_to(folder).as_posix() for path, layout in layouts.items() for key in layout.tensors
+        key: path.relative_to(folder).as_posix() for path, header in headers.items() for key in header.tensors
     }
-    total_size = sum(spec.num_bytes for layout in layouts.values() for spec in layout.tensors.values())
+    total_size = sum(spec.num_bytes for header in headers.values() for spec in header.tensors.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     return json.dumps(for_file(index), indent=2, sort_keys=True).encode()

@@ -8,7 +8,8 @@ from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.recording.experiment_record import ExperimentRecord, GatherMode
 from flannel_pl.recording.formats.safetensors import layout
-from flannel_pl.recording.formats.safetensors.layout import FileLayout, TensorSpec, is_readable, plan_layout
+from flannel_pl.recording.formats.safetensors.layout import FileLayout, is_readable, plan_layout
+from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering.contents import gathered_metadata, tensors_of
 from flannel_pl.recording.gathering.membership import said_of_run
 

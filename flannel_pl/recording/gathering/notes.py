@@ -18,15 +18,9 @@ from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import with_columns
 from flannel_pl.recording.formats.metadata import check_metadata
 from flannel_pl.recording.formats.opening import is_there, unreachable
-from flannel_pl.recording.formats.safetensors.layout import (
-    NUMPY_DTYPES,
-    PAGE_BYTES,
-    FileLayout,
-    TensorSpec,
-    is_readable,
-    plan_layout,
-)
+from flannel_pl.recording.formats.safetensors.layout import PAGE_BYTES, FileLayout, is_readable, plan_layout
 from flannel_pl.recording.formats.safetensors.shard import is_shortened
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.gathering.contents import (
     Extras,
     Shard,

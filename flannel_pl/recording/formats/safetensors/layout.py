@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from flannel_pl.errors import RunError
 from flannel_pl.recording.formats.metadata import (
     CHECKSUM_KEY,
@@ -31,6 +28,7 @@ from flannel_pl.recording.formats.metadata import (
     short,
 )
 from flannel_pl.recording.formats.opening import Descriptor, unreachable
+from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 from flannel_pl.recording.writing.disk import header_copy_of
 
 PAGE_BYTES = 4096
@@ -52,45 +50,7 @@ a reader busy for longer than a second. A gathered file of a thousand runs needs
 MAX_AXES = 64
 _MAX_EMPTY_ELEMENTS = 2**24
 
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "U64": np.dtype(np.uint64),
-    "I64": np.dtype(np.int64),
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "U32": np.dtype(np.uint32),
-    "I32": np.dtype(np.int32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-    "U16": np.dtype(np.uint16),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-"""Code of each dtype in a header -> numpy's, in the order the reference implementation lays tensors out."""
-
 _DTYPE_RANK = {code: rank for rank, code in enumerate(NUMPY_DTYPES)}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """What a header says of one tensor."""
-
-    dtype: str
-    """Code of the dtype, a key of `NUMPY_DTYPES`, e.g. BF16."""
-
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tensor's data."""
-        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
-
-    @classmethod
-    def of(cls, array: "np.ndarray[Any, Any]") -> "TensorSpec":
-        """Returns the spec of a numpy array."""
-        code = next(code for code, dtype in NUMPY_DTYPES.items() if dtype == array.dtype)
-        return cls(code, tuple(array.shape))
 
 
 @dataclass(frozen=True)
@@ -114,6 +74,11 @@ class FileLayout:
 
     unused: tuple[tuple[int, int], ...] = ()
     """First byte and end of every filler."""
+
+    @property
+    def own_bytes(self) -> int:
+        """Size of the header."""
+        return len(self.header)
 
     @property
     def used_bytes(self) -> int:

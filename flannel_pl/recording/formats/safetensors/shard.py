@@ -26,11 +26,11 @@ from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata, s
 from flannel_pl.recording.formats.safetensors.layout import (
     SPARE_HEADER_BYTES,
     FileLayout,
-    TensorSpec,
     plan_layout,
     read_layout,
 )
 from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.writing.disk import (
     copy_range,
     create,
