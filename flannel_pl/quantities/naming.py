@@ -14,6 +14,8 @@ _COMPILED = "_orig_mod."
 
 EVERY = "all"
 
+MAX_NAMED = 12
+
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Returns name -> every parameter and buffer; a tied one under each of its names."""
@@ -110,5 +112,13 @@ def _instead(module: nn.Module, name: str, there: Mapping[str, Tensor]) -> str:
     if owner in modules and parametrize.is_parametrized(modules[owner], last):
         inner = [one for one in there if one.startswith(f"{owner}.parametrizations.{last}.")]
         return f"it is computed from {', '.join(inner)}; record those"
-    nearest = difflib.get_close_matches(name, list(there), n=3, cutoff=0.0)
-    return f"it has {', '.join(sorted(there))}" if len(there) <= 12 else f"it has, e.g., {', '.join(nearest)}"
+    if len(there) <= MAX_NAMED:
+        return f"it has {what_there_is(module)}"
+    return f"it has, e.g., {', '.join(difflib.get_close_matches(name, list(there), n=3, cutoff=0.0))}"
+
+
+def what_there_is(module: nn.Module) -> str:
+    """Names the parameters and buffers of a module, as far as that is short."""
+    names = sorted(tensors_of(module))
+    more = f", ... ({len(names)} in all)" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED]) or 'none'}{more}"

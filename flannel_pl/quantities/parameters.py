@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from flannel_pl.quantities.naming import expand, place_of, resolve
+from flannel_pl.errors import UserError
+from flannel_pl.quantities.naming import expand, place_of, resolve, what_there_is
 from flannel_pl.quantities.quantity import Column, Quantity, Row
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
@@ -55,10 +56,12 @@ class OfParameter(Quantity):
 
 
 def _axes(tensor: Tensor, subject: Subject) -> tuple[str, ...]:
-    num_tokens, width = subject.parameter.shape
-    # Where a model is as wide as its vocabulary is large, nothing tells whose rows are tokens.
-    if tensor is subject.parameter or (tensor.shape == subject.parameter.shape and num_tokens != width):
-        return ("V", "D")
+    first = subject.parameter
+    if subject.has_rows and tensor.shape == first.shape:
+        num_tokens, width = first.shape
+        # Where a model is as wide as its vocabulary is large, nothing tells whose rows are tokens.
+        if tensor is first or num_tokens != width:
+            return ("V", "D")
     return tuple(f"axis{number}" for number in range(tensor.ndim))
 
 
@@ -67,7 +70,7 @@ class ParameterValues(OfParameter):
 
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
-        what = "token embedding" if self.of is None else "values"
+        what = "token embedding" if self.of is None and subject.has_rows else "values"
         return self.declared(subject, row0="initial", meaning=f"{what} after the step")
 
     @override
@@ -120,35 +123,69 @@ OPTIMIZER_STATE = {"momentum": "exp_avg", "variance": "exp_avg_sq"}
 """Recorded tensor -> its name in the state of torch's Adam optimizers."""
 
 
+OF_PARAMETER = ("embeddings", "grads", *OPTIMIZER_STATE)
+"""Which of `RECORDABLE` are of a parameter: its values, its gradient, Adam's moments."""
+
+
+def kinds_of(tensors: Collection[str]) -> tuple[str, ...]:
+    """Returns which of `OF_PARAMETER` are recorded of further parameters: their values at least."""
+    return tuple(name for name in OF_PARAMETER if name in tensors) or OF_PARAMETER[:1]
+
+
+def leading(module: nn.Module, parameter: str | None, further: Mapping[str, str]) -> str:
+    """Returns the name of the parameter whose learning rate and device are those of a recording.
+
+    Args:
+        module: What is trained.
+        parameter: Name of the recorded parameter, if one is to have the bare names.
+        further: Alias -> name, of further ones.
+
+    Raises:
+        UserError: If nothing is to be recorded, or a name stands for nothing.
+    """
+    if parameter is not None:
+        return parameter
+    names = list(expand(module, further).values())
+    if not names:
+        raise UserError(
+            "recorder.parameter names none, and recorder.parameters no other, so none would be recorded; the "
+            f"module has {what_there_is(module)}. Name one, or record every one (recorder.parameters all)"
+        )
+    trained = {id(one) for one in module.parameters()}
+    return next((name for name in names if id(resolve(module, name)[1]) in trained), names[0])
+
+
 def further_parameters(
-    module: nn.Module, wanted: Mapping[str, str], *, besides: str, tensors: Collection[str]
+    module: nn.Module, wanted: Mapping[str, str], *, besides: str | None, tensors: Collection[str]
 ) -> list["OfParameter"]:
     """Returns what is recorded of parameters besides the first: `alias/values`, `alias/grads`, ...
 
     Args:
         module: What is trained.
         wanted: Alias -> name, pattern or `all`, see `naming.expand`.
-        besides: Name of the first, which has the bare names; it is not recorded twice.
-        tensors: Which of `RECORDABLE` are wanted of the first; the same are of these.
+        besides: Name of the first, which has the bare names; it is not recorded twice. None if none has.
+        tensors: Which of `RECORDABLE` are wanted of the first; the same are of these, see `kinds_of`.
 
     Raises:
         UserError: If a name stands for nothing.
     """
     found: list[OfParameter] = []
     trained = {id(one) for one in module.parameters() if one.is_floating_point()}
-    seen = {id(resolve(module, besides)[1])}
+    kinds = kinds_of(tensors)
+    has_bare_names = besides is not None and not set(OF_PARAMETER).isdisjoint(tensors)
+    seen = {id(resolve(module, besides)[1])} if besides is not None and has_bare_names else set()
     for alias, name in expand(module, wanted).items():
         tensor = resolve(module, name)[1]
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if "embeddings" in tensors:
+        if "embeddings" in kinds:
             found.append(ParameterValues(f"{alias}/values", name))
         if id(tensor) not in trained:
             continue
-        if "grads" in tensors:
+        if "grads" in kinds:
             found.append(ParameterGradients(f"{alias}/grads", name))
         for moment, key in OPTIMIZER_STATE.items():
-            if moment in tensors:
+            if moment in kinds:
                 found.append(OptimizerState(key, f"{alias}/{moment}", name, owner="Adam"))
     return found

@@ -16,7 +16,7 @@ class Subject:
     """What is trained, before its first step."""
 
     parameter: Tensor
-    """The recorded parameter, (V, D); on the device `meta` where only a plan is made."""
+    """The recorded parameter, e.g. (V, D); on the device `meta` where only a plan is made."""
 
     parameter_name: str
     """As in `named_parameters()`."""
@@ -35,6 +35,14 @@ class Subject:
 
     optimizer: torch.optim.Optimizer | None = None
     """None where only a plan is made."""
+
+    has_bare_names: bool = True
+    """Whether the parameter is recorded under the notebook's names; else it only leads the further ones."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the parameter has a row (D) for each of V tokens, or of whatever else its rows are."""
+        return self.has_bare_names and self.parameter.ndim == 2
 
     def module_of(self, name: str) -> nn.Module:
         """Returns a submodule.

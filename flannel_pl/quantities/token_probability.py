@@ -36,6 +36,11 @@ class TokenProbability(Quantity):
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
         columns = []
+        if self.per_token and not subject.has_rows:
+            raise UserError(
+                "TokenProbability per token needs a recorded parameter with a row for each token; name it in "
+                "recorder.parameter, or choose per_token: false"
+            )
         if self.per_token:
             like = torch.empty(len(subject.parameter), dtype=torch.float32, device="meta")
             meaning = "mean probability of each token over all positions"

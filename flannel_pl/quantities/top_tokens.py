@@ -28,6 +28,11 @@ class TopTokens(Quantity):
 
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
+        if not subject.has_rows:
+            raise UserError(
+                "TopTokens needs a recorded parameter with a row for each token; name it in "
+                "recorder.parameter"
+            )
         module, width = width_of(subject, self.of)
         num_tokens, dim = subject.parameter.shape
         if width != dim or not 1 <= self.k <= num_tokens:

@@ -107,7 +107,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     weights = torch.empty(shape, dtype=getattr(torch, arithmetic.weights), device="meta")
     own_dtypes, may_skip = torch_dtypes(arithmetic.own_dtypes), _is_scaling(config["trainer"])
     sets = {name: torch.from_numpy(ids) for name, ids in data.token_sets.items()}
-    subject = Subject(weights, recorder.parameter, own_dtypes, may_skip, sets, model.on_meta())
+    subject = Subject(weights, recorder.parameter or "", own_dtypes, may_skip, sets, model.on_meta())
     schema = schema_of(
         declared_columns(
             [

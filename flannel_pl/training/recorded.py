@@ -31,18 +31,21 @@ class RecordedParameter:
     Args:
         module: What is trained.
         name: As in `named_parameters()`; of a tied one, any of its names.
-        has_tokens: Whether it must have a row for each token.
+        has_tokens: Whether it must have a row for each token, for logits or because some are recorded.
 
     Raises:
         UserError: If there is none, or it cannot be recorded.
     """
 
-    def __init__(self, module: LightningModule, name: str, *, has_tokens: bool = True) -> None:
+    def __init__(self, module: LightningModule, name: str, *, has_tokens: bool = False) -> None:
         self.name = name
         self.tensor = _find(module, name)
         if has_tokens and self.tensor.ndim != 2:
             shape = tuple(self.tensor.shape)
-            raise UserError(f"{name} has shape {shape}, expected two dimensions (tokens, width)")
+            raise UserError(
+                f"{name} has shape {shape}, expected two dimensions (tokens, width), as logits and "
+                "recorder.tokens need; leave logits out of recorder.tensors, and record all tokens"
+            )
         self._module = module
         self._seen: Tensor | None = None
         self._seen_at = (0, 0)

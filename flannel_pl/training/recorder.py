@@ -27,7 +27,14 @@ from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dty
 from flannel_pl.quantities.core import Rows, StepEnd
 from flannel_pl.quantities.naming import resolve
 from flannel_pl.quantities.notebook import quantities_of
-from flannel_pl.quantities.parameters import OPTIMIZER_STATE, OptimizerState, further_parameters
+from flannel_pl.quantities.parameters import (
+    OF_PARAMETER,
+    OPTIMIZER_STATE,
+    OptimizerState,
+    further_parameters,
+    kinds_of,
+    leading,
+)
 from flannel_pl.quantities.passes import Passes
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.row import dtype_name
@@ -72,9 +79,17 @@ _WORDS = {
 """What an experiment's messages advise -> what a script does instead."""
 
 _OPTION = re.compile(
-    r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
+    r"\b(recorder|trainer|launch)\."
+    r"(?=(parameters?|tensors|dtypes|tokens|every_n_steps|checkpoint_every)\b)"
 )
 """What a config's key has before the name of an argument of `StepRecorder`."""
+
+
+def _wanted(tensors: Sequence[str] | str | None, *, of_bare: bool) -> tuple[str, ...]:
+    """Returns which tensors are to be recorded; of a module that nobody knows, logits only if asked for."""
+    if tensors is None:
+        return tuple(name for name in RECORDABLE if name != "logits" or of_bare)
+    return (tensors,) if isinstance(tensors, str) else tuple(tensors)
 
 
 class StepRecorder(Callback):
@@ -89,9 +104,9 @@ class StepRecorder(Callback):
     With accumulation over several batches the loss is their mean, and the logits are those of the first of
     them. A step that the optimizer did not take, because a loss scaler left it out, is marked in `skipped`.
 
-    The `training_step` has to return a dict with `loss` and, if logits are recorded, `logits` (V): those of
-    the first sequence's last position. A batch for which it returns None does not count; a step without any
-    that does has NaN for a loss and 0 for the gradient's norm, and is no rest to a report.
+    The `training_step` has to return the loss, or a dict with `loss` and, if logits are recorded, `logits`
+    (V): those of the first sequence's last position. A batch for which it returns None does not count; a step
+    without any that does has NaN for a loss and 0 for the gradient's norm, and is no rest to a report.
 
     Whatever its place in the Trainer's list, the recorder puts itself last: what other callbacks change of
     the gradient in `on_before_optimizer_step` and of weights in `on_train_batch_end` is recorded. What the
@@ -101,10 +116,12 @@ class StepRecorder(Callback):
 
     Args:
         folder: Where `recording.safetensors` and the run's journal are written.
-        parameter: Name of the recorded parameter, as in `named_parameters()`; shape (V, D).
+        parameter: Name of the recorded parameter, as in `named_parameters()`; shape (V, D), or any other
+            where neither logits nor some tokens are recorded. None = only those in `parameters` are recorded.
         tensors: Which of embeddings, grads, momentum, variance, logits and losses to record; None = all of
-            them, without the moments if the optimizer never keeps them. Whether `training_step` returns
-            logits, the first batch tells.
+            them, without the moments if the optimizer never keeps them, and without logits where no
+            `parameter` is named, or in an experiment. Whether `training_step` returns logits, the first batch
+            tells.
         dtypes: Type to record a tensor in: bfloat16, float16, float32 or float64; its own (default; of the
             loss, which `losses_f32` has in float32, bfloat16) loses nothing.
         tokens: Rows of the parameter to record: `all`, `dead`, `live` (as the data module's `token_sets`
@@ -118,8 +135,9 @@ class StepRecorder(Callback):
             the folder and knows what is unfinished there. Else the recorder does, and replaces nothing.
         quantities: What to record besides `tensors`; see `flannel_pl.quantities`.
         parameters: Further parameters of any shape, alias -> name; a name may be a pattern with * or ?, or
-            `all`. Each has `alias/values`, `alias/grads`, `alias/momentum` and `alias/variance`, as far as
-            those are in `tensors`; a buffer has only values.
+            `all`; or one name or pattern, which is its own alias. Each has `alias/values`, `alias/grads`,
+            `alias/momentum` and `alias/variance`, as far as those are in `tensors`, and its values where none
+            of them is; a buffer has only values.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -133,7 +151,7 @@ class StepRecorder(Callback):
     def __init__(
         self,
         folder: Path,
-        parameter: str,
+        parameter: str | None = None,
         *,
         tensors: Sequence[str] | None = None,
         dtypes: Mapping[str, str] | None = None,
@@ -144,13 +162,12 @@ class StepRecorder(Callback):
         note: Note | None = None,
         in_experiment: bool = False,
         quantities: Sequence[Quantity] | None = None,
-        parameters: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | str | None = None,
     ) -> None:
         self.in_experiment = in_experiment
         self.paths = RunPaths(Path(folder))
         self.parameter = parameter
-        wanted = RECORDABLE if tensors is None else tensors
-        self.tensors = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        self.tensors = self._wanted = _wanted(tensors, of_bare=parameter is not None and not in_experiment)
         self._takes_what_there_is = tensors is None
         self.dtypes = dict(dtypes or {})
         self.tokens = str(tokens)
@@ -174,7 +191,7 @@ class StepRecorder(Callback):
         self._writer: RecordingWriter | None = None
         self._rows: Rows | None = None
         self.quantities = tuple(quantities or ())
-        self.parameters = dict(parameters or {})
+        self.parameters = {parameters: parameters} if isinstance(parameters, str) else dict(parameters or {})
         self._others: list[RecordedParameter] = []
         self._quantities: list[Quantity] = []
         self._passes = Passes()
@@ -189,7 +206,7 @@ class StepRecorder(Callback):
         self._recorded_step = self._gradient_step = 0
         self._ended = ""
         self._is_resumed_at_end = False
-        self._returned = Returned(parameter, None)
+        self._returned = Returned("", None)
 
     @contextmanager
     def _options_named(self) -> Iterator[None]:
@@ -214,6 +231,18 @@ class StepRecorder(Callback):
         # Not in place: the hooks of those in the list are being called.
         others = [one for one in callbacks if one not in (self, self._checkpoints)]
         trainer.callbacks = [*others, self, self._checkpoints]  # type: ignore[attr-defined]
+        self.refuse_unrecordable(trainer, pl_module)
+
+    def refuse_unrecordable(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a training of which no step could be recorded.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: What it is to train.
+
+        Raises:
+            UserError: Says what stands in the way.
+        """
         if not pl_module.automatic_optimization:
             raise UserError(
                 f"{type(pl_module).__name__} optimizes by hand, so that Lightning cannot tell one step from "
@@ -235,9 +264,9 @@ class StepRecorder(Callback):
         """Begins to listen to forward passes, before there is any: what is compiled in one stays so."""
         if not self.quantities:
             return
-        parameter = RecordedParameter(pl_module, self.parameter).tensor
-        subject = Subject(parameter, self.parameter, module=pl_module, token_sets=self._token_sets(trainer))
         with self._options_named():
+            self._find(pl_module)
+            subject = self._subject_of(trainer, pl_module)
             declared_columns(self.quantities, subject)
             self._listener = Listener(
                 pl_module,
@@ -262,10 +291,6 @@ class StepRecorder(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the recording and writes row 0, the state before any step; or goes on with one."""
-        if len(trainer.optimizers) != 1:
-            raise UserError(
-                f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
-            )
         with self._options_named():
             self._writer = self._open(trainer, pl_module)
         if self._ended:
@@ -278,23 +303,74 @@ class StepRecorder(Callback):
     def _see(self) -> None:
         """Takes note of the weights that a row has."""
         assert self._recorded is not None
-        for parameter in (self._recorded, *self._others) if "embeddings" in self.tensors else ():
+        if "embeddings" in self._bare:
+            self._recorded.take()
+        for parameter in self._others if "embeddings" in kinds_of(self.tensors) else ():
             parameter.take()
+
+    @property
+    def _bare(self) -> tuple[str, ...]:
+        """The tensors that have bare names; of a parameter only those of one that is named for that."""
+        return tuple(name for name in self.tensors if self.parameter or name not in OF_PARAMETER)
+
+    def _find(self, module: LightningModule) -> None:
+        """Finds the parameter whose device and learning rate are the recording's."""
+        name = resolve(module, leading(module, self.parameter, self.parameters))[0]
+        needs_rows = "logits" in self._wanted or self.tokens != "all"
+        if needs_rows and self.parameter is None:
+            raise UserError(
+                "logits and recorder.tokens need a parameter with a row for each token; name it in "
+                "recorder.parameter, or leave logits out of recorder.tensors, and record all tokens"
+            )
+        self._recorded = RecordedParameter(module, name, has_tokens=needs_rows)
+        self._weight_VD = self._recorded.tensor
+
+    @property
+    def _lead(self) -> str:
+        return "" if self._recorded is None else self._recorded.name
+
+    def layout(self, trainer: Trainer, module: LightningModule) -> tuple[RecordingSchema, TokenIds | None]:
+        """Returns what the file of a training that begins would hold: its columns, and the recorded tokens.
+
+        Args:
+            trainer: The Trainer, with the module's optimizer, where training starts.
+            module: What is trained.
+
+        Raises:
+            UserError: If it cannot be recorded.
+        """
+        self.refuse_unrecordable(trainer, module)
+        watch = self._watch_one(trainer, module)
+        try:
+            return self._planned(trainer, module, watch, first_row=0)
+        finally:
+            watch.close()
+
+    def _watch_one(self, trainer: Trainer, module: LightningModule) -> OptimizerWatch:
+        if len(trainer.optimizers) != 1:
+            raise UserError(
+                f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
+            )
+        self._find(module)
+        return OptimizerWatch(trainer, module, self._weight_VD)
+
+    def _planned(
+        self, trainer: Trainer, module: LightningModule, watch: OptimizerWatch, *, first_row: int
+    ) -> tuple[RecordingSchema, TokenIds | None]:
+        if self._takes_what_there_is:
+            self.tensors = self._what_there_is(watch, first_row)
+        ids = self._chosen_ids(trainer, len(self._weight_VD)) if self._weight_VD.ndim else None
+        return self._lay_out(trainer, module, watch, ids, goes_on=first_row > 0), ids
 
     def _open(self, trainer: Trainer, module: LightningModule) -> RecordingWriter:
         self._recorded_step = trainer.global_step
-        self._recorded = RecordedParameter(module, self.parameter)
-        self._weight_VD = self._recorded.tensor
-        watch = self._watch = OptimizerWatch(trainer, module, self._weight_VD)
+        watch = self._watch = self._watch_one(trainer, module)
         first_row = 0 if trainer.global_step == 0 else 1 + trainer.global_step // self.every_n_steps
-        if self._takes_what_there_is:
-            self.tensors = self._what_there_is(watch, first_row)
-        num_tokens = len(self._weight_VD)
-        self._returned = Returned(self.parameter, num_tokens if "logits" in self.tensors else None)
-        ids = self._chosen_ids(trainer, num_tokens)
-        self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
         self._hold_folder(first_row, step=trainer.global_step)
-        schema = self._lay_out(trainer, module, watch, ids, goes_on=first_row > 0)
+        schema, ids = self._planned(trainer, module, watch, first_row=first_row)
+        num_logits = len(self._weight_VD) if "logits" in self.tensors else None
+        self._returned = Returned(self._lead, num_logits)
+        self._token_ids = None if ids is None else torch.from_numpy(ids).to(self._weight_VD.device)
         now = environment(self._weight_VD.device, name=self.label.device)
         if first_row > 0 and not self._ended:
             self.refuse_other_environment(now, first_row)
@@ -357,16 +433,14 @@ class StepRecorder(Callback):
         )
         # An earlier version does not say what it has rounded to bfloat16.
         types = own_dtypes or dict.fromkeys(RECORDABLE, "bfloat16")
-        self._subject = Subject(
-            self._weight_VD,
-            self.parameter,
-            torch_dtypes(types),
-            skippable,
-            self._token_sets(trainer),
+        self._subject = self._subject_of(
+            trainer,
             module,
-            trainer.optimizers[0],
+            own_dtypes=torch_dtypes(types),
+            may_skip=skippable,
+            optimizer=trainer.optimizers[0],
         )
-        self._quantities = [*quantities_of(self.tensors), *self._further(module, watch), *self.quantities]
+        self._quantities = [*quantities_of(self._bare), *self._further(module, watch), *self.quantities]
         self._declared = declared_columns(self._quantities, self._subject)
         for quantity in self.quantities:
             if isinstance(quantity, OptimizerState):
@@ -381,6 +455,16 @@ class StepRecorder(Callback):
             own_dtypes=own_dtypes,
             key_prefix=self.label.key_prefix,
             version=version,
+        )
+
+    def _subject_of(self, trainer: Trainer, module: LightningModule, **known: Any) -> Subject:
+        return Subject(
+            self._weight_VD,
+            self._lead,
+            module=module,
+            token_sets=self._token_sets(trainer),
+            has_bare_names=self.parameter is not None,
+            **known,
         )
 
     def refuse_other_environment(self, now: Mapping[str, Any], first_row: int) -> None:
@@ -437,7 +521,8 @@ class StepRecorder(Callback):
                 f"{(num_good - 1) * self.every_n_steps}; go on from an earlier checkpoint"
             )
         # At the end of a training Lightning may have put averages in the place of its weights.
-        if not self._ended and not is_row(self._weight_VD.detach().cpu(), step, partial):
+        is_known = self.parameter is None or is_row(self._weight_VD.detach().cpu(), step, partial)
+        if not self._ended and not is_known:
             raise UserError(
                 f"training goes on after step {step} with another {self.parameter} than {partial} has of "
                 "that step; go on from a checkpoint of the same training"
@@ -445,6 +530,8 @@ class StepRecorder(Callback):
 
     def _own_dtypes(self, trainer: Trainer, watch: OptimizerWatch) -> dict[str, str]:
         """Returns in which type each recorded tensor is; refuses those that the optimizer never keeps."""
+        if self.parameter is None:
+            return {}
         own = dict.fromkeys(("embeddings", "grads"), dtype_name(self._weight_VD))
         own["logits"] = AUTOCAST.get(str(trainer.precision), own["embeddings"])
         moments = {name: key for name, key in OPTIMIZER_STATE.items() if name in self.tensors}
@@ -452,10 +539,12 @@ class StepRecorder(Callback):
 
     def _what_there_is(self, watch: OptimizerWatch, first_row: int) -> tuple[str, ...]:
         """Returns the tensors that can be recorded; of a recording that goes on, those that it has."""
+        if self.parameter is None:
+            return self._wanted  # of each parameter what its optimizer keeps, see `_further`
         if first_row > 0 and is_there(self.paths.partial):
             begun = read_header(self.paths.partial).flannel.get("checksum_columns", ())
             return tuple(name for name in RECORDABLE if name in begun)
-        return tuple(name for name in RECORDABLE if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
+        return tuple(name for name in self._wanted if not watch.never_keeps(OPTIMIZER_STATE.get(name)))
 
     def _as_begun(self) -> tuple[bool, dict[str, str], int]:
         """Returns whether the unfinished recording marks skipped steps, its own types, and its schema.

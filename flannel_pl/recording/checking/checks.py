@@ -59,6 +59,11 @@ class RunPart:
     """Name -> what the file says of each column; empty in one of schema 1."""
 
     @property
+    def is_of_own_class(self) -> bool:
+        """Whether the config names the model's class, of whose arguments nobody knows what they mean."""
+        return "class_path" in self.config.get("model", {})
+
+    @property
     def num_rows(self) -> int:
         """R."""
         return int(self.metadata["num_rows"])
@@ -149,7 +154,7 @@ def _other_columns(schema: RecordingSchema, part: RunPart) -> Iterator[str]:
 def _implied_schema(header: Header, part: RunPart) -> RecordingSchema:
     """Returns the schema that the config asks for; where it says nothing, one like what is there."""
     names = part.said("recorder.tensors")
-    if names is None:
+    if names is None or part.config.get("recorder", {}).get("parameter", "") is None:
         names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
     num_tokens, hidden_dim = _row_sizes(header, part)
     schema = RecordingSchema.build(
@@ -163,7 +168,17 @@ def _implied_schema(header: Header, part: RunPart) -> RecordingSchema:
         skippable=SKIPPED in part.metadata["checksum_columns"],
         key_prefix=part.prefix,
     )
-    return dataclasses.replace(schema, num_rows=part.num_rows)
+    columns = tuple(_as_listed(column, part) for column in schema.columns)
+    return dataclasses.replace(schema, num_rows=part.num_rows, columns=columns)
+
+
+def _as_listed(column: ColumnSpec, part: RunPart) -> ColumnSpec:
+    """Returns a column as the file lists it, where the config does not tell its type and shape."""
+    listed = part.columns.get(column.name)
+    if listed is None:
+        return column
+    of_file = ColumnSpec.of(column.name, listed)
+    return of_file if part.is_of_own_class or of_file.dims != column.dims else column
 
 
 def _dtypes(header: Header, part: RunPart, names: Iterable[str]) -> Mapping[str, str]:
@@ -207,6 +222,8 @@ def _row_sizes(header: Header, part: RunPart) -> tuple[int, int]:
         shapes.append(tokens.shape)
     sizes = (*max(shapes, key=len, default=()), 1, 1)
     vocab_size, hidden_dim = part.said("model.vocab_size"), part.said("model.hidden_dim")
+    if part.is_of_own_class:
+        vocab_size = hidden_dim = None
     if vocab_size is None or _has_token_subset(part):
         vocab_size = max(sizes[0], 1) if tokens is None else max(tokens.shape[0] if tokens.shape else 1, 1)
     return vocab_size, max(sizes[1], 1) if hidden_dim is None else hidden_dim
