@@ -19,7 +19,8 @@ from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.row import FilledRow, NoRow
 from flannel_pl.quantities.step import Optimizing, Step
 from flannel_pl.quantities.subject import Subject
-from flannel_pl.recording.writing.writer import RecordingWriter, RowBuffer
+from flannel_pl.recording.writing.ring import RowBuffer
+from flannel_pl.recording.writing.writer import RecordingWriter
 
 
 @dataclass(frozen=True)

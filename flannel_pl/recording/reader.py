@@ -20,7 +20,7 @@ from flannel_pl.recording.begun import how_it_goes_on, is_from_python
 from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
-from flannel_pl.recording.formats.files import TensorFile, open_file
+from flannel_pl.recording.formats.files import TensorFile, is_recording, open_file
 from flannel_pl.recording.formats.lazy import Framework
 from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
@@ -290,7 +290,7 @@ def read_masks(path: Path) -> dict[str, Array]:
 
 def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
     """Returns the safetensors files that make up a recording, each with its keys (None: all)."""
-    if path.is_dir():
+    if path.is_dir() and not is_recording(path):
         return _files_of_folder(path)
     if path.suffix == ".partial":
         raise UserError(

@@ -27,6 +27,7 @@ from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.files import recording_bytes
 from flannel_pl.recording.formats.metadata import parse_json
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema
@@ -128,7 +129,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         every_n_steps=recorder.every_n_steps,
         own_dtypes=arithmetic.own_dtypes,
     )
-    num_bytes = schema.file_bytes(num_recorded_tokens=None if ids is None else len(ids))
+    num_bytes = recording_bytes(schema, num_recorded_tokens=None if ids is None else len(ids))
     return CheckedRun(num_bytes, corpus, schema, arithmetic, ids)
 
 

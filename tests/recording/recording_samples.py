@@ -17,7 +17,8 @@ from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata
 from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
 from flannel_pl.recording.formats.schema import RECORDABLE, RecordingSchema
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
-from flannel_pl.recording.writing.writer import RecordingWriter, RowBuffer
+from flannel_pl.recording.writing.ring import RowBuffer
+from flannel_pl.recording.writing.writer import RecordingWriter
 
 NUM_TOKENS, HIDDEN_DIM, MAX_STEPS = 30, 4, 6
 

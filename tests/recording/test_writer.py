@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.recording.formats.safetensors.sink import shard_bytes
 from tests.recording.damage import fail_at
 from tests.recording.recording_samples import (
     bits,
@@ -92,8 +93,8 @@ def test_metadata_and_size(tmp_path: Path) -> None:
         **{"schema": 2, "run": 5, "seed": 47, "swept": {"model.learning_rate": 0.1}, "num_rows": 7},
         **{"every_n_steps": 1, "checksum_columns": list(writer.schema.names), "static_checksums": {}},
     }
-    assert writer.schema.file_bytes(metadata=layout.metadata["flannel"]) == layout.total_bytes
-    assert 0 <= layout.total_bytes - writer.schema.file_bytes() <= 4096
+    assert shard_bytes(writer.schema, metadata=layout.metadata["flannel"]) == layout.total_bytes
+    assert 0 <= layout.total_bytes - shard_bytes(writer.schema) <= 4096
 
 
 def test_mode_of_the_file_follows_umask(tmp_path: Path) -> None:

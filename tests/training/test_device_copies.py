@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
-from flannel_pl.recording.writing import writer as writer_module
+from flannel_pl.recording.writing import ring as ring_module
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 from tests.training.test_recorder import Bigram, bits_of, fit
 
@@ -75,7 +75,7 @@ def make_event(device: Device) -> type:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     device = Device()
-    make_buffers = writer_module._make_buffers
+    make_buffers = ring_module._make_buffers
 
     def buffers(*arguments: Any, pin_memory: bool, **settings: Any) -> Any:
         assert pin_memory, "a copy into memory that is not pinned makes the host wait"
@@ -90,7 +90,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 
         return wrapped
 
-    monkeypatch.setattr(writer_module, "_make_buffers", buffers)
+    monkeypatch.setattr(ring_module, "_make_buffers", buffers)
     monkeypatch.setattr(StepRecorder, "_on_cuda", True)
     monkeypatch.setattr(torch.cuda, "Event", make_event(device))
     for name in HOOKS:

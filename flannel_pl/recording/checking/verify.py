@@ -22,7 +22,7 @@ from flannel_pl.recording.checking.findings import (
 )
 from flannel_pl.recording.checking.presence import missing
 from flannel_pl.recording.experiment_record import read_record
-from flannel_pl.recording.formats.files import Header, open_file, read_header
+from flannel_pl.recording.formats.files import Header, is_recording, open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.terminal import make_console
 
@@ -142,7 +142,7 @@ def _parts(path: Path, files: list[Path], advance: Advance) -> Iterator[CheckedP
             if files == [path]:
                 raise
             yield CheckedPart(file, None, 0, 0, 0.0, (str(error),))
-    if path.is_dir() and not _is_of_a_run(path):
+    if path.is_dir() and not (is_recording(path) or _is_of_a_run(path)):
         paths = ExperimentPaths.find(path.absolute())
         if paths.record.exists():
             yield from check_folder(paths)
@@ -155,7 +155,7 @@ def _parts(path: Path, files: list[Path], advance: Advance) -> Iterator[CheckedP
 
 def _files(path: Path) -> list[Path]:
     """Returns the safetensors files to check."""
-    if path.is_dir():
+    if path.is_dir() and not is_recording(path):
         return _files_of_folder(path)
     if not path.exists():
         raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")

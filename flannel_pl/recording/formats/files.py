@@ -4,14 +4,17 @@ What writes and what reads a format lies in one folder. Nothing else in the pack
 on the disk, but for gathering: a gathered file is always one of safetensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from flannel_pl.arrays import Array
+from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
+from flannel_pl.recording.formats.safetensors.sink import SafetensorsSink, shard_bytes
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.recording.formats.specs import TensorSpec
 
 
@@ -69,6 +72,76 @@ class TensorFile(Protocol):
     ) -> None: ...
 
 
+class Sink(Protocol):
+    """The unfinished file of one run: what stands between the ring of rows and the disk.
+
+    One thread at a time calls it. `open` or `reopen` comes first, `close` last. Each may raise OSError or
+    RunError; after that nobody knows what the disk holds, and only `abort` and `close` follow.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes that the file takes on the disk, about."""
+
+    def open(self) -> None:
+        """Makes the file under its unfinished name, with the space for all of its rows reserved."""
+
+    def reopen(self, first_row: int) -> None:
+        """Opens the file of an earlier attempt, whose rows from `first_row` on are written anew.
+
+        Raises:
+            RunError: If it was begun with other rows, columns or metadata.
+        """
+
+    def first_rows(self, name: str, num_rows: int) -> bytes:
+        """Returns the first rows of a column; for small ones."""
+
+    def write_row(self, row: int, cells: Iterable[tuple[str, memoryview]]) -> None:
+        """Writes what a row has in each column, checksums included, in the order in which they come."""
+
+    def commit(self) -> None:
+        """Makes everything that was written survive a power cut."""
+
+    def publish(self, num_rows: int, ended: EarlyEnd | None) -> None:
+        """Gives the file its final name; everything is committed.
+
+        Args:
+            num_rows: Rows that there are.
+            ended: Why they are fewer than were planned, which the file then says.
+        """
+
+    def abort(self) -> None:
+        """Removes the unfinished file, if it still is this one."""
+
+    def close(self) -> None:
+        """Lets go of the file; raises nothing."""
+
+
+class SinkMaker(Protocol):
+    """Makes the sink of a run; touches no file yet."""
+
+    def __call__(
+        self,
+        final: Path,
+        partial: Path,
+        *,
+        schema: RecordingSchema,
+        metadata: Mapping[str, Any],
+        static: Mapping[str, Array],
+        environment: Mapping[str, Any] | None,
+    ) -> Sink:
+        """Returns it.
+
+        Args:
+            final: Name of the finished file.
+            partial: Its name until then, on the same file system.
+            schema: Rows and columns.
+            metadata: What the file is to say of itself.
+            static: Tensors besides the per-row ones, by name without prefix.
+            environment: In what this attempt is trained; None says nothing of it.
+        """
+
+
 @dataclass(frozen=True)
 class Format:
     """One row of the table."""
@@ -76,19 +149,42 @@ class Format:
     name: str
 
     is_of: Callable[[Path], bool]
-    """Tells by its content whether a file, or a folder, is of this format."""
+    """Tells by its content whether a file or a folder is of this format."""
 
     open: Callable[[Path], TensorFile]
     """Opens one, finished or not. Raises RunError if it cannot be read or is damaged."""
 
+    sink: SinkMaker
 
-FORMATS: tuple[Format, ...] = (Format("safetensors", lambda path: path.is_file(), SafetensorsFile),)
+    num_bytes: Callable[[RecordingSchema, Mapping[str, TensorSpec]], int]
+    """Returns how large the file of a run is, about, with its tensors besides the per-row ones."""
+
+
+FORMATS: tuple[Format, ...] = (
+    Format("safetensors", Path.is_file, SafetensorsFile, SafetensorsSink, shard_bytes),
+)
 """The first is what recordings are written in, and what a file is taken for that is of none of the others."""
+
+
+def is_recording(path: Path) -> bool:
+    """Tells whether something is a recording by itself, although it may be a folder."""
+    return any(one.is_of(path) for one in FORMATS)
 
 
 def format_of(path: Path) -> Format:
     """Returns the format of what has a name, or is to get it."""
     return next((one for one in FORMATS[1:] if one.is_of(path)), FORMATS[0])
+
+
+def recording_bytes(schema: RecordingSchema, *, num_recorded_tokens: int | None = None) -> int:
+    """Returns how large the recording of a run will be, short of what its metadata take.
+
+    Args:
+        schema: Its rows and columns.
+        num_recorded_tokens: Size of the token subset, if only a subset is recorded.
+    """
+    ids = {} if num_recorded_tokens is None else {RECORDED_TOKENS: TensorSpec("I64", (num_recorded_tokens,))}
+    return FORMATS[0].num_bytes(schema, ids)
 
 
 def open_file(path: Path) -> TensorFile:

@@ -24,7 +24,6 @@ import xxhash
 from flannel_pl.errors import UserError
 from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec
 from flannel_pl.recording.formats.metadata import dump_metadata, short
-from flannel_pl.recording.formats.safetensors.layout import SPARE_HEADER_BYTES, plan_layout
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
 SCHEMA_VERSION = 2
@@ -201,21 +200,6 @@ class RecordingSchema:
         columns = (*self.columns, self.checksum_column)
         specs = {column.name: TensorSpec(column.dtype, (self.num_rows, *column.sizes)) for column in columns}
         return {self.key_prefix + name: spec for name, spec in (specs | dict(static or {})).items()}
-
-    def file_bytes(self, *, metadata: str = "", num_recorded_tokens: int | None = None) -> int:
-        """Returns the size of the shard, header included.
-
-        Args:
-            metadata: The metadata string; without it the result is short by the whole pages that it fills.
-            num_recorded_tokens: Size of the token subset, if only a subset is recorded.
-        """
-        subset = (
-            {}
-            if num_recorded_tokens is None
-            else {RECORDED_TOKENS: TensorSpec("I64", (num_recorded_tokens,))}
-        )
-        layout = plan_layout(self.specs(subset), metadata=metadata, spare_bytes=SPARE_HEADER_BYTES)
-        return layout.total_bytes
 
     def metadata(self, run: Mapping[str, Any], *, static: "Mapping[str, np.ndarray[Any, Any]]") -> str:
         """Returns the metadata string of a shard.

@@ -1,75 +1,36 @@
-"""Streams a run's rows into their final place in one safetensors file, from a background thread.
+"""Streams a run's rows to the disk, from a background thread.
 
-The whole file is laid out and its space reserved before training starts. A row then goes: `acquire` a buffer
-of the ring, fill its tensors, `submit` it; the thread computes checksums, writes each column's row with
-pwrite, and every few seconds syncs the file and then the journal. A full ring makes `acquire` wait, so no
-row is ever dropped and memory never grows. A failed write or fsync ends the attempt: after it nobody knows
-what the disk holds, so it is never tried again.
+The file is made and its space reserved before training starts; how a row lies in it is the `Sink`'s affair. A
+row goes: `acquire` a buffer of the ring, fill its tensors, `submit` it; the thread computes checksums, hands
+each column's cell to the sink, and every few seconds syncs the file and then the journal. A full ring makes
+`acquire` wait, so no row is ever dropped and memory never grows. A failed write or fsync ends the attempt:
+after it nobody knows what the disk holds, so it is never tried again.
 """
 
 import contextlib
 import dataclasses
 import logging
-import math
-import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-import xxhash
-
+from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.publish import sync
-from flannel_pl.recording.formats.attempts import with_attempt
-from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.early_end import EarlyEnd
-from flannel_pl.recording.formats.safetensors.shard import create_shard, end_early, reopen_shard, shard_layout
-from flannel_pl.recording.formats.schema import RecordingSchema, no_batch_counted
-from flannel_pl.recording.writing.disk import disk_error, explained, publish, write_at, write_file
+from flannel_pl.recording.formats.files import format_of
+from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.writing.disk import disk_error, explained, write_file
 from flannel_pl.recording.writing.held import check_held
-from flannel_pl.recording.writing.journal import SLOT_BYTES, Journal, JournalEntry, State
-
-TORCH_DTYPES = {
-    **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64},
-    **{"I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool},
-}
-"""Dtype code of a column -> torch's dtype."""
+from flannel_pl.recording.writing.journal import Journal, JournalEntry, State
+from flannel_pl.recording.writing.ring import Ring, RowBuffer
+from flannel_pl.recording.writing.tally import Tally
 
 JOURNAL_EVERY_S = 0.5
-_ALIGNMENT_BYTES = 64  # of a cache line, and more than any dtype needs
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class RowBuffer:
-    """One row in memory. Fill every tensor in place before submitting it."""
-
-    tensors: dict[str, torch.Tensor]
-    """Column name -> a view of the ring, shape `ColumnSpec.sizes`, on the CPU."""
-
-    row_bytes: dict[str, memoryview]
-    """The same memory as bytes, which is what the thread writes."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    buffer: RowBuffer
-    row: int
-    ready: Callable[[], object] | None
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    path: Path
-    data: bytes
-    then: Callable[[], object] | None
 
 
 class RecordingWriter:
@@ -113,7 +74,7 @@ class RecordingWriter:
         partial_path: Path,
         schema: RecordingSchema,
         metadata: Mapping[str, Any],
-        static: "Mapping[str, np.ndarray[Any, Any]]",
+        static: Mapping[str, Array],
         journal_entry: JournalEntry,
         journal: Journal,
         environment: Mapping[str, Any] | None = None,
@@ -130,65 +91,37 @@ class RecordingWriter:
         self.final_path = final_path
         self.partial_path = partial_path
         self.schema = schema
-        self._journal = journal
-        self._entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows, first_row=first_row)
         self._commit_every_s = commit_every_s
-        buffers = _make_buffers(schema, num_buffers=num_buffers, pin_memory=pin_memory)
+        ring = Ring(schema, num_buffers=num_buffers, pin_memory=pin_memory)
         check_held(partial_path)
-        with explained(partial_path, need_bytes=schema.file_bytes()):
-            if first_row == 0:
-                begun = {} if environment is None else {"attempts": with_attempt({}, 0, environment)}
-                self._layout = shard_layout(schema, {**metadata, **begun}, static)
-                self._fd = create_shard(partial_path, self._layout, schema=schema, static=static)
-            else:
-                self._fd, self._layout = reopen_shard(
-                    partial_path,
-                    schema=schema,
-                    metadata=metadata,
-                    static=static,
-                    first_row=first_row,
-                    environment=environment,
-                )
+        self._sink = format_of(partial_path).sink(
+            *(final_path, partial_path),
+            schema=schema,
+            metadata=metadata,
+            static=static,
+            environment=environment,
+        )
+        with explained(partial_path, need_bytes=self._sink.size):
+            self._sink.open() if first_row == 0 else self._sink.reopen(first_row)
         # Shared with the thread, guarded by `_changed`.
         self._changed = threading.Condition()
-        self._free = deque(buffers)
-        self._num_buffers = num_buffers
-        self._held: set[RowBuffer] = set()
-        self._jobs: deque[_Row | _Checkpoint] = deque()
+        self._ring = ring
+        self._jobs: deque[Callable[[], object]] = deque()
         self._next_row = first_row
         self._failure: Exception | None = None
-        self._ending = False
-        self._closed = False
+        self._ending = self._closed = False
         # The thread's own, until it is joined.
-        self._rows_written = first_row
-        self._rows_committed = first_row
-        self._rows_noted = first_row
-        self._loss = journal_entry.loss
-        self._first_bad_step = journal_entry.first_bad_step
-        self._committed_at_s = self._noted_at_s = time.monotonic()
+        entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows, first_row=first_row)
+        self._tally = Tally(journal, entry, row_bytes=schema.row_bytes)
         try:
             with explained(partial_path, need_bytes=0):
-                self._recall(first_row)
-            self._note("running")
+                self._tally.recall(self._sink)
+            self._tally.note("running")
         except RunError:
-            os.close(self._fd)
+            self._sink.close()
             raise
         self._thread = threading.Thread(target=self._work, name="flannel-writer", daemon=True)
         self._thread.start()
-
-    def _recall(self, num_rows: int) -> None:
-        """Learns from the rows that are kept what the journal says of the last and the first bad one."""
-        if num_rows == 0:
-            return
-        columns = {"losses_f32": np.float32, "grad_norms": np.float32, "recorded_steps": np.int64}
-        losses, norms, steps = (
-            np.frombuffer(os.pread(self._fd, num_rows * np.dtype(dtype).itemsize, self._start(name)), dtype)
-            for name, dtype in columns.items()
-        )
-        is_bad = ~(np.isfinite(losses) | no_batch_counted(losses, norms))
-        bad_steps = steps[1:][is_bad[1:]]  # row 0 has no loss
-        self._loss = float(losses[-1])
-        self._first_bad_step = int(bad_steps[0]) if bad_steps.size else None
 
     def acquire(self) -> RowBuffer:
         """Returns a buffer to fill; waits while all of them are still being written.
@@ -198,13 +131,11 @@ class RecordingWriter:
             ValueError: If the caller holds every buffer already, or the writer is closed.
         """
         with self._changed:
-            if len(self._held) == self._num_buffers:
+            if self._ring.is_held:
                 raise ValueError("every buffer is held by the caller; submit one first")
-            self._changed.wait_for(lambda: self._free or self._failure or self._closed)
+            self._changed.wait_for(lambda: self._ring.has_free or self._failure or self._closed)
             self._check_open()
-            buffer = self._free.popleft()
-            self._held.add(buffer)
-            return buffer
+            return self._ring.take()
 
     def submit(self, buffer: RowBuffer, row: int, ready: Callable[[], object] | None = None) -> None:
         """Hands a filled buffer over to the thread.
@@ -222,11 +153,9 @@ class RecordingWriter:
             self._check_open()
             if row != self._next_row or row >= self.schema.num_rows:
                 raise ValueError(f"got row {row}, expected row {self._next_row} of {self.schema.num_rows}")
-            if buffer not in self._held:
-                raise ValueError("got a buffer that was not acquired, or was submitted before")
-            self._held.remove(buffer)
+            self._ring.hand_over(buffer)
             self._next_row += 1
-            self._jobs.append(_Row(buffer, row, ready))
+            self._jobs.append(partial(self._write_row, buffer, row, ready))
             self._changed.notify_all()
 
     def checkpoint(self, path: Path, data: bytes, *, then: Callable[[], object] | None = None) -> None:
@@ -245,7 +174,7 @@ class RecordingWriter:
         """
         with self._changed:
             self._check_open()
-            self._jobs.append(_Checkpoint(path, data, then))
+            self._jobs.append(partial(self._write_checkpoint, path, data, then))
             self._changed.notify_all()
 
     def raise_if_failed(self) -> None:
@@ -274,9 +203,9 @@ class RecordingWriter:
         self._join()
         try:
             self.raise_if_failed()
-            if ended is None and self._rows_written != self.schema.num_rows:
+            if ended is None and self._tally.rows_written != self.schema.num_rows:
                 raise RunError(
-                    f"{self.partial_path} ended at row {self._rows_written} of {self.schema.num_rows}. "
+                    f"{self.partial_path} ended at row {self._tally.rows_written} of {self.schema.num_rows}. "
                     "Start the run again; an unfinished file never gets its final name."
                 )
             with explained(self.partial_path, need_bytes=0):
@@ -291,8 +220,8 @@ class RecordingWriter:
     ) -> None:
         """Ends the attempt: writes and syncs what was submitted, if it can, and tells the journal.
 
-        Raises nothing for a failing disk, since it is called while another error is
-        on its way; does nothing if the writer is closed already.
+        Raises nothing for a failing disk, since it is called while another error is on its way; does nothing
+        if the writer is closed already.
 
         Args:
             message: Short cause.
@@ -308,24 +237,17 @@ class RecordingWriter:
                 with explained(self.partial_path, need_bytes=0):
                     self._commit(state, message)
             else:
-                self._note("failed", message, durable=True)
+                self._tally.note("failed", message, durable=True)
         except RunError as error:
             if str(error) != str(self._failure):
                 _log.warning("%s", error)
         if not keep_file:
-            self._remove_file()
+            with contextlib.suppress(OSError, RunError):
+                self._sink.abort()
         self._close()
 
-    def _remove_file(self) -> None:
-        """Removes the partial file if it still is this one, and nobody else's."""
-        with contextlib.suppress(OSError, RunError):
-            check_held(self.partial_path)
-            if os.path.samestat(os.fstat(self._fd), self.partial_path.stat()):
-                self.partial_path.unlink()
-
     def _check_open(self) -> None:
-        if self._failure is not None:
-            raise self._explanation(self._failure) from self._failure
+        self.raise_if_failed()
         if self._closed:
             raise ValueError(f"the writer of {self.final_path} is closed")
 
@@ -333,10 +255,10 @@ class RecordingWriter:
         if isinstance(failure, RunError):
             return RunError(str(failure))
         if isinstance(failure, OSError):
-            rows_left = self.schema.num_rows - self._rows_written
+            rows_left = self.schema.num_rows - self._tally.rows_written
             return disk_error(failure, self.partial_path, need_bytes=rows_left * self.schema.row_bytes)
         return RunError(
-            f"Cannot write row {self._rows_written} of {self.partial_path}: "
+            f"Cannot write row {self._tally.rows_written} of {self.partial_path}: "
             f"{type(failure).__name__}: {failure}"
         )
 
@@ -350,31 +272,24 @@ class RecordingWriter:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        with contextlib.suppress(OSError):  # what matters was synced before, and its failure reported
-            os.close(self._fd)
+        self._sink.close()
 
     def _publish(self, ended: EarlyEnd | None) -> None:
         # Data first, then the name, then the journal: a crash in between leaves a whole file under either
         # name and a journal that says too little. The other way round, "done" could stand beside a file
         # that is not there.
-        sync(self._fd)
-        self._rows_committed = self._rows_written
+        self._sink.commit()
+        self._tally.count_committed()
         if self.final_path.exists():
             raise UserError(
                 f"{self.final_path} appeared during the run; {self.partial_path} is complete, and gets that "
                 "name if you move the other file to another folder and repeat the command"
             )
+        self._sink.publish(self._tally.rows_written, ended)
         if ended is not None:
-            self.schema = dataclasses.replace(self.schema, num_rows=self._rows_written)
-            self._fd, self._layout = end_early(
-                self.partial_path, self._fd, self._layout, schema=self.schema, ended=ended
-            )
-        publish(self.partial_path, self.final_path, fd=self._fd)
-        if ended is not None:
-            self._entry = dataclasses.replace(
-                self._entry, num_rows=self.schema.num_rows, ended_step=ended.step
-            )
-        self._note("done", "" if ended is None else ended.reason, durable=True)
+            self.schema = dataclasses.replace(self.schema, num_rows=self._tally.rows_written)
+            self._tally.count_ended(ended.step)
+        self._tally.note("done", "" if ended is None else ended.reason, durable=True)
 
     # What follows runs in the thread; or after it was joined.
 
@@ -387,89 +302,36 @@ class RecordingWriter:
                     if job is None and self._ending:
                         return
                 check_held(self.partial_path, look=False)
-                if isinstance(job, _Row):
-                    self._write_row(job)
-                    with self._changed:
-                        self._free.append(job.buffer)
-                        self._changed.notify_all()
-                elif job is not None:
-                    self._write_checkpoint(job)
+                if job is not None:
+                    job()
                 self._report_progress()
         except Exception as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _write_row(self, job: _Row) -> None:
-        if job.ready is not None:
-            job.ready()
-        checksums = np.empty(len(self.schema.columns), np.uint64)
-        for position, column in enumerate(self.schema.columns):
-            data = job.buffer.row_bytes[column.name]
-            checksums[position] = xxhash.xxh3_64_intdigest(data)
-            self._write_cell(column, job.row, data)
-        self._write_cell(self.schema.checksum_column, job.row, checksums.data)
-        self._loss = float(job.buffer.tensors["losses_f32"])
-        is_finite = math.isfinite(self._loss)
-        is_empty = no_batch_counted(self._loss, float(job.buffer.tensors["grad_norms"]))
-        # Row 0 is NaN by definition: no step, no loss.
-        if job.row > 0 and self._first_bad_step is None and not (is_finite or is_empty):
-            self._first_bad_step = int(job.buffer.tensors["recorded_steps"])
-        self._rows_written = job.row + 1
+    def _write_row(self, buffer: RowBuffer, row: int, ready: Callable[[], object] | None) -> None:
+        if ready is not None:
+            ready()
+        self._sink.write_row(row, buffer.cells())
+        self._tally.count(row, buffer)
+        with self._changed:
+            self._ring.give_back(buffer)
+            self._changed.notify_all()
 
-    def _write_checkpoint(self, job: _Checkpoint) -> None:
+    def _write_checkpoint(self, path: Path, data: bytes, then: Callable[[], object] | None) -> None:
         self._commit("running")
-        write_file(job.path, job.data)
-        if job.then is not None:
-            job.then()
-
-    def _write_cell(self, column: ColumnSpec, row: int, data: memoryview) -> None:
-        write_at(self._fd, data, self._start(column.name) + row * column.row_bytes)
-
-    def _start(self, column_name: str) -> int:
-        return self._layout.offsets[self.schema.key_prefix + column_name]
+        write_file(path, data)
+        if then is not None:
+            then()
 
     def _report_progress(self) -> None:
-        now_s = time.monotonic()
-        if self._rows_written > self._rows_committed and now_s - self._committed_at_s >= self._commit_every_s:
+        if self._tally.needs_commit(every_s=self._commit_every_s):
             self._commit("running")
-        elif self._rows_written > self._rows_noted and now_s - self._noted_at_s >= JOURNAL_EVERY_S:
-            self._note("running")
+        elif self._tally.needs_note(every_s=JOURNAL_EVERY_S):
+            self._tally.note("running")
 
     def _commit(self, state: State, message: str = "") -> None:
-        sync(self._fd)
-        self._rows_committed = self._rows_written
-        self._committed_at_s = time.monotonic()
-        self._note(state, message, durable=True)
-
-    def _note(self, state: State, message: str = "", *, durable: bool = False) -> None:
-        entry = dataclasses.replace(
-            self._entry,
-            state=state,
-            message=message,
-            rows_written=self._rows_written,
-            rows_committed=self._rows_committed,
-            loss=self._loss,
-            first_bad_step=self._first_bad_step,
-            bytes_written=self._rows_written * self.schema.row_bytes,
-            updated_s=time.time(),
-        )
-        with explained(self._journal.path, need_bytes=2 * SLOT_BYTES):
-            self._journal.write(entry, durable=durable)
-        self._rows_noted = self._rows_written
-        self._noted_at_s = time.monotonic()
-
-
-def _make_buffers(schema: RecordingSchema, *, num_buffers: int, pin_memory: bool) -> list[RowBuffer]:
-    """Divides one allocation among `num_buffers` rows; every column starts aligned."""
-    starts, end = {}, 0
-    for column in schema.columns:
-        starts[column.name] = end
-        end += math.ceil(column.row_bytes / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    ring = torch.zeros((num_buffers, end), dtype=torch.uint8, pin_memory=pin_memory)
-    buffers = []
-    for memory in ring:
-        cells = {c.name: memory[starts[c.name] : starts[c.name] + c.row_bytes] for c in schema.columns}
-        tensors = {c.name: cells[c.name].view(TORCH_DTYPES[c.dtype]).view(c.sizes) for c in schema.columns}
-        buffers.append(RowBuffer(tensors, {name: cell.numpy().data for name, cell in cells.items()}))
-    return buffers
+        self._sink.commit()
+        self._tally.count_committed()
+        self._tally.note(state, message, durable=True)

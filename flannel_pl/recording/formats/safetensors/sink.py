@@ -1,0 +1,127 @@
+"""The writing side: each row is put in its final place in a file whose header is there before."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flannel_pl.publish import sync
+from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.formats.safetensors.layout import SPARE_HEADER_BYTES, FileLayout, plan_layout
+from flannel_pl.recording.formats.safetensors.shard import (
+    Static,
+    create_shard,
+    end_early,
+    reopen_shard,
+    shard_layout,
+)
+from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.specs import TensorSpec
+from flannel_pl.recording.writing.disk import publish, write_at
+from flannel_pl.recording.writing.held import check_held
+
+
+class SafetensorsSink:
+    """Writes one run's safetensors file; see `Sink`. Its whole size is reserved before the first row.
+
+    Args:
+        final: Name of the finished file.
+        partial: Its name until then, on the same file system.
+        schema: Rows and columns.
+        metadata: Goes into the header.
+        static: Tensors besides the per-row ones, by name without prefix.
+        environment: In what this attempt is trained; goes into the header's list of attempts. None adds none.
+    """
+
+    _layout: FileLayout
+
+    def __init__(
+        self,
+        final: Path,
+        partial: Path,
+        *,
+        schema: RecordingSchema,
+        metadata: Mapping[str, Any],
+        static: Static,
+        environment: Mapping[str, Any] | None,
+    ) -> None:
+        self._final, self._partial = final, partial
+        self._schema, self._metadata, self._static = schema, metadata, static
+        self._environment = environment
+        self._row_bytes = {one.name: one.row_bytes for one in (*schema.columns, schema.checksum_column)}
+        self._fd = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes that the file takes, but for the pages that its metadata fill."""
+        return shard_bytes(self._schema)
+
+    def open(self) -> None:
+        """Makes the file."""
+        environment = self._environment
+        begun = {} if environment is None else {"attempts": with_attempt({}, 0, environment)}
+        self._layout = shard_layout(self._schema, {**self._metadata, **begun}, self._static)
+        self._fd = create_shard(self._partial, self._layout, schema=self._schema, static=self._static)
+
+    def reopen(self, first_row: int) -> None:
+        """Opens the file of an earlier attempt, which must have the same header but for the attempts."""
+        self._fd, self._layout = reopen_shard(
+            self._partial,
+            schema=self._schema,
+            metadata=self._metadata,
+            static=self._static,
+            first_row=first_row,
+            environment=self._environment,
+        )
+
+    def first_rows(self, name: str, num_rows: int) -> bytes:
+        """Returns the first rows of a column."""
+        return os.pread(self._fd, num_rows * self._row_bytes[name], self._start(name))
+
+    def write_row(self, row: int, cells: Iterable[tuple[str, memoryview]]) -> None:
+        """Writes what a row has in each column."""
+        for name, data in cells:
+            write_at(self._fd, data, self._start(name) + row * self._row_bytes[name])
+
+    def commit(self) -> None:
+        """Makes everything durable."""
+        sync(self._fd)
+
+    def publish(self, num_rows: int, ended: EarlyEnd | None) -> None:
+        """Gives the file its name; what it has no rows for is given back to the disk before."""
+        if ended is not None:
+            self._schema = dataclasses.replace(self._schema, num_rows=num_rows)
+            self._fd, self._layout = end_early(
+                self._partial, self._fd, self._layout, schema=self._schema, ended=ended
+            )
+        publish(self._partial, self._final, fd=self._fd)
+
+    def abort(self) -> None:
+        """Removes the file if it still is this one, and nobody else's."""
+        check_held(self._partial)
+        if os.path.samestat(os.fstat(self._fd), self._partial.stat()):
+            self._partial.unlink()
+
+    def close(self) -> None:
+        """Lets go of it."""
+        with contextlib.suppress(OSError):  # what matters was synced before, and its failure reported
+            os.close(self._fd)
+
+    def _start(self, name: str) -> int:
+        return self._layout.offsets[self._schema.key_prefix + name]
+
+
+def shard_bytes(
+    schema: RecordingSchema, static: Mapping[str, TensorSpec] | None = None, *, metadata: str = ""
+) -> int:
+    """Returns the size of a run's file, header included.
+
+    Args:
+        schema: Its rows and columns.
+        static: Its tensors besides the per-row ones, by name without prefix.
+        metadata: The metadata string; without it the result is short by the whole pages that it fills.
+    """
+    return plan_layout(schema.specs(static), metadata=metadata, spare_bytes=SPARE_HEADER_BYTES).total_bytes
