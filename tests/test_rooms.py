@@ -222,8 +222,8 @@ def test_no_two_classes_have_one_name() -> None:
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 
 LONG_FILES = {
-    *("experiment.py", "cli/fit.py", "training/fit.py", "training/recorder.py", "recording/reader.py"),
-    *("recording/checking/checks.py", "recording/gathering/gatherer.py"),
+    *("experiment.py", "cli/fit.py", "training/fit.py", "training/recorder.py"),
+    "recording/gathering/gatherer.py",
 }
 """Still too long. One that is split leaves this list; none comes to it."""
 

@@ -5,8 +5,6 @@ has them.
 """
 
 import copy
-import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +13,16 @@ from typing import Any
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.begun import how_it_goes_on, is_from_python
-from flannel_pl.recording.checking.counts import mask_problems
+from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
-from flannel_pl.recording.formats.files import TensorFile, is_recording, open_file
+from flannel_pl.recording.formats.files import TensorFile, open_file
 from flannel_pl.recording.formats.lazy import Framework
 from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
-from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.gathering.membership import index_contradictions
-from flannel_pl.small_files import read_small
-from flannel_pl.texts import from_file
+from flannel_pl.recording.locating import files_of
+from flannel_pl.recording.masks import mask_problems, read_masks
 
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 
@@ -56,7 +51,7 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
         raise UserError(f"framework is {framework!r}, expected 'np' (numpy arrays) or 'pt' (torch tensors)")
     path = Path(path)
     table: dict[str, tuple[TensorFile, str]] = {}
-    for file_path, keys in _files(path):
+    for file_path, keys in files_of(path):
         file = open_file(file_path)
         for key in file.header.tensors if keys is None else keys:
             if key not in file.header.tensors:
@@ -273,69 +268,6 @@ class Recording:
         specs = {name: self.tensors[f"run_{index}_{name}"] for name in tensors}
         columns = columns_of(self.metadata, metadata, specs)
         return RunRecording(index, tensors, seed=seed, metadata=metadata, columns=columns)
-
-
-def read_masks(path: Path) -> dict[str, Array]:
-    """Returns the five tensors of a masks file.
-
-    Raises:
-        RunError: If it cannot be read, is damaged, or lacks one of them.
-    """
-    with open_file(path) as file:
-        absent = [name for name in MASK_NAMES if name not in file.header.tensors]
-        if absent:
-            raise RunError(f"{path} has no {', '.join(absent)}; expected {', '.join(MASK_NAMES)}")
-        return {name: file.read(name) for name in MASK_NAMES}
-
-
-def _files(path: Path) -> list[tuple[Path, list[str] | None]]:
-    """Returns the safetensors files that make up a recording, each with its keys (None: all)."""
-    if path.is_dir() and not is_recording(path):
-        return _files_of_folder(path)
-    if path.suffix == ".partial":
-        raise UserError(
-            f"{path} is not finished: rows not written yet read as zeros; {how_it_goes_on(path)}. "
-            f"flannel-pl {'verify' if is_from_python(path) else 'status'} shows how far it is."
-        )
-    if not path.exists():
-        raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
-    if path.name.endswith(".index.json"):
-        return _files_of_index(path)
-    return [(path, None)]
-
-
-def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
-    run, experiment = RunPaths(folder), ExperimentPaths.find(folder.absolute())
-    for candidate in (run.recording, experiment.gathered, experiment.index):
-        if candidate.exists():
-            return _files(candidate)
-    shards = _in_runs(folder, run.recording.name)
-    if not shards:
-        begun = [path for path in (run.partial, experiment.growing) if path.exists()]
-        begun += _in_runs(folder, run.partial.name)
-        hint = f"; {begun[0]} is begun but not finished" if begun else ""
-        if run.partial in begun and is_from_python(run.partial):
-            raise UserError(f"{folder} holds no finished recording{hint}; {how_it_goes_on(run.partial)}.")
-        raise UserError(f"{folder} holds no finished recording{hint}. flannel-pl fit makes or finishes one.")
-    return [(shard, None) for shard in (*shards, experiment.masks) if os.path.lexists(shard)]
-
-
-def _in_runs(folder: Path, name: str) -> list[Path]:
-    """Returns the files of a name in the folders of all runs, also those behind a link that leads nowhere."""
-    return [path for run in sorted(folder.glob("run_*")) if os.path.lexists(path := run / name)]
-
-
-def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:
-    try:
-        weight_map = from_file(json.loads(read_small(path))["weight_map"])
-        keys_of: dict[str, list[str]] = {}
-        for key, name in weight_map.items():
-            keys_of.setdefault(os.fspath(name), []).append(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno not in ANOTHER_KIND:
-            raise unreachable(path, error) from error
-        raise RunError(f"{path} is no readable index: {error!r}. Gather again with --mode index.") from error
-    return [(path.parent / name, keys) for name, keys in keys_of.items()]
 
 
 def _refuse_others(files: list[TensorFile]) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
-from flannel_pl.recording.checking.checks import parts_of
+from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.files import open_file, read_header
 from flannel_pl.recording.formats.lazy import LazyTensor

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.checking import checks
+from flannel_pl.recording.checking import cells
 from flannel_pl.recording.checking.verify import check_rows, num_good_rows, verify, verify_verb
 from flannel_pl.recording.formats.metadata import dump_metadata
 from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
@@ -159,7 +159,7 @@ def test_many_damaged_rows_are_counted(tmp_path: Path) -> None:
 def test_pieces_of_any_size_find_the_same(
     shard: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(checks, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(cells, "PIECE_BYTES", piece_bytes)
     assert verify(shard).ok
     layout = read_layout(shard)
     for key, row in (("grads", 6), ("losses", 3), ("variance", 0)):

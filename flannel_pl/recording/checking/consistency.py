@@ -9,7 +9,6 @@ from typing import Any
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.checking.findings import CheckedPart
 from flannel_pl.recording.checking.presence import check_presence
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
@@ -24,7 +23,7 @@ from flannel_pl.recording.gathering.growing_file import copy_damage
 from flannel_pl.recording.gathering.index import index_content
 from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.recording.gathering.notes import GatherNotes
-from flannel_pl.recording.reader import read_masks
+from flannel_pl.recording.masks import mask_problems, read_masks
 from flannel_pl.small_files import read_small
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.checking.checks import RunPart, bad_cells, bad_static, num_leading_rows, parts_of
+from flannel_pl.recording.checking.cells import bad_cells, bad_static, num_leading_rows
 from flannel_pl.recording.checking.consistency import check_folder, check_index, index_paths
 from flannel_pl.recording.checking.findings import (
     Advance,
@@ -20,6 +20,7 @@ from flannel_pl.recording.checking.findings import (
     header_damage,
     summarize,
 )
+from flannel_pl.recording.checking.parts import RunPart, parts_of
 from flannel_pl.recording.checking.presence import missing
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.files import Header, is_recording, open_file, read_header

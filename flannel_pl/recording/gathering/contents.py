@@ -10,7 +10,6 @@ import numpy as np
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run
-from flannel_pl.recording.checking.counts import mask_problems
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import share_columns, with_columns
 from flannel_pl.recording.formats.files import read_header
@@ -24,7 +23,7 @@ from flannel_pl.recording.formats.schema import (
     static_checksum,
 )
 from flannel_pl.recording.gathering.membership import said_of_run
-from flannel_pl.recording.reader import read_masks
+from flannel_pl.recording.masks import mask_problems, read_masks
 from flannel_pl.recording.sameness import decisive, differences, has_own_data
 
 Extras = dict[str, Array]

@@ -16,8 +16,9 @@ from typing import Any
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.publish import sync_folder
-from flannel_pl.recording.checking.checks import parts_of, problems
+from flannel_pl.recording.checking.expected import problems
 from flannel_pl.recording.checking.findings import header_damage, part_damage
+from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.checking.presence import was_finished
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.early_end import EarlyEnd

@@ -9,8 +9,8 @@ from typing import Any
 
 from flannel_pl.errors import RunError
 from flannel_pl.publish import sync
-from flannel_pl.recording.checking.checks import RunPart
 from flannel_pl.recording.checking.findings import part_damage
+from flannel_pl.recording.checking.parts import RunPart
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.formats.safetensors.layout import FileLayout

@@ -1,13 +1,29 @@
-"""The masks follow from how often each token occurs; that is recorded with its hash."""
+"""The live/dead masks of an experiment: all follow from how often each token occurs."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from flannel_pl.arrays import Array
+from flannel_pl.errors import RunError
+from flannel_pl.recording.formats.files import open_file
 from flannel_pl.recording.formats.schema import MASK_NAMES
 from flannel_pl.recording.formats.specs import TensorSpec
+
+
+def read_masks(path: Path) -> dict[str, Array]:
+    """Returns the five tensors of a masks file.
+
+    Raises:
+        RunError: If it cannot be read, is damaged, or lacks one of them.
+    """
+    with open_file(path) as file:
+        absent = [name for name in MASK_NAMES if name not in file.header.tensors]
+        if absent:
+            raise RunError(f"{path} has no {', '.join(absent)}; expected {', '.join(MASK_NAMES)}")
+        return {name: file.read(name) for name in MASK_NAMES}
 
 
 def mask_problems(masks: Mapping[str, Array], digest: str | None) -> Iterator[str]:
