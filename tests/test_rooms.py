@@ -138,7 +138,7 @@ def test_only_gathering_knows_how_safetensors_lie_on_the_disk() -> None:
         for file in PACKAGE.rglob("*.py")
         if folder not in file.parents and any(name.startswith(home) for name in imports_of(file))
     }
-    parts = ("contents", "gatherer", "growing_file", "index", "limits", "notes")
+    parts = ("contents", "copying", "gatherer", "growing", "index", "limits", "notes")
     assert importers == {"recording/formats/files.py", *(f"recording/gathering/{part}.py" for part in parts)}
 
 
@@ -223,7 +223,6 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 
 LONG_FILES = {
     *("experiment.py", "cli/fit.py", "training/fit.py", "training/recorder.py"),
-    "recording/gathering/gatherer.py",
 }
 """Still too long. One that is split leaves this list; none comes to it."""
 

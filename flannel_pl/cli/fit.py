@@ -31,7 +31,7 @@ from flannel_pl.launch.folder import (
     write_run_config,
 )
 from flannel_pl.launch.fork_server import stop_fork_server
-from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
+from flannel_pl.launch.gathering import BackgroundGather, finish_gathering
 from flannel_pl.launch.giving_up import told_to_script
 from flannel_pl.launch.jobs import Jobs
 from flannel_pl.launch.launcher import Launcher, find_launcher
@@ -42,6 +42,7 @@ from flannel_pl.launch.tasks import ATTENDED_VARIABLE
 from flannel_pl.launch.unattended import find_jobs, refuse_beside_jobs, settle, submit
 from flannel_pl.launch.waiting import wait_for_jobs
 from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.gathering.gathered import is_gathered
 from flannel_pl.recording.sameness import has_own_data, meaning, with_seed
 from flannel_pl.recording.writing.disk import make_folder
 from flannel_pl.recording.writing.leftovers import clear, has_leftovers

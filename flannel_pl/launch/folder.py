@@ -15,7 +15,7 @@ from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.experiment_record import read_record as record_of
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.gathering.contents import refuse_foreign_shard
-from flannel_pl.recording.gathering.gatherer import gathered_runs
+from flannel_pl.recording.gathering.gathered import gathered_runs
 from flannel_pl.recording.writing.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.writing.journal import Journal
 from flannel_pl.recording.writing.lock import is_held

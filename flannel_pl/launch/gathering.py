@@ -8,10 +8,8 @@ from types import TracebackType
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.events import EventLog
-from flannel_pl.recording.experiment_record import read_record
-from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.gathering.contents import is_complete
-from flannel_pl.recording.gathering.gather import Mode, gather_aloud
+from flannel_pl.recording.gathering.gather import gather_aloud
+from flannel_pl.recording.gathering.gathered import Mode, is_gathered
 from flannel_pl.recording.gathering.gatherer import Gatherer
 
 
@@ -111,26 +109,6 @@ class BackgroundGather:
     def _raise_if_stopping(self, num_bytes: int) -> None:
         if self._stopping.is_set():
             raise _Stopped
-
-
-def is_gathered(paths: ExperimentPaths, *, mode: Mode) -> bool:
-    """Tells whether `finish_gathering` has nothing to do; changes nothing and reads no row.
-
-    Args:
-        paths: The experiment's files. Another process may gather there meanwhile.
-        mode: What the recording is to be, `single` or `index`.
-
-    Raises:
-        UserError: If it is no experiment's folder.
-        RunError: If its record cannot be read.
-    """
-    if mode == "index":
-        return is_there(paths.index)
-    record = read_record(paths)
-    left = [paths.growing, paths.growing_notes, paths.growing_moved]
-    if not record.keeps_shards:
-        left += [paths.run(index).recording for index in record.indices]
-    return is_complete(paths, record) and not any(path.exists() for path in left)
 
 
 def finish_gathering(

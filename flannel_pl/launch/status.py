@@ -14,6 +14,7 @@ from flannel_pl.launch.signs import silence_s
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.gathering.gathered import gathered_early_ends, gathered_runs, has_recording
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.terminal import make_console
 
@@ -62,7 +63,7 @@ def collect_status(
             for status, run, num_bytes in zip(told, runs, shard_bytes, strict=True)
         ),
         gather=config["experiment"]["gather"],
-        gathered=paths.gathered.exists() or paths.index.exists(),
+        gathered=has_recording(paths),
         launching=_is_beating(paths.lock),
     )
 
@@ -89,9 +90,6 @@ class _Gathered:
     def read(cls, paths: ExperimentPaths) -> "_Gathered":
         if not (paths.growing.exists() or paths.gathered.exists()):
             return cls()
-        # Here, not at the top: it is seldom needed, and imports numpy.
-        from flannel_pl.recording.gathering.gatherer import gathered_early_ends, gathered_runs
-
         try:
             return cls(gathered_runs(paths.folder), early_ends=gathered_early_ends(paths))
         except (UserError, RunError) as error:

@@ -10,10 +10,11 @@ import pytest
 
 from flannel_pl.errors import RunError
 from flannel_pl.launch.events import EventLog, read_events
-from flannel_pl.launch.gathering import BackgroundGather, finish_gathering, is_gathered
+from flannel_pl.launch.gathering import BackgroundGather, finish_gathering
 from flannel_pl.recording.formats.safetensors.layout import read_layout
-from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
-from flannel_pl.recording.gathering.growing_file import copy_damage, copy_tensors
+from flannel_pl.recording.gathering.copying import copy_damage, copy_tensors
+from flannel_pl.recording.gathering.gathered import gathered_runs, is_gathered
+from flannel_pl.recording.gathering.gatherer import Gatherer
 from tests.recording.damage import write_byte
 from tests.recording.gathering_samples import (
     assert_gathered,

@@ -20,7 +20,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
 from flannel_pl.recording.gathering.gather import gather, gather_verb
-from flannel_pl.recording.gathering.gatherer import gathered_runs
+from flannel_pl.recording.gathering.gathered import gathered_runs
 from flannel_pl.recording.reader import open_recording
 from flannel_pl.recording.writing import disk
 from tests.recording.recording_samples import MAX_STEPS, make_experiment, make_schema

@@ -14,7 +14,8 @@ from flannel_pl.recording.formats.safetensors import layout
 from flannel_pl.recording.formats.safetensors.layout import FILLER, read_layout
 from flannel_pl.recording.gathering import notes as gather_notes
 from flannel_pl.recording.gathering.gather import gather, gather_verb
-from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
+from flannel_pl.recording.gathering.gathered import gathered_runs
+from flannel_pl.recording.gathering.gatherer import Gatherer
 from flannel_pl.recording.reader import open_recording
 from flannel_pl.recording.writing.lock import Lock
 from tests.recording.gathering_samples import (

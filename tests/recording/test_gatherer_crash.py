@@ -18,7 +18,8 @@ from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checking.verify import verify, verify_verb
 from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.gathering.gather import gather
-from flannel_pl.recording.gathering.gatherer import Gatherer, gathered_runs
+from flannel_pl.recording.gathering.gathered import gathered_runs
+from flannel_pl.recording.gathering.gatherer import Gatherer
 from flannel_pl.recording.reader import open_recording
 from tests.recording.damage import fail_at, flipped, write_byte
 from tests.recording.gathering_samples import (
@@ -32,8 +33,8 @@ from tests.recording.gathering_samples import (
 
 def damage_copy(paths: ExperimentPaths, run: int) -> None:
     gatherer = Gatherer(paths.folder)
-    assert gatherer._notes is not None
-    offset = gatherer._layout(gatherer._notes).offsets[f"run_{run}_grads"] + 250
+    assert gatherer._growing is not None
+    offset = gatherer._growing.layout.offsets[f"run_{run}_grads"] + 250
     write_byte(paths.growing, offset, 0xAA)
 
 

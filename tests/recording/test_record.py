@@ -12,7 +12,7 @@ from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.experiment_record import _NUMBERS, MAX_RECORD_MARKS, ExperimentRecord, read_record
 from flannel_pl.recording.formats.schema import CONFIG_SCALARS
 from flannel_pl.recording.gathering.gather import gather
-from flannel_pl.recording.gathering.gatherer import gathered_runs
+from flannel_pl.recording.gathering.gathered import gathered_runs
 from tests.recording.recording_samples import make_experiment
 
 CONTENT: dict[str, Any] = {

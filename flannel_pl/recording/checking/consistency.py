@@ -19,7 +19,7 @@ from flannel_pl.recording.gathering.contents import (
     gathered_contradictions,
     not_belonging,
 )
-from flannel_pl.recording.gathering.growing_file import copy_damage
+from flannel_pl.recording.gathering.copying import copy_damage
 from flannel_pl.recording.gathering.index import index_content
 from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.recording.gathering.notes import GatherNotes

@@ -8,12 +8,10 @@ import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.checking.findings import CheckedPart
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.formats.files import read_header
-from flannel_pl.recording.writing.journal import Journal
+from flannel_pl.recording.gathering.gathered import runs_in_finished_file, was_finished
 
 
 def missing(path: Path, sentence: str) -> CheckedPart:
@@ -33,7 +31,7 @@ def check_presence(
     """
     if not os.path.lexists(paths.masks):
         yield missing(paths.masks, "; bring it back from where the experiment's masks came from")
-    gathered = _gathered_runs(paths, record)
+    gathered = runs_in_finished_file(paths, record)
     finished, lost = True, []
     for index in record.indices:
         files = paths.run(index)
@@ -69,22 +67,3 @@ def _missing_recording(paths: ExperimentPaths, record: ExperimentRecord) -> Iter
             yield missing(path, f", although every run is finished; make it with: {again}")
         else:
             yield missing(path, ", although every run was finished; bring it back from a copy")
-
-
-def _gathered_runs(paths: ExperimentPaths, record: ExperimentRecord) -> Collection[int]:
-    """Returns the runs in the gathered file; all, if it is there and cannot be read: its damage is told."""
-    if not os.path.lexists(paths.gathered):
-        return ()
-    try:
-        return {run["index"] for run in read_header(paths.gathered).flannel.get("runs", [])}
-    except RunError:
-        return record.indices
-
-
-def was_finished(paths: ExperimentPaths, index: int) -> bool:
-    """Tells whether a run was finished once, as its journal says."""
-    try:
-        entry = Journal(paths.run(index).journal).read()
-    except RunError:
-        return False
-    return entry is not None and entry.state == "done"

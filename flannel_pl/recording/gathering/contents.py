@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.arrays import Array
-from flannel_pl.errors import RunError, Unreachable
+from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import share_columns, with_columns
@@ -240,27 +240,6 @@ def gathered_metadata(
             "static_checksums": {name: static_checksum(array) for name, array in extras.items()},
         }
     )
-
-
-def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
-    """Tells whether the gathered file is there, with a header that is right and names every run.
-
-    Raises:
-        Unreachable: If it is there and cannot be read.
-        RunError: If it is whole and another experiment's: it is neither this one's recording, nor replaced.
-    """
-    if not is_there(paths.gathered):
-        return False
-    try:
-        header = read_header(paths.gathered)
-    except Unreachable:  # it may be complete, and the only copy of everything
-        raise
-    except RunError:
-        return False
-    if not header.header_is_right:
-        return False
-    refuse_foreign(paths.gathered, gathered_contradictions(header.flannel, record), paths)
-    return True
 
 
 def gathered_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
@@ -15,13 +14,12 @@ from flannel_pl.recording.gathering.contents import (
     read_shard,
     run_metadata,
 )
+from flannel_pl.recording.gathering.gathered import Mode
 from flannel_pl.recording.gathering.gatherer import Gatherer
 from flannel_pl.recording.gathering.index import write_index
 from flannel_pl.recording.writing.disk import readable_bytes
 from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.terminal import make_console
-
-Mode = Literal["single", "index"]
 
 Progress = Callable[[int, int], object]
 """Called with (bytes done, bytes in all)."""

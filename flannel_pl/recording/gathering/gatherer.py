@@ -2,26 +2,23 @@
 
 The file grows under a `.partial` name. Its layout is planned when the first run is there: all runs have the
 same tensors as a rule, and for the header, which needs what every run says of itself, room is left. A run
-that is copied, synced and checked against its checksums goes into the notes (`gather_notes.py`); from then on
+that is copied, synced and checked against its checksums goes into the notes (`notes.py`); from then on
 its own recording may be deleted. A crash at any moment loses nothing: what the notes do not name is copied
 again, and the final name is given only to the complete file.
 """
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.errors import RunError, Unreachable, UserError
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.publish import sync_folder
 from flannel_pl.recording.checking.expected import problems
 from flannel_pl.recording.checking.findings import header_damage, part_damage
 from flannel_pl.recording.checking.parts import parts_of
-from flannel_pl.recording.checking.presence import was_finished
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
-from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.files import open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
@@ -29,13 +26,11 @@ from flannel_pl.recording.formats.safetensors.shard import is_shortened
 from flannel_pl.recording.gathering.contents import (
     Extras,
     Shard,
-    copy_contradictions,
     experiment_tensors,
-    is_complete,
     read_shard,
     run_metadata,
 )
-from flannel_pl.recording.gathering.growing_file import (
+from flannel_pl.recording.gathering.copying import (
     Advance,
     OwnFile,
     complete,
@@ -44,71 +39,17 @@ from flannel_pl.recording.gathering.growing_file import (
     make_growing_file,
     synced,
 )
+from flannel_pl.recording.gathering.gathered import is_complete
+from flannel_pl.recording.gathering.growing import Growing, remove_leftovers
 from flannel_pl.recording.gathering.notes import (
     GatherNotes,
     final_layout,
     plan_notes,
-    refuse_loss,
     specs_of,
 )
-from flannel_pl.recording.writing.disk import explained, partial_of, readable_bytes
+from flannel_pl.recording.writing.disk import explained, readable_bytes
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.space import free_bytes
-from flannel_pl.small_files import read_small
-
-
-def gathered_runs(folder: str | Path) -> frozenset[int]:
-    """Returns the runs that are safe in the gathered file, finished or growing: they need no shard any more.
-
-    Changes nothing and reads no row. Another process may gather meanwhile: a run that it has made safe is
-    never missing.
-
-    Args:
-        folder: The experiment's folder.
-
-    Raises:
-        UserError: If it is no experiment's folder.
-        RunError: If its record is damaged, or the notes are and runs may be lost by that.
-    """
-    paths = ExperimentPaths.find(Path(folder).absolute())
-    record = read_record(paths)
-    notes, damage = None, None
-    # The growing file first: once it is the finished one, it is found there.
-    try:
-        notes = GatherNotes.read(paths.growing_notes) if is_there(paths.growing) else None
-    except Unreachable:
-        raise
-    except RunError as error:
-        damage = error
-    if is_complete(paths, record):
-        return frozenset(record.indices)
-    if damage is not None:
-        refuse_loss(damage, paths, record, record.indices)
-    if notes is None:
-        _refuse_lost_notes(paths, record)
-    return frozenset(() if notes is None else notes.runs)
-
-
-def gathered_early_ends(paths: ExperimentPaths) -> dict[int, EarlyEnd]:
-    """Returns how those gathered runs ended that ended early, by their number.
-
-    Args:
-        paths: The experiment's files. What is damaged there tells nothing.
-    """
-    told: dict[int, Mapping[str, Any]] = {}
-    with contextlib.suppress(RunError):
-        notes = GatherNotes.read(paths.growing_notes) if paths.growing.exists() else None
-        told |= {} if notes is None else notes.runs
-    with contextlib.suppress(RunError):
-        told |= {run["index"]: run for run in read_header(paths.gathered).flannel.get("runs", [])}
-    return {index: ended for index, one in told.items() if (ended := EarlyEnd.of(one)) is not None}
-
-
-def _refuse_lost_notes(paths: ExperimentPaths, record: ExperimentRecord) -> None:
-    """Raises if a growing file without notes may have the only copy of a run that was finished once."""
-    if is_there(paths.growing) and not is_there(paths.growing_notes):
-        suspects = [index for index in record.indices if was_finished(paths, index)]
-        refuse_loss(RunError(f"{paths.growing_notes} is not there"), paths, record, suspects)
 
 
 class Gatherer:
@@ -140,22 +81,19 @@ class Gatherer:
         self._indices = self.record.indices
         self._checked: set[int] = set()  # runs that this object has found right in the growing file
         self._apart: dict[int, Shard] = {}  # runs that do not fit the plan and wait for `finish`
-        self._planned: FileLayout | None = None
-        self._own: OwnFile | None = None  # the growing file that the notes are about
-        self._noted = b""  # the notes as they were last seen on the disk
-        self._notes = self._take_over()
+        self._growing = self._take_over()
 
     @property
     def gathered(self) -> frozenset[int]:
         """Runs that are safe in the gathered file, finished or growing."""
-        if self._notes is not None:
-            return frozenset(self._notes.runs)
+        if self._growing is not None:
+            return frozenset(self._growing.notes.runs)
         return frozenset(self._indices if self.is_finished else ())
 
     @property
     def is_finished(self) -> bool:
         """Whether the gathered file is there with every run, and nothing is under way to replace it."""
-        return self._notes is None and is_complete(self.paths, self.record)
+        return self._growing is None and is_complete(self.paths, self.record)
 
     @property
     def waiting(self) -> list[int]:
@@ -166,7 +104,7 @@ class Gatherer:
     @property
     def total_bytes(self) -> int:
         """Size of the growing file; 0 before the first run was added."""
-        return 0 if self._notes is None else self._layout(self._notes).total_bytes
+        return 0 if self._growing is None else self._growing.layout.total_bytes
 
     def check_missing(self) -> None:
         """Refuses to go on without a run.
@@ -189,7 +127,7 @@ class Gatherer:
         Raises:
             UserError: Says what is needed and what is there.
         """
-        copied = {} if self._notes is None else self._notes.runs
+        copied = {} if self._growing is None else self._growing.notes.runs
         waiting = [i for i in self._indices if i not in copied and self._has_shard(i)]
         sizes = [read_header(self.paths.run(i).recording).used_bytes for i in waiting]
         self._refuse_small_disk(sum(sizes) if self.keep_shards else max(sizes, default=0))
@@ -211,13 +149,13 @@ class Gatherer:
         if self.is_finished and not self._has_shard(run_index):
             return
         advance = advance or (lambda num_bytes: None)
-        if self._is_right(run_index, advance):
-            assert self._notes is not None
-            advance(sum(spec.num_bytes for spec in self._notes.taken(run_index).values()))
+        growing = self._growing
+        if growing is not None and self._is_right(growing, run_index, advance):
+            advance(sum(spec.num_bytes for spec in growing.notes.taken(run_index).values()))
         else:
-            self._copy(run_index, advance)
+            growing = self._copy(run_index, advance)
         if run_index not in self._apart:
-            self._check_own()
+            growing.check()
             self._drop_shard(run_index)
 
     def finish(self, *, advance: Advance | None = None) -> Path:
@@ -241,96 +179,62 @@ class Gatherer:
         for index in self._indices:
             if index not in self._checked and index not in self._apart:
                 self.add(index, advance=advance)
-        assert self._notes is not None
-        layout = final_layout(self._notes, self.record, self._extras, apart=self._apart)
-        own = self._check_own()
-        if layout.offsets != self._layout(self._notes).offsets:
-            own = self._rearrange(self._notes, layout, advance)
-            self._check_own()
+        growing = self._growing
+        assert growing is not None
+        layout = final_layout(growing.notes, self.record, self._extras, apart=self._apart)
+        own = growing.check()
+        if layout.offsets != growing.layout.offsets:
+            own = self._rearrange(growing.notes, layout, advance)
+            growing.check()
         complete(own, layout, extras=self._extras, final=self.paths.gathered, advance=advance)
         for index in self._apart:
             self._drop_shard(index)
-        self._remove_leftovers()
+        growing.remove()
+        self._growing = None
         return self.paths.gathered
 
     def abandon(self) -> None:
         """Deletes this object's growing file, unless it has the only copy of a run."""
-        if self._notes is not None and all(self._has_shard(index) for index in self._notes.runs):
-            self._remove_leftovers()
+        growing = self._growing
+        if growing is not None and all(self._has_shard(index) for index in growing.notes.runs):
+            growing.remove()
+            self._growing = None
 
-    def _take_over(self) -> GatherNotes | None:
-        """Returns an earlier Gatherer's notes to go on with; None to begin anew, or if all is finished."""
-        notes = self._read_notes()
-        if notes is not None and is_complete(self.paths, self.record):
+    def _take_over(self) -> Growing | None:
+        """Returns what an earlier Gatherer left, to go on with; None to begin anew, or if all is finished."""
+        growing = Growing.take_over(self.paths, self.record, lambda: self._extras)
+        if growing is None:
+            remove_leftovers(self.paths)
+        elif is_complete(self.paths, self.record):
             # The last act was cut off, or a finished file is being replaced. Either way the finished file
             # counts, if it is right where nothing else is left.
-            lost = [index for index in notes.runs if not self._has_shard(index)]
+            lost = [index for index in growing.notes.runs if not self._has_shard(index)]
             if not any(self._damage_in_finished_file(index) for index in lost):
-                notes = None
-        if notes is None:
-            self._remove_leftovers()
-        return notes
-
-    def _read_notes(self) -> GatherNotes | None:
-        """Returns the notes that belong to the growing file; None if there are none to go by."""
-        if not is_there(self.paths.growing):
-            return None
-        own = OwnFile(self.paths.growing)
-        try:
-            notes = GatherNotes.read(self.paths.growing_notes)
-        except Unreachable:
-            raise
-        except RunError as damage:
-            refuse_loss(damage, self.paths, self.record, self._indices)
-            return None
-        if notes is None:
-            _refuse_lost_notes(self.paths, self.record)
-            return None
-        for index, metadata in notes.runs.items():
-            if index not in self._indices or [*copy_contradictions(metadata, self.record, index)]:
-                raise RunError(
-                    f"{self.paths.growing} has a run {index} that is not this experiment's. Either it or "
-                    f"{self.paths.record.name} was brought from elsewhere: bring back the one that belongs "
-                    "here."
-                )
-        size = self.paths.growing.stat().st_size
-        if len(notes.specs) == len(self._indices) and size == self._layout(notes).total_bytes:
-            self._own, self._noted = own, read_small(self.paths.growing_notes)
-            self._check_own()
-            return notes
-        name = self.paths.growing_notes.name
-        error = RunError(f"{self.paths.growing} has not the size that {name} asks for")
-        refuse_loss(error, self.paths, self.record, list(notes.runs))
-        return None
+                growing.remove()
+                return None
+        return growing
 
     @functools.cached_property
     def _extras(self) -> Extras:
         """The tensors that belong to no run. Read when they are needed: a finished file needs no masks."""
         return experiment_tensors(self.paths, self.record)
 
-    def _layout(self, notes: GatherNotes) -> FileLayout:
-        """Returns the layout of the growing file, which never changes."""
-        if self._planned is None:
-            self._planned = notes.layout(self._extras)
-        return self._planned
-
     def _has_shard(self, index: int) -> bool:
         return is_there(self.paths.run(index).recording)
 
-    def _is_right(self, index: int, advance: Advance) -> bool:
+    def _is_right(self, growing: Growing, index: int, advance: Advance) -> bool:
         """Tells whether a run's copy is there and right; forgets it if it is not."""
-        if self._notes is None or index not in self._notes.runs:
+        if index not in growing.notes.runs:
             return False
         if index in self._checked:
             return True
-        layout = self._layout(self._notes)
-        damage = self._copy_damage(layout, index, self._notes.runs[index], advance)
+        damage = self._copy_damage(growing.layout, index, growing.notes.runs[index], advance)
         if not damage:
             self._checked.add(index)
             return True
-        self._check_own()
-        del self._notes.runs[index]
-        self._note(self._notes)
+        growing.check()
+        del growing.notes.runs[index]
+        growing.write_notes()
         if not self._has_shard(index):
             raise RunError(
                 f"{self.paths.growing} is damaged where run {index} is ({damage[0]}), and there is no other "
@@ -349,7 +253,7 @@ class Gatherer:
             part = next(part for part in parts_of(file.header) if part.run == index)
             return [*problems(file.header, part)] or part_damage(file, part)
 
-    def _copy(self, index: int, advance: Advance) -> None:
+    def _copy(self, index: int, advance: Advance) -> Growing:
         """Copies a shard into the growing file and notes that it is safe there; or sets it apart."""
         shard = read_shard(self.paths, self.record, index)
         if damage := header_damage(shard.path, shard.layout):
@@ -357,65 +261,27 @@ class Gatherer:
                 f"{shard.path} is damaged: {damage[0]}. Delete it and run flannel-pl fit again: it records "
                 f"run {index} again."
             )
-        notes = self._notes = self._notes or self._begin()
+        growing = self._growing = self._growing or self._begin()
+        notes, layout = growing.notes, growing.layout
         if not is_shortened(specs_of(shard), notes.specs[index]):
             self._apart[index] = shard
-            return
-        layout = self._layout(notes)
+            return growing
         self._refuse_small_disk(shard.layout.used_bytes)
-        self._check_own()
+        growing.check()
         copy_tensors(shard.path, shard.layout, self.paths.growing, layout, keys=shard.keys, advance=advance)
         with synced(self.paths.growing):
             damage = self._copy_damage(layout, index, shard.layout.flannel, advance)
         if damage:
             raise _bad_copy(index, damage, shard.path)
         notes.runs[index] = run_metadata(shard)
-        self._note(notes)
+        growing.write_notes()
         self._checked.add(index)
+        return growing
 
-    def _begin(self) -> GatherNotes:
+    def _begin(self) -> Growing:
         """Plans the file by the runs that are finished, and makes it."""
         shards = [read_shard(self.paths, self.record, i) for i in self._indices if self._has_shard(i)]
-        notes = plan_notes(self.record, self._extras, shards)
-        if self.paths.growing.exists():  # which was not there before, or was another's and was taken over
-            raise RunError(
-                f"{self.paths.growing} was made by another process, which is gathering too. See to it that "
-                "only one does, then gather again."
-            )
-        try:
-            make_growing_file(self.paths.growing, self._layout(notes))
-            self._own = OwnFile(self.paths.growing)
-            notes.write(self.paths.growing_notes)
-            self._noted = read_small(self.paths.growing_notes)
-        except BaseException:
-            self._remove_leftovers()
-            raise
-        return notes
-
-    def _note(self, notes: GatherNotes) -> None:
-        """Replaces the notes on the disk, if they and the growing file are still this object's own."""
-        self._check_own()
-        notes.write(self.paths.growing_notes)
-        self._noted = read_small(self.paths.growing_notes)
-
-    def _check_own(self) -> OwnFile:
-        """Refuses to go on once another process has gathered into the same file, or has replaced it.
-
-        Raises:
-            RunError: If one has, although its lock should have kept it from that.
-        """
-        assert self._own is not None
-        self._own.check()
-        try:
-            is_own = read_small(self.paths.growing_notes) == self._noted
-        except OSError:
-            is_own = False
-        if not is_own:
-            raise RunError(
-                f"{self.paths.growing_notes} was changed by another process, which is gathering too. See to "
-                "it that only one does, then gather again."
-            )
-        return self._own
+        return Growing.begin(self.paths, plan_notes(self.record, self._extras, shards), self._extras)
 
     def _rearrange(self, notes: GatherNotes, layout: FileLayout, advance: Advance) -> OwnFile:
         """Makes the file anew with another layout, from the growing one and the runs set apart."""
@@ -458,17 +324,6 @@ class Gatherer:
         for index in [] if self.keep_shards else self._indices:
             if self._has_shard(index) and not self._damage_in_finished_file(index):
                 self._drop_shard(index)
-
-    def _remove_leftovers(self) -> None:
-        check_held(self.paths.growing)
-        own, self._own, self._notes, self._planned = self._own, None, None, None
-        if own is not None and self.paths.growing.exists() and not own.is_there:
-            return  # it is another's, and so are the notes
-        # The notes last: without them nobody would know what the growing file holds.
-        notes = self.paths.growing_notes
-        for path in (self.paths.growing_moved, self.paths.growing, partial_of(notes), notes):
-            with explained(path, need_bytes=0):
-                path.unlink(missing_ok=True)
 
 
 def _bad_copy(index: int, damage: list[str], source: Path) -> RunError:

@@ -13,11 +13,10 @@ from typing import Any
 import xxhash
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import with_columns
 from flannel_pl.recording.formats.metadata import check_metadata
-from flannel_pl.recording.formats.opening import is_there, unreachable
+from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.layout import PAGE_BYTES, FileLayout, is_readable, plan_layout
 from flannel_pl.recording.formats.safetensors.shard import is_shortened
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
@@ -25,7 +24,6 @@ from flannel_pl.recording.gathering.contents import (
     Extras,
     Shard,
     gathered_metadata,
-    is_complete,
     run_metadata,
 )
 from flannel_pl.recording.writing.disk import write_file
@@ -147,28 +145,6 @@ class GatherNotes:
         return plan_layout(
             _keys(specs, extras), metadata="", min_header_bytes=self.header_bytes, reserved=planned
         )
-
-
-def refuse_loss(
-    error: RunError, paths: ExperimentPaths, record: ExperimentRecord, suspects: Sequence[int]
-) -> None:
-    """Raises if damaged notes may be all that tells of a run whose own recording was dropped.
-
-    Args:
-        error: What is wrong with the notes or the growing file.
-        paths: The experiment's files.
-        record: Its record.
-        suspects: Runs that may be in the growing file.
-
-    Raises:
-        RunError: Names them, and the ways out.
-    """
-    lost = [index for index in suspects if not is_there(paths.run(index).recording)]
-    if lost and not record.keeps_shards and not is_complete(paths, record):
-        raise RunError(
-            f"{error}. Run {', '.join(map(str, lost))} may be in {paths.growing.name} and nowhere "
-            f"else: bring both files back from a copy, or delete {paths.growing} to record them anew."
-        ) from error
 
 
 def plan_notes(record: ExperimentRecord, extras: Extras, shards: Sequence[Shard]) -> GatherNotes:
