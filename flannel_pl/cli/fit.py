@@ -23,9 +23,9 @@ from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.folder import (
     as_begun,
+    begun_record,
     check_writable,
     nothing_left,
-    read_record,
     unfinished_runs,
     write_folder,
     write_run_config,
@@ -35,7 +35,7 @@ from flannel_pl.launch.gathering import BackgroundGather, finish_gathering
 from flannel_pl.launch.giving_up import told_to_script
 from flannel_pl.launch.jobs import Jobs
 from flannel_pl.launch.launcher import Launcher, find_launcher
-from flannel_pl.launch.plan import Plan, describe, make_plan
+from flannel_pl.launch.plan import Plan, describe_plan, make_plan
 from flannel_pl.launch.standing import Outcome
 from flannel_pl.launch.summary import summarize
 from flannel_pl.launch.tasks import ATTENDED_VARIABLE
@@ -138,13 +138,13 @@ def plan(words: list[str]) -> int:
     if request.plan is None:
         print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
     else:
-        print("\n".join((describe(request.experiment, request.plan), *request.types)))
+        print("\n".join((describe_plan(request.experiment, request.plan), *request.types)))
     return 0
 
 
 def _understand(words: list[str]) -> _Request:
     experiment = Experiment.from_config(resolve(words))
-    record = read_record(experiment)
+    record = begun_record(experiment)
     if record is not None:  # its files keep their names when its folder is renamed
         paths = ExperimentPaths(experiment.paths.folder, record.name)
         # And its runs the words that it was begun with.
@@ -372,7 +372,7 @@ def _locked(experiment: Experiment, *, wait_s: float = DESCRIBED_WAIT_S) -> Iter
         try:
             note = lock.acquire(wait_s=wait_s)
         except UserError:
-            read_record(experiment, in_use=True)  # names the difference, if it is another experiment
+            begun_record(experiment, in_use=True)  # names the difference, if it is another experiment
             raise
         if note:
             print(f"flannel-pl: {note}; going on", file=sys.stderr)
@@ -413,7 +413,7 @@ def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Pl
     """
     experiment, digests = request.experiment, request.corpus.digests
     refuse_beside_jobs(experiment)
-    record = read_record(experiment, own_lock=own_lock)
+    record = begun_record(experiment, own_lock=own_lock)
     if record is not None:
         changes = data_changes(experiment, record, digests) + settled_changes(record, plan.settled)
         record = as_begun(experiment, record, changes, own_lock=own_lock)

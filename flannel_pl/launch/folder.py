@@ -11,8 +11,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, LaunchConfig, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.jobs import Jobs
-from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.experiment_record import read_record as record_of
+from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.gathering.contents import refuse_foreign_shard
 from flannel_pl.recording.gathering.gathered import gathered_runs
@@ -22,7 +21,7 @@ from flannel_pl.recording.writing.lock import is_held
 from flannel_pl.texts import for_file
 
 
-def read_record(
+def begun_record(
     experiment: Experiment, *, own_lock: Path | None = None, in_use: bool = False
 ) -> ExperimentRecord | None:
     """Returns what the folder's `experiment.json` says if the experiment may go on there, None if it is new.
@@ -55,7 +54,7 @@ def read_record(
                 f"or --experiment.output_dir, or bring {paths.record.name} back"
             )
         return None
-    record = record_of(paths)
+    record = read_record(paths)
     changes = config_changes(experiment, record)
     if in_use:
         refuse_changes(experiment, changes)
@@ -159,7 +158,7 @@ def unfinished_runs(experiment: Experiment) -> list[Run]:
     with_shard = [run.index for run in experiment.selected if is_there(paths.run(run.index).recording)]
     gathered: frozenset[int] = frozenset()
     if is_there(paths.record):
-        record = record_of(paths)
+        record = read_record(paths)
         for index in with_shard:
             refuse_foreign_shard(paths, record, index)
         gathered = gathered_runs(paths.folder)

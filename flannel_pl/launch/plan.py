@@ -93,7 +93,7 @@ def make_plan(
     return plan
 
 
-def describe(experiment: Experiment, plan: Plan) -> str:
+def describe_plan(experiment: Experiment, plan: Plan) -> str:
     """Returns the plan as text for a person."""
     done = len(experiment.selected) - len(plan.runs)
     names = Counter(slot.name for slot in plan.slots)

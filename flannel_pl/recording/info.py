@@ -37,10 +37,10 @@ def info_verb(path: Path) -> None:
     Args:
         path: A recording (.safetensors), an index (.safetensors.index.json), a run's or experiment's folder.
     """
-    print(describe(path))
+    print(describe_recording(path))
 
 
-def describe(path: str | Path) -> str:
+def describe_recording(path: str | Path) -> str:
     """Returns what `info` prints.
 
     Args:

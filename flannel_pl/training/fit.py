@@ -168,7 +168,7 @@ def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], 
     label.metadata["attempts"] = with_attempt({}, 0, expected_environment(slot.accelerator))
     origin = {**provenance.collect(), "data": corpus.digests}
     settled = {"accelerator": slot.accelerator, "threads_per_run": 1}
-    gather_limits.check_gatherable(
+    gather_limits.check_header_fits(
         experiment.record(origin, settled=settled),
         masks=load(corpus.masks.to_bytes()),
         specs=[_specs(checked[run.index]) for run in experiment.runs],

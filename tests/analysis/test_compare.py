@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import flannel_pl
 from flannel_pl.analysis.comparing.compare import RunComparison, compare
-from flannel_pl.analysis.comparing.text import describe, summarize
+from flannel_pl.analysis.comparing.text import describe_comparison, summarize_comparison
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.formats.schema import RECORDABLE
@@ -128,7 +128,7 @@ def test_runs_that_are_not_finished(tmp_path: Path) -> None:
     lose(a, 2)
     got = compare(a.folder, b.folder)
     assert (got.runs_only, got.missing, got.equal) == (((), (2,)), ((2,), ()), False)
-    assert "A is not complete: it lacks run 2 of its experiment" in describe(got)
+    assert "A is not complete: it lacks run 2 of its experiment" in describe_comparison(got)
     lose(a, 1)  # one is left, and that does not make it a recording of one run
     got = compare(a.folder, b.folder)
     assert (got.runs_only, got.missing, got.equal) == (((), (1, 2)), ((1, 2), ()), False)
@@ -136,7 +136,7 @@ def test_runs_that_are_not_finished(tmp_path: Path) -> None:
     lose(b, 1)
     got = compare(a.folder, b.folder)
     assert (got.equal, got.missing) == (True, ((1, 2), (1, 2)))
-    assert "B is not complete: it lacks runs 1, 2 of its experiment" in describe(got)
+    assert "B is not complete: it lacks runs 1, 2 of its experiment" in describe_comparison(got)
     b.run(1).partial.rename(b.run(1).recording)
     lose(b, 0)
     with pytest.raises(UserError, match=r"no run in common: .* run 0, .* run 1. .* --runs 0:1"):
@@ -148,7 +148,7 @@ def test_the_earliest_difference_of_all_runs_is_named(tmp_path: Path) -> None:
     a, b = (make_experiment(tmp_path / name / "flannel3", num_runs=3) for name in "ab")
     for run, row in ((0, 5), (1, 2), (2, 4)):
         flip(b.run(run).recording, "embeddings", (row, 0, 0))
-    verdict = summarize(compare(a.folder, b.folder), elapsed_s=1)
+    verdict = summarize_comparison(compare(a.folder, b.folder), elapsed_s=1)
     expected = "3 of them different, first at step 2, in embeddings of run 1 (3 runs compared in 1.0 s)"
     assert verdict == f"different: {expected}"
 
@@ -161,7 +161,7 @@ def test_scalars_of_another_type_differ(tmp_path: Path) -> None:
     save_file(tensors | {"dead_indices": tensors["dead_indices"].view(np.uint64)}, b.gathered)
     got = compare(a.folder, b.folder)
     assert got.shared == ("dead_indices",)
-    assert summarize(got, elapsed_s=1) == "different: in dead_indices (2 runs compared in 1.0 s)"
+    assert summarize_comparison(got, elapsed_s=1) == "different: in dead_indices (2 runs compared in 1.0 s)"
     save_file(tensors | {"dead_indices": tensors["dead_indices"][:, None]}, b.gathered)  # the same bytes
     assert compare(a.folder, b.folder).shared == ("dead_indices",)
 

@@ -238,7 +238,7 @@ def heat_map(figure: Figure) -> tuple[QuadMesh, Array]:
 
 def test_the_heat_map_counts_tokens() -> None:
     measures = make_measures(num_runs=2, num_rows=31, num_tokens=40)
-    figure = drawn(maps.displacement(measures))
+    figure = drawn(maps.displacement_map(measures))
     _, shown_BC = heat_map(figure)
     counts_RB = np.sum([run.histogram["dead"] for run in measures.runs], axis=0)
     expected_CB = counts_RB[1:] / 80
@@ -254,7 +254,7 @@ def test_the_heat_map_counts_tokens() -> None:
 
 def test_the_heat_map_of_a_long_recording_has_a_column_for_several_rows() -> None:
     measures = make_measures(num_runs=1, num_rows=1201, num_tokens=10)
-    figure = drawn(maps.displacement(measures))
+    figure = drawn(maps.displacement_map(measures))
     mesh, shown_BC = heat_map(figure)
     assert shown_BC.shape[1] == maps.MAX_COLUMNS
     np.testing.assert_allclose(shown_BC.sum(axis=0), 1)

@@ -17,10 +17,10 @@ import flannel_pl.cli.fit
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, flatten, set_value
-from flannel_pl.launch.folder import find_beginning, read_record, write_folder
+from flannel_pl.launch.folder import begun_record, find_beginning, write_folder
 from flannel_pl.launch.launchers.slurm.submitting import SlurmLauncher
 from flannel_pl.recording.checking.verify import verify
-from flannel_pl.recording.experiment_record import read_record as read_file_record
+from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.gathering.contents import contradictions, gathered_contradictions
 from flannel_pl.recording.gathering.gatherer import Gatherer
@@ -155,7 +155,7 @@ def test_any_key_that_decides_bits_makes_another_experiment(
 ) -> None:
     """Every key there is, found in the config: refused by the folder, and in its runs' and gathered files."""
     folder = finished(gather, seeds)
-    experiment, record = folder.experiment(), read_file_record(folder.paths)
+    experiment, record = folder.experiment(), read_record(folder.paths)
     shard, gathered = (
         read_layout(path).flannel if path.exists() else None
         for path in (folder.paths.run(0).recording, folder.paths.gathered)
@@ -170,10 +170,10 @@ def test_any_key_that_decides_bits_makes_another_experiment(
         set_value(config, key, another(value))
         changed = dataclasses.replace(experiment, config=config)
         if NO_BITS.fullmatch(key):
-            assert read_record(changed) is not None, key
+            assert begun_record(changed) is not None, key
         elif key not in RUNS_AND_FILES:
             with pytest.raises(UserError, match=rf"Different: {re.escape(key)}: "):
-                read_record(changed)
+                begun_record(changed)
             for metadata, find in look:
                 if metadata is not None:
                     said = list(find({**metadata, "config": config}, record))
@@ -258,7 +258,7 @@ def test_a_run_that_is_about_to_begin_counts_too(new: Folder, capsys: pytest.Cap
     with hold_run(experiment, experiment.runs[0]):
         message = refused(new, capsys, "--model.learning_rate", "0.5")
         assert "Different: model.learning_rate: 0.001 there, 0.5 now" in message
-    assert read_record(new.experiment("--model.learning_rate", "0.5")) is None
+    assert begun_record(new.experiment("--model.learning_rate", "0.5")) is None
 
 
 def test_a_run_of_what_is_not_described_yet_is_no_beginning(new: Folder) -> None:
@@ -266,10 +266,10 @@ def test_a_run_of_what_is_not_described_yet_is_no_beginning(new: Folder) -> None
     experiment = new.experiment()
     new.paths.run(0).folder.mkdir(parents=True)
     with hold_run(experiment, experiment.runs[0]):
-        assert read_record(experiment) is None
+        assert begun_record(experiment) is None
         new.paths.run(0).journal.touch()
         with pytest.raises(UserError, match=r"has run_0/journal in it but no experiment.json"):
-            read_record(experiment)
+            begun_record(experiment)
 
 
 def test_what_was_only_described_may_begin_with_another_config(new: Folder) -> None:

@@ -12,7 +12,7 @@ from flannel_pl.launch import devices, plan
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import visible_name
 from flannel_pl.launch.launchers.local import capacity
-from flannel_pl.launch.plan import describe, make_plan
+from flannel_pl.launch.plan import describe_plan, make_plan
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.training.cli import resolve
 from tests.conftest import SmallData
@@ -135,12 +135,12 @@ def test_the_memory_of_the_host_bounds_runs_on_gpus_as_well(tmp_path: Path, mach
 def test_half_a_core_is_one_and_the_plan_says_which_limits_count(tmp_path: Path, machine: Machine) -> None:
     machine(cores=2.5, memory=16 * GB)
     assert slots_of(tmp_path) == [("cpu", 1)] * 2
-    text = describe(*planned(tmp_path))
+    text = describe_plan(*planned(tmp_path))
     assert "cores       2.5 (a test)" in text
     assert "for all of them (estimate); free: 16.00 GB (a test)" in text
     machine(cores=1.5, memory=None)
     assert slots_of(tmp_path) == [("cpu", 1)]
-    assert "free:" not in describe(*planned(tmp_path))
+    assert "free:" not in describe_plan(*planned(tmp_path))
 
 
 @pytest.mark.parametrize("wanted", ["5", "[4]", "[0, 0]", "0", "[]"])
@@ -166,7 +166,7 @@ def test_a_child_is_given_the_name_its_device_has_outside(
 
 
 def test_the_plan_in_words(tmp_path: Path, machine: Machine) -> None:
-    text = describe(*planned(tmp_path))
+    text = describe_plan(*planned(tmp_path))
     assert "10 to train, 0 finished" in text
     assert "cpu x 8 runs side by side, 1 thread(s) each" in text
     assert "0.01 GB a run, 0.06 GB still to write" in text

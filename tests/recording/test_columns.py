@@ -13,7 +13,7 @@ from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.columns import ColumnSpec, share_columns
 from flannel_pl.recording.formats.safetensors.layout import read_layout
 from flannel_pl.recording.gathering.gather import gather
-from flannel_pl.recording.info import describe
+from flannel_pl.recording.info import describe_recording
 from flannel_pl.recording.reader import RunRecording, open_recording
 from tests.recording.damage import flipped
 from tests.recording.recording_samples import make_experiment
@@ -50,7 +50,7 @@ def test_an_unknown_column_is_shown_and_read(tmp_path: Path, mode: str) -> None:
     if mode != "none":
         gather(experiment.folder)
     assert verify(experiment.folder).ok
-    assert HIDDEN.meaning in describe(experiment.folder)
+    assert HIDDEN.meaning in describe_recording(experiment.folder)
     with open_recording(experiment.folder) as recording:
         run = recording.run(1)
         assert run.columns[HIDDEN.name] == HIDDEN

@@ -13,7 +13,7 @@ from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.checking.verify import check_rows, num_good_rows, verify
 from flannel_pl.recording.formats import files
 from flannel_pl.recording.formats.early_end import EarlyEnd
-from flannel_pl.recording.info import describe
+from flannel_pl.recording.info import describe_recording
 from flannel_pl.recording.reader import open_recording
 from tests.recording.folder_format import FOLDER, HEADER
 from tests.recording.recording_samples import bits, journal_of, make_schema, make_writer, write_rows
@@ -66,7 +66,7 @@ def test_the_same_bits_in_another_format(
     assert check_rows(other).bad == ()
     assert verify(other).ok
     assert verify(other.parent).ok
-    assert "7 rows (steps 0 to 6), 30 tokens of the vocabulary" in describe(other)
+    assert "7 rows (steps 0 to 6), 30 tokens of the vocabulary" in describe_recording(other)
 
 
 @pytest.mark.usefixtures("in_folders")
@@ -102,7 +102,7 @@ def test_an_early_end(tmp_path: Path) -> None:
     writer.finish(EarlyEnd(step=3, planned_steps=9, reason="enough"))
     assert all_bits(tmp_path)["logits"] == b"".join(row["logits"] for row in rows)
     assert verify(tmp_path).ok
-    assert "ended early at step 3 of 9 (enough)" in describe(tmp_path)
+    assert "ended early at step 3 of 9 (enough)" in describe_recording(tmp_path)
 
 
 @pytest.mark.usefixtures("in_folders")

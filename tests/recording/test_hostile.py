@@ -19,7 +19,7 @@ from flannel_pl.recording.formats.safetensors.layout import (
     read_layout,
 )
 from flannel_pl.recording.gathering.gather import gather
-from flannel_pl.recording.info import describe
+from flannel_pl.recording.info import describe_recording
 from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import make_experiment
 
@@ -150,7 +150,7 @@ def refusal(read: Callable[[Path], Any], path: Path) -> str:
 
 
 def test_every_reader_refuses_it_soon(hostile: Path) -> None:
-    for read in (read_layout, open_recording, describe):
+    for read in (read_layout, open_recording, describe_recording):
         message = in_a_second(partial(refusal, read, hostile))
         assert len(message) < 1000
         message.encode()
@@ -207,6 +207,6 @@ def test_a_valid_file_with_odd_tensors_is_described_or_refused(
     save_file(tensors, path)
     if "run_0_losses" in tensors and not tensors["run_0_losses"].shape:
         with pytest.raises(RunError, match=r"run_0_losses in .*x.safetensors has no rows"):
-            describe(path)
+            describe_recording(path)
     else:
-        assert str(path) in describe(path)
+        assert str(path) in describe_recording(path)

@@ -9,7 +9,7 @@ from flannel_pl.__main__ import main
 from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.errors import UserError
 from flannel_pl.recording.gathering.gather import gather
-from flannel_pl.recording.info import describe, info_verb
+from flannel_pl.recording.info import describe_recording, info_verb
 from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import make_experiment, make_schema, make_writer, write_rows
 
@@ -51,7 +51,7 @@ def test_a_gathered_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_what_was_swept_is_said_to_be(tmp_path: Path) -> None:
     paths = make_experiment(tmp_path / "flannel3", swept=lambda run: {"model.init_scale": 0.01 * (run + 1)})
-    lines = facts(describe(gather(paths.folder)))
+    lines = facts(describe_recording(gather(paths.folder)))
     assert "init_scale float32 () 4 bytes = swept" in lines
     assert "model.init_scale swept" in lines
     assert "learning_rate float32 () 4 bytes = 0.001" in lines
@@ -72,7 +72,7 @@ def test_a_shard_with_a_subset_of_tokens(tmp_path: Path) -> None:
     )
     write_rows(writer, range(7))
     writer.finish()
-    lines = facts(describe(tmp_path))
+    lines = facts(describe_recording(tmp_path))
     assert "run 0 seed 42, 7 rows (steps 0 to 6), 3 tokens of the vocabulary" in lines
     assert "recorded_tokens int64 (3) 24 bytes" in lines
     assert "Tensors of run 0" in lines
@@ -80,7 +80,7 @@ def test_a_shard_with_a_subset_of_tokens(tmp_path: Path) -> None:
 
 def test_shards_and_index(tmp_path: Path) -> None:
     paths = make_experiment(tmp_path / "flannel3", gather="index")
-    for text in (describe(paths.folder), describe(gather(paths.folder))):
+    for text in (describe_recording(paths.folder), describe_recording(gather(paths.folder))):
         lines = facts(text)
         assert "schema 2" in lines
         assert "Tensors of runs 0, 1, 2 x 3 runs" in lines
@@ -90,7 +90,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
 
 def test_runs_of_different_shape_are_shown_apart(tmp_path: Path) -> None:
     save_file({"run_0_losses": np.zeros(3), "run_1_losses": np.zeros(4)}, tmp_path / "x.safetensors")
-    lines = facts(describe(tmp_path / "x.safetensors"))
+    lines = facts(describe_recording(tmp_path / "x.safetensors"))
     assert "Tensors of run 0" in lines
     assert "losses float64 (4) 32 bytes" in lines
 
@@ -105,7 +105,7 @@ def test_the_notebooks_own_file(tmp_path: Path) -> None:
         },
         path,
     )
-    lines = facts(describe(path))
+    lines = facts(describe_recording(path))
     assert "schema none, not written by flannel-pl" in lines
     assert "run 0 seed 42, 5 rows (steps 0 to 4)" in lines
     assert "init_scale float32 () 4 bytes = 0.02" in lines
@@ -113,7 +113,7 @@ def test_the_notebooks_own_file(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no"):
-        describe(tmp_path / "nowhere.safetensors")
+        describe_recording(tmp_path / "nowhere.safetensors")
 
 
 def test_what_runs_differ_in_is_said_of_all_of_them(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_runs_differ_in_is_said_of_all_of_them(tmp_path: Path) -> None:
         writer = make_writer(tmp_path / f"run_{index}", metadata=metadata)
         write_rows(writer, range(writer.schema.num_rows))
         writer.finish()
-    lines = facts(describe(tmp_path))
+    lines = facts(describe_recording(tmp_path))
     assert "device differs: cuda:0, cuda:1" in lines
     assert "python 3.12" in lines
     with open_recording(tmp_path) as recording:  # which the report shows
@@ -148,7 +148,9 @@ def test_what_an_earlier_version_may_have_recorded_otherwise_is_said(tmp_path: P
         writer = make_writer(tmp_path / name, **{"metadata": shared, **changes})
         write_rows(writer, range(7))
         writer.finish()
-        found = [line for line in facts(describe(tmp_path / name)) if "of an earlier version" in line]
+        found = [
+            line for line in facts(describe_recording(tmp_path / name)) if "of an earlier version" in line
+        ]
         assert found == (doubts if is_doubted else []), name
 
 
@@ -176,7 +178,7 @@ def test_what_an_earlier_version_has_rounded_follows_from_its_config(
     write_rows(writer, range(7))
     writer.finish()
     rounded = [f"rounded: {', '.join(f'{name} from {dtype} to bfloat16' for name, dtype in own.items())}"]
-    assert [line for line in facts(describe(tmp_path)) if line.startswith("rounded: ")] == (
+    assert [line for line in facts(describe_recording(tmp_path)) if line.startswith("rounded: ")] == (
         rounded if own else []
     )
     with open_recording(tmp_path) as recording:  # which the report warns of
@@ -191,4 +193,4 @@ def test_a_loss_of_float64_is_said_to_be_rounded(tmp_path: Path, asked: str | No
     write_rows(writer, range(7))
     writer.finish()
     said = "rounded: losses_f32 from float64 to float32, if the loss was float64 as the weights were"
-    assert (said in facts(describe(tmp_path))) == (asked is None)
+    assert (said in facts(describe_recording(tmp_path))) == (asked is None)

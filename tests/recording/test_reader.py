@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.checking.findings import describe
+from flannel_pl.recording.checking.findings import describe_part
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats import lazy
 from flannel_pl.recording.gathering.gather import gather
@@ -280,8 +280,8 @@ def test_who_began_a_recording_goes_on_with_it(tmp_path: Path) -> None:
             assert expected in str(refused.value)
             assert "flannel-pl fit" not in str(refused.value)
         (part,) = verify(folder).parts
-        assert expected in "\n".join(describe(part))
-        assert "flannel-pl fit" not in "\n".join(describe(part))
+        assert expected in "\n".join(describe_part(part))
+        assert "flannel-pl fit" not in "\n".join(describe_part(part))
 
 
 def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import flannel_pl
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.folder import unfinished_runs
-from flannel_pl.recording.checking.findings import describe
+from flannel_pl.recording.checking.findings import describe_part
 from flannel_pl.recording.checking.verify import num_good_rows, verify
 from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.gathering.gathered import gathered_runs
@@ -107,7 +107,7 @@ def test_verify_calls_it_unreachable_and_gives_no_advice_to_delete_it(
     assert not report.ok
     states = {part.path: part.state for part in report.parts}
     assert states[paths.run(1).recording] == "unreachable"
-    said = "\n".join(line for part in report.parts for line in describe(part))
+    said = "\n".join(line for part in report.parts for line in describe_part(part))
     assert "elete" not in said
     assert "again it" not in said
     assert os.strerror(code) in said
@@ -176,7 +176,7 @@ def test_a_run_whose_file_is_behind_such_a_link_does_not_begin_anew(tmp_path: Pa
             unfinished_runs(Asked())  # type: ignore[arg-type]
         report = verify(paths.folder)
         assert {part.path: part.state for part in report.parts}[link] == "unreachable"
-        assert "again it" not in "\n".join(line for part in report.parts for line in describe(part))
+        assert "again it" not in "\n".join(line for part in report.parts for line in describe_part(part))
         with pytest.raises(Unreachable), flannel_pl.open_recording(paths.folder):
             pass
 

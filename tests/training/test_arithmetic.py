@@ -10,7 +10,7 @@ import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.recording.arithmetic import Arithmetic
 from flannel_pl.recording.checking.verify import verify
-from flannel_pl.recording.info import describe
+from flannel_pl.recording.info import describe_recording
 from tests.conftest import SmallData
 
 FLOAT32 = ["--model.param_dtype", "float32"]
@@ -72,7 +72,7 @@ def test_what_is_recorded_has_its_own_type(small_data: SmallData, tmp_path: Path
     assert verify(tmp_path / "types").ok
     with flannel_pl.open_recording(gathered) as recording:
         assert recording.run(1).metadata["own_dtypes"]["embeddings"] == "float32"
-    assert "rounded" not in describe(gathered)
+    assert "rounded" not in describe_recording(gathered)
 
 
 def test_what_is_rounded_is_named(
@@ -82,7 +82,7 @@ def test_what_is_rounded_is_named(
     assert main(words("fit", small_data, tmp_path, *more)) == 0
     assert "rounded     embeddings from float32 to bfloat16" in capsys.readouterr().out.splitlines()
     file = tmp_path / "types" / "types.safetensors"
-    assert "rounded: embeddings from float32 to bfloat16" in describe(file)
+    assert "rounded: embeddings from float32 to bfloat16" in describe_recording(file)
     assert verify(file).ok
 
 

@@ -24,7 +24,7 @@ from flannel_pl import StepRecorder, compare
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.checking.verify import verify
-from flannel_pl.recording.info import describe
+from flannel_pl.recording.info import describe_recording
 from flannel_pl.training.optimizing import OptimizerWatch
 from tests.training.test_recorder import Bigram, batches, fit
 
@@ -126,7 +126,7 @@ def test_info_counts_them_and_the_same_rows_compare_equal(tmp_path: Path) -> Non
         scaled_fit(StepRecorder(tmp_path / name, "table.weight"))
     with flannel_pl.open_recording(tmp_path / "a") as recording:
         number = np.count_nonzero(recording.run(0).tensor("skipped")[:])
-    assert f"13 rows (steps 0 to 12, {number} skipped by the optimizer)" in describe(tmp_path / "a")
+    assert f"13 rows (steps 0 to 12, {number} skipped by the optimizer)" in describe_recording(tmp_path / "a")
     assert compare(tmp_path / "a", tmp_path / "b").equal
     fit(StepRecorder(tmp_path / "c", "table.weight"), steps=STEPS)
     assert not compare(tmp_path / "a", tmp_path / "c").equal

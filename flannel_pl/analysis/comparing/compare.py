@@ -50,7 +50,7 @@ class RunComparison:
     """Those that were compared, in the order in which a step computes them, see `pairing.ORDER`."""
 
     origins: tuple[str, ...]
-    """What differs in seed, config, data, software and device, see `origins.differences`."""
+    """What differs in seed, config, data, software and device, see `origins.other_origins`."""
 
     @property
     def equal_in_common(self) -> bool:
@@ -143,7 +143,7 @@ def compare(
                 progress(done, total)
 
         compared = [
-            _compare_run(pairing, origins.differences(in_a, pairing.a, in_b, pairing.b), advance)
+            _compare_run(pairing, origins.other_origins(in_a, pairing.a, in_b, pairing.b), advance)
             for pairing in pairings
         ]
         whole = runs is None and not any(single)

@@ -17,7 +17,7 @@ FACTS = ("versions", "python", "device", "device_name", "threads", "git")
 _ABSENT = object()
 
 
-def differences(a: Recording, run_a: RunRecording, b: Recording, run_b: RunRecording) -> tuple[str, ...]:
+def other_origins(a: Recording, run_a: RunRecording, b: Recording, run_b: RunRecording) -> tuple[str, ...]:
     """Names what differs between the origins of two runs: seed, config, data, software, device.
 
     Args:
@@ -32,7 +32,7 @@ def differences(a: Recording, run_a: RunRecording, b: Recording, run_b: RunRecor
 
     Example:
         >>> with flannel_pl.open_recording("runs/quickstart") as rec:
-        ...     differences(rec, rec.run(0), rec, rec.run(1))
+        ...     other_origins(rec, rec.run(0), rec, rec.run(1))
         ('seed: 42 in A, 43 in B',)
     """
     seeds = [f"seed: {run_a.seed} in A, {run_b.seed} in B"] if run_a.seed != run_b.seed else []

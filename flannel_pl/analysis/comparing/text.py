@@ -14,7 +14,7 @@ from flannel_pl.arrays import Array
 _WIDTH = 16
 
 
-def describe(comparison: Comparison) -> str:
+def describe_comparison(comparison: Comparison) -> str:
     """Returns what was found, run by run, without the verdict.
 
     Args:
@@ -22,7 +22,8 @@ def describe(comparison: Comparison) -> str:
 
     Example:
         >>> from flannel_pl.analysis.comparing.compare import compare
-        >>> print(describe(compare("runs/flannel1", "runs/flannel3", runs=[(0, 0)])))  # doctest: +ELLIPSIS
+        >>> found = compare("runs/flannel1", "runs/flannel3", runs=[(0, 0)])
+        >>> print(describe_comparison(found))  # doctest: +ELLIPSIS
         A  runs/flannel1
         B  runs/flannel3
         <BLANKLINE>
@@ -45,7 +46,7 @@ def describe(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def summarize(comparison: Comparison, *, elapsed_s: float) -> str:
+def summarize_comparison(comparison: Comparison, *, elapsed_s: float) -> str:
     """Returns the verdict, one line.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flannel_pl.analysis.comparing.compare import compare
-from flannel_pl.analysis.comparing.text import describe, summarize
+from flannel_pl.analysis.comparing.text import describe_comparison, summarize_comparison
 from flannel_pl.errors import UserError
 from flannel_pl.recording.writing.disk import why_not_writable
 from flannel_pl.terminal import make_console
@@ -41,8 +41,8 @@ def compare_verb(a: Path, b: Path, runs: str | None = None, plot: Path | None = 
             bar.update(task, completed=done, total=total)
 
         comparison = compare(a, b, runs=pairs, progress=show)
-    verdict = summarize(comparison, elapsed_s=time.monotonic() - start_s)
-    print(describe(comparison))
+    verdict = summarize_comparison(comparison, elapsed_s=time.monotonic() - start_s)
+    print(describe_comparison(comparison))
     try:
         if plot is not None:
             from flannel_pl.analysis.comparing.plot import save_plot  # which imports matplotlib

@@ -112,7 +112,7 @@ GALLERY = (
     Kind(
         "displacement",
         "Jumps on the lattice",
-        maps.displacement,
+        maps.displacement_map,
         "Weights live on a lattice, whose spacing is the unit in the last place (ULP) of their number "
         "format. Each column shows how far tokens jump at that step, measured in lattice points; brighter "
         "is more tokens, on a logarithmic scale. Bottom row: tokens that do not move. Dashed: the square "

@@ -81,7 +81,7 @@ def _mean_fractions(group: Group, token_set: str) -> dict[str, Array]:
 
 
 @matplotlib.rc_context(dict(STYLE))
-def displacement(
+def displacement_map(
     experiments: Experiments, *, token_set: str = "dead", bands: Sequence[Band] = ()
 ) -> Figure | None:
     """Draws how many lattice points tokens jump over, as a heat map over time; a panel for each group.

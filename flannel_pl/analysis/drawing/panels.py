@@ -124,11 +124,11 @@ def draw_curves(
             for values_R in curve.values_NR:
                 draw_line(axes, steps_R, values_R, **thin)
         if mean:
-            words = describe(curve.group, alone=len(curves) == 1) if label is None else label
+            words = describe_group(curve.group, alone=len(curves) == 1) if label is None else label
             draw_line(axes, steps_R, mean_R, color=hue, linestyle=linestyle, label=words)
 
 
-def describe(group: Group, *, alone: bool) -> str:
+def describe_group(group: Group, *, alone: bool) -> str:
     """Returns a group's words in a legend."""
     if len(group.runs) == 1:
         return legend(group.runs[0].label) if alone else legend(group.name)

@@ -196,7 +196,7 @@ def _sentences(bad: list[tuple[int, str]], part: RunPart) -> list[str]:
     return sentences
 
 
-def describe(part: CheckedPart) -> list[str]:
+def describe_part(part: CheckedPart) -> list[str]:
     """Returns what `verify` prints of a part: one line, and what is wrong and what to do below it."""
     run = "" if part.run is None else f", run {part.run}"
     facts = [f"{part.num_rows} rows"] if part.run is not None else []
@@ -232,7 +232,7 @@ def _advice(part: CheckedPart) -> Iterator[str]:
             )
 
 
-def summarize(findings: Findings, *, elapsed_s: float) -> str:
+def summarize_findings(findings: Findings, *, elapsed_s: float) -> str:
     """Returns the last line that `verify` prints."""
     num_bytes = sum(part.num_bytes for part in findings.parts)
     speed = num_bytes / max(elapsed_s, 1e-9) / 1e9

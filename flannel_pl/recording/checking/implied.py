@@ -12,7 +12,7 @@ from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.files import TensorFile
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.formats.specs import TensorSpec
-from flannel_pl.recording.gathering.contents import tensors_of
+from flannel_pl.recording.gathering.contents import derived_tensors
 from flannel_pl.recording.masks import differs, masks_of, other_counts
 from flannel_pl.recording.sameness import has_own_data
 
@@ -34,7 +34,7 @@ def experiment_problems(file: TensorFile) -> Iterator[str]:
     if counts.dtype != np.int64 or counts.ndim != 1 or (vocab_size is not None and len(counts) != vocab_size):
         yield f"token_occurrence_counts is {_shown(counts)}, expected I64 of shape ({vocab_size or 'V'},)"
         return
-    for name, expected in tensors_of(record, masks_of(counts)).items():
+    for name, expected in derived_tensors(record, masks_of(counts)).items():
         if differs(got := file.read(name), expected):
             yield f"{name} is {_shown(got)}, expected {_shown(expected)} by the rest of the file"
     yield from other_counts(counts, record.data_digests.get("masks"))

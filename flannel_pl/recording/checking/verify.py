@@ -16,9 +16,9 @@ from flannel_pl.recording.checking.findings import (
     Findings,
     NoChecksumsError,
     check_file,
-    describe,
+    describe_part,
     header_damage,
-    summarize,
+    summarize_findings,
 )
 from flannel_pl.recording.checking.parts import RunPart, parts_of
 from flannel_pl.recording.checking.presence import missing
@@ -212,6 +212,6 @@ def verify_verb(path: Path) -> int:
         task = bar.add_task("Verifying", total=None)
         findings = verify(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
     for part in findings.parts:
-        print("\n".join(describe(part)))
-    print(summarize(findings, elapsed_s=time.monotonic() - start_s))
+        print("\n".join(describe_part(part)))
+    print(summarize_findings(findings, elapsed_s=time.monotonic() - start_s))
     return 0 if findings.ok else 1

@@ -185,10 +185,10 @@ def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extr
             f"{paths.masks} is damaged: {'; '.join(wrong)}. Bring it back from where the experiment's masks "
             "came from, then gather."
         )
-    return tensors_of(record, masks)
+    return derived_tensors(record, masks)
 
 
-def tensors_of(record: ExperimentRecord, masks: Mapping[str, Array]) -> Extras:
+def derived_tensors(record: ExperimentRecord, masks: Mapping[str, Array]) -> Extras:
     """Returns what `experiment_tensors` does.
 
     Args:

@@ -10,7 +10,7 @@ from flannel_pl.recording.experiment_record import ExperimentRecord, GatherMode
 from flannel_pl.recording.formats.safetensors import layout
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, is_readable, plan_layout
 from flannel_pl.recording.formats.specs import TensorSpec
-from flannel_pl.recording.gathering.contents import gathered_metadata, tensors_of
+from flannel_pl.recording.gathering.contents import derived_tensors, gathered_metadata
 from flannel_pl.recording.gathering.membership import said_of_run
 
 Specs = dict[str, TensorSpec]
@@ -22,7 +22,7 @@ WAYS_OUT = {
 }
 
 
-def check_gatherable(
+def check_header_fits(
     content: Mapping[str, Any],
     *,
     masks: Mapping[str, Array],
@@ -65,7 +65,7 @@ def _planned(
     specs: Sequence[Specs],
     metadata: Sequence[Mapping[str, Any]],
 ) -> FileLayout:
-    extras = tensors_of(record, masks)
+    extras = derived_tensors(record, masks)
     sayings = [said_of_run(one, index) for index, one in enumerate(metadata)]
     keys = {name: TensorSpec.of(array) for name, array in extras.items()}
     if mode == "single":

@@ -26,7 +26,7 @@ from flannel_pl.recording.writing.lock_file import (
     Candidate,
     HolderWords,
     Seen,
-    give_back,
+    give_lock_back,
     heir_of,
     is_of,
     kernel_lock_of,
@@ -112,7 +112,7 @@ class Lock:
             self._thread.join(timeout=BEAT_S)  # a file system that hangs must not hold us up
         # While still locked, so that nobody else can have it yet. One that stays keeps nobody out for long.
         with contextlib.suppress(OSError):
-            give_back(self.path, self._words)
+            give_lock_back(self.path, self._words)
         os.close(self._fd)
         self._fd = -1
 

@@ -179,7 +179,7 @@ class Candidate:
     def give_up(self) -> None:
         """Leaves nothing behind, not even the lock if it is taken."""
         with contextlib.suppress(OSError):
-            give_back(self.path, self.words)
+            give_lock_back(self.path, self.words)
         self.discard()
         os.close(self.fd)
 
@@ -223,7 +223,7 @@ def claim(path: Path, token: str, *, words: HolderWords, like: Path) -> bool:
     return is_of(look(heir), words)
 
 
-def give_back(path: Path, words: HolderWords) -> None:
+def give_lock_back(path: Path, words: HolderWords) -> None:
     """Removes a lock file, if it is of the one who gave these words and has no heir."""
     if is_of(look(path), words) and claim(path, words.token, words=words, like=path):
         if is_of(look(path), words):
