@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FlannelData": "flannel_pl.models.flannel_data",
-    "StepRecorder": "flannel_pl.training.recorder",
+    "StepRecorder": "flannel_pl.adapters.lightning.recorder",
     "TiedGPT2": "flannel_pl.models.tied_gpt2",
     "compare": "flannel_pl.analysis.comparing.compare",
     "gather": "flannel_pl.recording.gathering.gather",
@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from flannel_pl.adapters.lightning.recorder import StepRecorder
     from flannel_pl.analysis.comparing.compare import compare
     from flannel_pl.analysis.reporting.report import report
     from flannel_pl.models.flannel_data import FlannelData
     from flannel_pl.models.tied_gpt2 import TiedGPT2
     from flannel_pl.recording.gathering.gather import gather
     from flannel_pl.recording.reader import open_recording
-    from flannel_pl.training.recorder import StepRecorder
 
 
 def __getattr__(name: str) -> Any:

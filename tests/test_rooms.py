@@ -13,7 +13,7 @@ from flannel_pl.experiment import LaunchConfig
 PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
 ROOMS = {
-    "__init__": {"models", "training", "recording", "analysis"},  # the public names, resolved when first used
+    "__init__": {"adapters", "models", "recording", "analysis"},  # the public names, resolved when first used
     "__main__": {"cli", "corpus", "recording", "launch", "analysis"},
     "cli": {"corpus", "training", "recording", "launch"},
     "arguments": set[str](),
@@ -33,7 +33,8 @@ ROOMS = {
     "recording": set[str](),
     "quantities": {"recording"},
     "models": {"corpus"},
-    "training": {"corpus", "models", "quantities", "recording"},
+    "adapters": {"quantities", "recording"},
+    "training": {"adapters", "corpus", "models", "quantities", "recording"},
     "launch": {"recording"},
     "analysis": {"metrics", "recording"},
 }
@@ -49,6 +50,7 @@ HEAVY_ALLOWED = {
     "training": {"torch", "lightning", "transformers"},
     "recording": {"torch"},
     "quantities": {"torch"},
+    "adapters": {"torch", "lightning", "transformers"},
     "launch": {"torch"},
     "analysis": {"matplotlib"},
 }
@@ -228,7 +230,7 @@ def test_no_two_classes_or_functions_have_one_name() -> None:
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 
 LONG_FILES = {
-    *("experiment.py", "cli/fit.py", "training/fit.py", "training/recorder.py"),
+    *("experiment.py", "cli/fit.py", "training/fit.py"),
 }
 """Still too long. One that is split leaves this list; none comes to it."""
 

@@ -47,6 +47,17 @@ def resolve(module: nn.Module, name: str) -> tuple[str, Tensor]:
     )
 
 
+def path_of(module: nn.Module, name: str) -> str:
+    """Returns a parameter's name with what compiling puts in, for `get_parameter`.
+
+    Args:
+        module: What is trained.
+        name: Full name, as `resolve` gives it.
+    """
+    paths = dict(module.named_parameters(remove_duplicate=False))
+    return next((path for path in paths if path.replace(_COMPILED, "") == name), name)
+
+
 def place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """Returns the module that has a tensor, and what it calls it: a buffer may be another object at any time.
 

@@ -4,7 +4,7 @@ The recorded parameter, `Subject.parameter`, has a row for each token; of it the
 they are of any other that has its shape, e.g. an untied output matrix.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -155,8 +155,22 @@ def leading(module: nn.Module, parameter: str | None, further: Mapping[str, str]
     return next((name for name in names if id(resolve(module, name)[1]) in trained), names[0])
 
 
+def of_first(kept: Mapping[str, str]) -> list[OptimizerState]:
+    """Returns what is recorded of the first parameter's optimizer: column -> key in its state."""
+    return [_state(key, column, None) for column, key in kept.items()]
+
+
+def _state(key: str, column: str, of: str | None) -> OptimizerState:
+    return OptimizerState(key, column, of, **({"owner": "Adam"} if key in OPTIMIZER_STATE.values() else {}))
+
+
 def further_parameters(
-    module: nn.Module, wanted: Mapping[str, str], *, besides: str | None, tensors: Collection[str]
+    module: nn.Module,
+    wanted: Mapping[str, str],
+    *,
+    besides: str | None,
+    tensors: Collection[str],
+    kept: Callable[[Tensor], Mapping[str, str]],
 ) -> list["OfParameter"]:
     """Returns what is recorded of parameters besides the first: `alias/values`, `alias/grads`, ...
 
@@ -165,6 +179,7 @@ def further_parameters(
         wanted: Alias -> name, pattern or `all`, see `naming.expand`.
         besides: Name of the first, which has the bare names; it is not recorded twice. None if none has.
         tensors: Which of `RECORDABLE` are wanted of the first; the same are of these, see `kinds_of`.
+        kept: Returns what is recorded of a parameter's optimizer: column, without the alias -> key.
 
     Raises:
         UserError: If a name stands for nothing.
@@ -185,7 +200,5 @@ def further_parameters(
             continue
         if "grads" in kinds:
             found.append(ParameterGradients(f"{alias}/grads", name))
-        for moment, key in OPTIMIZER_STATE.items():
-            if moment in kinds:
-                found.append(OptimizerState(key, f"{alias}/{moment}", name, owner="Adam"))
+        found += [_state(key, f"{alias}/{column}", name) for column, key in kept(tensor).items()]
     return found

@@ -29,7 +29,8 @@ class Column:
     """Type to store; None = that of `like`."""
 
     like: Tensor | None = None
-    """Has the shape of a row, with all tokens; on any device, `meta` too. None for a number."""
+    """Has the shape of a row, with all tokens; on any device, `meta` too. None for a number, or, with `dims`,
+    if only its first value will tell: then the file is made at the end of the first recorded step."""
 
     row0: Literal["initial", "zero", "nan"] = "nan"
     """What the row of the initial state holds; `initial` is filled in by `Quantity.first_row`."""
@@ -55,7 +56,7 @@ class Row(Protocol):
 
 
 class Values(Protocol):
-    """What is taken during the forward passes of a step, see `flannel_pl.quantities.passes`."""
+    """What is taken during the forward passes of a step, see `flannel_pl.quantities.core.passes`."""
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         """Takes the value of a column in this pass; the row gets that of the first pass that counts."""

@@ -15,17 +15,10 @@ class Logits(Quantity):
 
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
-        own = subject.own_dtypes.get("logits", subject.parameter.dtype)
-        return [
-            Column(
-                "logits",
-                ("V",),
-                like=torch.empty(subject.parameter.shape[:1], dtype=own, device="meta"),
-                row0="zero",
-                taken="forward",
-                meaning="first sequence, last position, at the weights of the step before",
-            )
-        ]
+        own = subject.own_dtypes.get("logits")  # else the first batch tells
+        like = None if own is None else torch.empty(subject.parameter.shape[:1], dtype=own, device="meta")
+        meaning = "first sequence, last position, at the weights of the step before"
+        return [Column("logits", ("V",), like=like, row0="zero", taken="forward", meaning=meaning)]
 
     @override
     def after_step(self, row: Row, step: Step) -> None:

@@ -1,37 +1,23 @@
-"""What a run goes on from: Lightning's checkpoints, each named after its step and the hash of its bytes.
-
-The writer brings a checkpoint to the disk only after the rows up to its step, so one that is there
-has its rows there. Two are kept: should the newest be damaged, the one before it takes its place.
-"""
+"""Which of its checkpoints a run goes on from: the newest that is whole, and whose rows are."""
 
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
-import xxhash
-from lightning.pytorch import Trainer
 
+from flannel_pl.adapters.lightning.checkpoint import checkpoint_digest
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
-from flannel_pl.recording.checking.parts import parts_of
+from flannel_pl.quantities.core.hold import is_row
 from flannel_pl.recording.checking.verify import num_good_rows
-from flannel_pl.recording.formats.files import open_file, read_header
-from flannel_pl.recording.formats.lazy import LazyTensor
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.opening import is_there, unreachable
-from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.gathering.contents import other_config, run_contradictions
-from flannel_pl.recording.sameness import decisive
-from flannel_pl.recording.writing.disk import explained
-from flannel_pl.recording.writing.held import check_held
 from flannel_pl.small_files import open_regular
-
-NUM_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -54,48 +40,6 @@ class RunIdentity:
 
     digests: Mapping[str, str]
     """Name of each data file -> the hash of its content."""
-
-
-def identity_in_checkpoint(run: int, seed: int | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a checkpoint says of its run, with what of its config decides bits as JSON.
-
-    Args:
-        run: Its number.
-        seed: Its seed.
-        metadata: What its recording says besides these.
-    """
-    identity: dict[str, Any] = {"run": run, "seed": seed}
-    if "config" in metadata:
-        identity["config"] = json.dumps(decisive(metadata["config"]))
-    return identity
-
-
-def checkpoint_bytes(trainer: Trainer) -> bytes:
-    """Returns the content of a Lightning checkpoint of this moment."""
-    # Lightning saves to any fsspec path. This one is memory: the recording's writer brings it to the disk.
-    path = f"/flannel-{os.getpid()}.ckpt"
-    trainer.save_checkpoint(f"memory:/{path}", weights_only=False)
-    memory = fsspec.filesystem("memory")
-    data: bytes = memory.cat_file(path)
-    memory.rm_file(path)
-    return data
-
-
-def checkpoint_digest(data: bytes) -> str:
-    """Returns the xxh3-64 of a checkpoint's bytes, 16 hexadecimal digits."""
-    return xxhash.xxh3_64_hexdigest(data)
-
-
-def remove_checkpoints(paths: RunPaths, *, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints of a run.
-
-    Raises:
-        RunError: If the disk refuses.
-    """
-    check_held(paths.folder)
-    for _, _, path in paths.checkpoints()[keep:]:
-        with explained(path, need_bytes=0):
-            path.unlink(missing_ok=True)
 
 
 def find_resume_point(
@@ -181,20 +125,6 @@ def _refuse_other_checkpoint(path: Path, data: bytes, step: int, partial: Path, 
     if not wrong and weight is not None and not is_row(weight, step, partial):
         wrong = [f"its weights are not those that {partial.name} has of step {step}"]
     _refuse(path, whose, wrong)
-
-
-def is_row(weight_VD: torch.Tensor, step: int, partial: Path) -> bool:
-    """Tells whether a parameter, (V, D), is what a recording has of a step; True if it has no row of that."""
-    with open_file(partial) as file:
-        prefix = parts_of(file.header)[0].prefix
-        every_n_steps = file.header.flannel["every_n_steps"]
-        if step % every_n_steps or f"{prefix}embeddings" not in file.header.tensors:
-            return True
-        row_VD = LazyTensor(file, f"{prefix}embeddings", framework="pt")[step // every_n_steps]
-        if f"{prefix}{RECORDED_TOKENS}" in file.header.tensors:
-            weight_VD = weight_VD[torch.from_numpy(file.read(f"{prefix}{RECORDED_TOKENS}"))]
-    # By their bits: a weight that is not a number is equal to itself here.
-    return torch.equal(weight_VD.to(row_VD.dtype).contiguous().view(torch.uint8), row_VD.view(torch.uint8))
 
 
 def _refuse(path: Path, whose: RunIdentity, wrong: list[str]) -> None:

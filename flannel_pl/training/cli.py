@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.arguments import Text, loads, plain, read_exactly, typed
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentConfig, LaunchConfig, flatten, local_path, set_value
@@ -31,7 +32,6 @@ from flannel_pl.plugins import launcher_settings, launchers
 from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.recording.formats.schema import RECORDABLE
 from flannel_pl.small_files import read_small
-from flannel_pl.training.recorder import StepRecorder
 from flannel_pl.training.refusals import refusal
 
 # Makes the docstring below each field of a config dataclass its --help text.
@@ -134,7 +134,7 @@ class FlannelCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        ours = {"folder", "label", "checkpoint_every", "note", "in_experiment"}
+        ours = {"folder", "label", "checkpoint_every", "note", "in_experiment", "overwrite"}
         parser.add_class_arguments(StepRecorder, "recorder", skip=ours, instantiate=False)
         parser.add_class_arguments(ExperimentConfig, "experiment")
         parser.add_class_arguments(LaunchConfig, "launch", instantiate=False)

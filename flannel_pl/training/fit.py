@@ -15,14 +15,20 @@ from lightning.pytorch import seed_everything
 from safetensors.numpy import load
 
 from flannel_pl import provenance
+from flannel_pl.adapters.lightning.checkpoint import remove_checkpoints
+from flannel_pl.adapters.lightning.checkpointing import Checkpoints
+from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.models.flannel_data import FlannelData
 from flannel_pl.models.tied_gpt2 import TiedGPT2
-from flannel_pl.quantities.columns import declared_columns, schema_of, torch_dtypes
-from flannel_pl.quantities.notebook import quantities_of
-from flannel_pl.quantities.parameters import further_parameters
+from flannel_pl.quantities.core.columns import declared_columns, schema_of, torch_dtypes
+from flannel_pl.quantities.core.config import as_config
+from flannel_pl.quantities.core.environment import environment, expected_environment
+from flannel_pl.quantities.core.label import RunLabel
+from flannel_pl.quantities.core.run_file import Note
+from flannel_pl.quantities.core.tokens import TokenIds, recorded_token_ids
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
@@ -42,15 +48,11 @@ from flannel_pl.recording.writing.lock import SILENT_S, Lock
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
-from flannel_pl.training.checkpoint import RunIdentity, find_resume_point, remove_checkpoints
+from flannel_pl.training.checkpoint import RunIdentity, find_resume_point
 from flannel_pl.training.cli import parse_config, recorder_arguments
 from flannel_pl.training.device import check_device
-from flannel_pl.training.environment import environment, expected_environment
-from flannel_pl.training.label import RunLabel
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
-from flannel_pl.training.recorder import Note, StepRecorder
 from flannel_pl.training.signals import StopOnSignal
-from flannel_pl.training.tokens import TokenIds, recorded_token_ids
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
 from flannel_pl.training.used import refuse_replaced
 
@@ -91,42 +93,27 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     parsed = parse_config(config)  # the types of swept values
     model = TiedGPT2(**parsed["model"])
     data = FlannelData(**parsed["data"])
-    checkpoint_every = config["launch"]["checkpoint_every"]
-    recorder = StepRecorder(
-        Path(),
-        **recorder_arguments(config["recorder"]),
-        checkpoint_every=checkpoint_every,
-        in_experiment=True,
+    wanted = as_config(**recorder_arguments(config["recorder"]))
+    Checkpoints(RunPaths(Path()), every=config["launch"]["checkpoint_every"], asked=lambda: None)
+    _check_parameter(
+        wanted.parameter or "", model.parameter_shapes(), num_tokens=config["model"]["vocab_size"]
     )
-    _check_parameter(recorder, model.parameter_shapes(), num_tokens=config["model"]["vocab_size"])
     arithmetic = Arithmetic.of(config)
     corpus = data.load()
     _check_batches(config["data"]["batch_size"], corpus.num_tokens - config["model"]["max_seq_len"])
     vocab_size = config["model"]["vocab_size"]
-    ids = recorded_token_ids(recorder.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
+    ids = recorded_token_ids(wanted.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
     shape = (vocab_size, config["model"]["hidden_dim"])
     weights = torch.empty(shape, dtype=getattr(torch, arithmetic.weights), device="meta")
     own_dtypes, may_skip = torch_dtypes(arithmetic.own_dtypes), _is_scaling(config["trainer"])
     sets = {name: torch.from_numpy(ids) for name, ids in data.token_sets.items()}
-    subject = Subject(weights, recorder.parameter or "", own_dtypes, may_skip, sets, model.on_meta())
+    subject = Subject(weights, wanted.parameter or "", own_dtypes, may_skip, sets, model.on_meta())
     schema = schema_of(
-        declared_columns(
-            [
-                *quantities_of(recorder.tensors),
-                *further_parameters(
-                    subject.module,
-                    recorder.parameters,
-                    besides=recorder.parameter,
-                    tensors=recorder.tensors,
-                ),
-                *recorder.quantities,
-            ],
-            subject,
-        ),
-        dtypes=recorder.dtypes,
+        declared_columns(wanted.all_quantities(subject.module, weights), subject),
+        dtypes=wanted.dtypes,
         num_token_ids=None if ids is None else len(ids),
         max_steps=config["trainer"]["max_steps"],
-        every_n_steps=recorder.every_n_steps,
+        every_n_steps=wanted.every_n_steps,
         own_dtypes=arithmetic.own_dtypes,
     )
     num_bytes = recording_bytes(schema, num_recorded_tokens=None if ids is None else len(ids))
@@ -191,12 +178,12 @@ def _is_scaling(trainer: dict[str, Any]) -> bool:
     return unified(trainer["precision"]) == "16-mixed" or "scaler" in str(trainer["plugins"])
 
 
-def _check_parameter(recorder: StepRecorder, shapes: dict[str, tuple[int, ...]], *, num_tokens: int) -> None:
+def _check_parameter(parameter: str, shapes: dict[str, tuple[int, ...]], *, num_tokens: int) -> None:
     """Refuses a parameter that cannot be recorded row by row like the embedding."""
     fitting = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == num_tokens]
-    if recorder.parameter not in fitting:
+    if parameter not in fitting:
         raise UserError(
-            f"recorder.parameter is {recorder.parameter!r}, expected one with a row for every token: "
+            f"recorder.parameter is {parameter!r}, expected one with a row for every token: "
             f"{', '.join(fitting)}"
         )
 
@@ -354,7 +341,9 @@ def _train(
     )
     if resume is not None and "ended" not in resume.metadata:
         device = torch.device(slot.accelerator, slot.number or 0)
-        recorder.refuse_other_environment(environment(device), 1 + resume.step // recorder.every_n_steps)
+        recorder.core.refuse_other_environment(
+            environment(device), 1 + resume.step // recorder.config.every_n_steps
+        )
     trainer: Any = cli.trainer
     trainer.callbacks[:0] = [StopOnSignal(recorder), recorder]
     for log in trainer.loggers:

@@ -9,8 +9,8 @@ from types import FrameType
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.signals import REPEAT_S, handled, heeded_signals
-from flannel_pl.training.recorder import StepRecorder
 
 
 class StopOnSignal(Callback):

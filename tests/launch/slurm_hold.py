@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from typing_extensions import override
 
-from flannel_pl.training.recorder import StepRecorder
+from flannel_pl.adapters.lightning.recorder import StepRecorder
 
 VARIABLE = "FLANNEL_PL_TEST_HOLD"
 STEP = 60

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_pl.__main__ import main
+from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, RunPaths, Slot
 from flannel_pl.launch.attended import train_all
@@ -17,7 +18,6 @@ from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.recording.writing.lock_file import Candidate, HolderWords, look
-from flannel_pl.training.checkpointing import Checkpoints
 from tests.conftest import SmallData
 from tests.launch.sleeper import sleep
 from tests.processes import alive

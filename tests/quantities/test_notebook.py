@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.columns import declared_columns, schema_of
+from flannel_pl.quantities.core.columns import declared_columns, schema_of
 from flannel_pl.quantities.notebook import quantities_of
-from flannel_pl.quantities.parameters import ParameterValues
+from flannel_pl.quantities.parameters import OPTIMIZER_STATE, ParameterValues, of_first
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.formats.schema import RECORDABLE, RecordingSchema
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
-SUBJECT = Subject(torch.empty((30, 4), dtype=torch.bfloat16, device="meta"), "wte", {}, may_skip=True)
+SUBJECT = Subject(
+    torch.empty((30, 4), dtype=torch.bfloat16, device="meta"),
+    "wte",
+    {"logits": torch.bfloat16},
+    may_skip=True,
+)
+ALL = quantities_of(RECORDABLE, of_first(OPTIMIZER_STATE))
 
 
 def test_the_six_are_the_columns_that_files_always_had() -> None:
-    declared = declared_columns(quantities_of(RECORDABLE), SUBJECT)
+    declared = declared_columns(ALL, SUBJECT)
     of_quantities = schema_of(
         declared, dtypes={}, num_token_ids=None, max_steps=6, every_n_steps=1, own_dtypes={}
     )
@@ -38,7 +44,9 @@ def test_the_six_are_the_columns_that_files_always_had() -> None:
 def test_the_page_has_their_shapes_and_first_rows() -> None:
     rows = re.findall(r"^\| `(\w+)` \| \((.*?)\) \| \w+ \| .*? \| (.*?) \|$", PAGE, re.MULTILINE)
     page = {name: (axes.split(", ")[1:], row0) for name, axes, row0 in rows}
-    for name, (_, column) in declared_columns(quantities_of(RECORDABLE), SUBJECT).items():
+    for name, (_, column) in declared_columns(
+        quantities_of(RECORDABLE, of_first(OPTIMIZER_STATE)), SUBJECT
+    ).items():
         axes, row0 = page[name]
         assert axes == list(column.dims)
         words = {"0": "zero", "false": "zero", "NaN": "nan", "initial embedding": "initial"}

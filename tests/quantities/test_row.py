@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.core.row import FilledRow
 from flannel_pl.quantities.quantity import Column
-from flannel_pl.quantities.row import FilledRow
 
 COLUMNS = {
     "weights": Column("weights", ("V", "D"), like=torch.empty(5, 2), row0="initial"),

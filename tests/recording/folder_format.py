@@ -83,6 +83,7 @@ class FolderSink:
         metadata: Mapping[str, Any],
         static: Mapping[str, Array],
         environment: Mapping[str, Any] | None,
+        reserve: bool = True,
     ) -> None:
         self.final, self.partial, self.schema, self.static = final, partial, schema, static
         said = json.loads(schema.metadata(metadata, static=static))

@@ -342,12 +342,15 @@ def test_logits_of_another_type_are_rounded_only_if_that_is_asked_for(tmp_path: 
         match=r"logits is of type float64, and the recording has float32 for it; say in dtypes in which "
         r"type to record it, e\.g\. \{'logits': 'float64'\}",
     ):
-        fit(StepRecorder(tmp_path / "a", "table.weight"), steps=3, module=module)
+        fit(StepRecorder(tmp_path / "a", "table.weight", tensors=["logits"]), steps=3, module=module)
+    fit(StepRecorder(tmp_path / "own", "table.weight"), steps=3, module=module)
+    with flannel_pl.open_recording(tmp_path / "own") as recording:
+        assert recording.run(0).logits.dtype == "float64"
     for dtype in ("float64", "bfloat16"):
         fit(StepRecorder(tmp_path / dtype, "table.weight", dtypes={"logits": dtype}), steps=3, module=module)
         with flannel_pl.open_recording(tmp_path / dtype) as recording:
             assert recording.run(0).logits.dtype == dtype
-            assert recording.run(0).metadata["own_dtypes"]["logits"] == "float32"
+            assert recording.run(0).metadata["own_dtypes"]["logits"] == "float64"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
+from flannel_pl.quantities.core.watched import RecordedParameter
 from flannel_pl.recording.writing import ring as ring_module
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 from tests.training.test_recorder import Bigram, bits_of, fit
@@ -91,7 +92,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
         return wrapped
 
     monkeypatch.setattr(ring_module, "_make_buffers", buffers)
-    monkeypatch.setattr(StepRecorder, "_on_cuda", True)
+    monkeypatch.setattr(RecordedParameter, "is_on_cuda", True)
     monkeypatch.setattr(torch.cuda, "Event", make_event(device))
     for name in HOOKS:
         monkeypatch.setattr(StepRecorder, name, on_device(getattr(StepRecorder, name)))

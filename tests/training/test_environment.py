@@ -16,9 +16,9 @@ from flannel_pl import provenance
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.events import read_events
+from flannel_pl.quantities.core import environment as environments
 from flannel_pl.recording.formats.attempts import attempts_of, environment_changes
 from flannel_pl.recording.formats.safetensors.layout import read_layout
-from flannel_pl.training import environment as environments
 from tests.conftest import SmallData
 from tests.recording.recording_samples import make_old
 from tests.training.test_resume import StopAfter

@@ -13,14 +13,14 @@ from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import StepRecorder
+from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Run, RunPaths
+from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.schema import RECORDABLE
 from flannel_pl.recording.writing.writer import RecordingWriter
 from flannel_pl.training.checkpoint import RunIdentity, _refuse_other_checkpoint
-from flannel_pl.training.checkpointing import Checkpoints
-from flannel_pl.training.optimizing import OptimizerWatch
 from tests.training.test_recorder import Bigram, batches, bits_of, fit
 
 STEPS = 6
@@ -73,7 +73,8 @@ def test_a_finished_recording_is_not_replaced(tmp_path: Path) -> None:
     recorder = recorder_in(tmp_path)
     fit(recorder, steps=2)
     with pytest.raises(
-        UserError, match=r"recording\.safetensors exists, .* overwritten; record into another folder$"
+        UserError,
+        match=r"recording\.safetensors exists, .* overwritten; .* another folder, or say overwrite=True$",
     ):
         fit(recorder, steps=2)
 
@@ -224,7 +225,10 @@ def test_a_mistake_that_the_first_step_shows_leaves_the_folder_free(
 ) -> None:
     with pytest.raises(UserError):
         fit(
-            recorder_in(tmp_path, every_n_steps=every_n_steps), steps=3, module=kind(), gradient_clip_val=None
+            recorder_in(tmp_path, every_n_steps=every_n_steps, tensors=["embeddings", "logits"]),
+            steps=3,
+            module=kind(),
+            gradient_clip_val=None,
         )
     assert not (tmp_path / "recording.partial").exists()
     fit(recorder_in(tmp_path, tensors=["embeddings"]), steps=3, module=NoLogits())
@@ -252,14 +256,17 @@ def test_an_unfinished_recording_says_from_what_it_can_go_on(
     with pytest.raises(UserError) as caught:
         fit(recorder, steps=STEPS)
     assert str(caught.value).endswith(
-        f"go on with it (Trainer.fit(..., {go_on}, move it away, or record into another folder"
+        f"go on with it (Trainer.fit(..., {go_on}, move it away, say overwrite=True, or record into another "
+        "folder"
     )
 
 
 def test_a_file_that_somebody_put_in_its_place_is_not_removed(tmp_path: Path) -> None:
     class Swaps(Callback):
         @override
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_start(self, *_: Any) -> None:
+            if not (tmp_path / "recording.partial").exists():  # as long as sizes are not known
+                return
             (tmp_path / "recording.partial").rename(tmp_path / "moved")
             (tmp_path / "recording.partial").write_text("another's")
             raise ArithmeticError("trip")
@@ -290,7 +297,7 @@ def test_what_lacks_nothing_but_its_name_is_kept_when_that_fails_again(
 def test_a_start_that_fails_keeps_what_it_would_have_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RunError("not today")
 
     checkpoint = half(recorder_in(tmp_path))

@@ -235,7 +235,11 @@ REFUSED = [
         {},
         "no parameter 'tabel.weight' to record; it has head.bias, head.weight",
     ),
-    ({"parameter": "head.bias"}, {}, r"head.bias has shape \(12,\), expected two dimensions"),
+    (
+        {"parameter": "head.bias", "tensors": ["logits"]},
+        {},
+        r"head.bias has shape \(12,\), expected two dimensions",
+    ),
     ({"tokens": "dead"}, {}, "^tokens is 'dead', expected all or a text file"),
     (
         {"tensors": ["embeddings", "momentum"]},
@@ -243,7 +247,7 @@ REFUSED = [
         "^tensors has 'momentum', but SGD keeps no 'exp_avg' for table.weight; leave it out of tensors",
     ),
     ({"tensors": ["variance"]}, {"optimizer": "Adamax"}, "but Adamax keeps no 'exp_avg_sq'"),
-    ({}, {"returns_logits": False}, "'logits', but training_step does not return them"),
+    ({"tensors": ["logits"]}, {"returns_logits": False}, "'logits', but training_step does not return them"),
 ]
 
 
@@ -259,9 +263,11 @@ def test_what_cannot_be_recorded_is_refused(
     assert not (tmp_path / "run" / "recording.safetensors").exists()
 
 
-def test_a_trainer_without_an_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer.max_steps is -1, expected at least 1"):
-        fit(StepRecorder(tmp_path, "table.weight"), steps=-1, max_epochs=1)
+def test_a_default_recording_needs_no_logits(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path, "table.weight"), steps=3, module=Bigram(returns_logits=False))
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert "logits" not in recording.run(0).names
+        assert recording.run(0).num_rows == 4
 
 
 def test_a_finished_recording_is_never_overwritten(tmp_path: Path) -> None:

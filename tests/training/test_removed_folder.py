@@ -9,7 +9,7 @@ import pytest
 
 import flannel_pl.training.fit
 from flannel_pl.__main__ import main
-from flannel_pl.training.recorder import StepRecorder
+from flannel_pl.adapters.lightning.recorder import StepRecorder
 from tests.conftest import SmallData
 
 

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback
 import flannel_pl
 import flannel_pl.recording.formats.safetensors.layout
 from flannel_pl.__main__ import main
+from flannel_pl.adapters.lightning import recorder as recorder_module
 from flannel_pl.errors import Interrupted
 from flannel_pl.experiment import RunPaths
-from flannel_pl.training import recorder as recorder_module
 from tests.conftest import SmallData
 
 STEPS = 30

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.__main__ import main
+from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.errors import Interrupted, RunError
 from flannel_pl.terminal import copied_to, plain_text
-from flannel_pl.training.recorder import StepRecorder
 from flannel_pl.training.run_log import logged
 from tests.conftest import SmallData
 

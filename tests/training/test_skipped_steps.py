@@ -8,13 +8,12 @@ Shape suffixes: V vocabulary, D width.
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.amp import GradScaler
 from typing_extensions import override
@@ -23,9 +22,9 @@ import flannel_pl
 from flannel_pl import StepRecorder, compare
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.info import describe_recording
-from flannel_pl.training.optimizing import OptimizerWatch
 from tests.training.test_recorder import Bigram, batches, fit
 
 STEPS = 12
@@ -202,8 +201,7 @@ def test_an_optimizer_that_never_has_such_a_state_is_refused_though_its_first_st
 def test_the_rate_of_a_batch_stays_what_it_was_when_a_schedule_changes_it_in_place() -> None:
     module = Bigram()
     optimizer = torch.optim.AdamW(module.parameters(), lr=torch.tensor(0.5), foreach=False)
-    trainer: Any = SimpleNamespace(optimizers=[optimizer], precision_plugin=Precision())
-    watch = OptimizerWatch(trainer, module, module.table.weight)
+    watch = OptimizerWatch(module, [optimizer], module.table.weight)
     watch.begin_batch()
     optimizer.param_groups[0]["lr"].fill_(0.25)
     assert (float(watch.rate_of_batch), float(watch.rate)) == (0.5, 0.25)
@@ -222,7 +220,7 @@ def test_a_frozen_parameter_has_no_moments_yet(tmp_path: Path) -> None:
 def test_an_unfinished_recording_of_an_earlier_version_goes_on_without_the_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flannel_pl.training.recorder.may_skip", lambda trainer, module: False)
+    monkeypatch.setattr("flannel_pl.adapters.lightning.recorder.may_skip", lambda trainer, module: False)
     recorder = StepRecorder(tmp_path, "table.weight", checkpoint_every=4)
     recorder.stop_signal = 15
     with pytest.raises(Interrupted):

@@ -14,14 +14,16 @@ class EarlyEnd:
     step: int
     """The last one."""
 
-    planned_steps: int
-    """`trainer.max_steps`."""
+    planned_steps: int | None
+    """How many there were to be; None if nobody knew."""
 
     reason: str
     """What ended it, e.g. max_epochs 3."""
 
     def __str__(self) -> str:
         """Returns it in words."""
+        if self.planned_steps is None:
+            return f"ended at step {self.step} ({self.reason}), of a number that was not known before"
         return f"ended early at step {self.step} of {self.planned_steps} ({self.reason})"
 
     @property

@@ -129,6 +129,7 @@ class SinkMaker(Protocol):
         metadata: Mapping[str, Any],
         static: Mapping[str, Array],
         environment: Mapping[str, Any] | None,
+        reserve: bool = True,
     ) -> Sink:
         """Returns it.
 
@@ -139,6 +140,7 @@ class SinkMaker(Protocol):
             metadata: What the file is to say of itself.
             static: Tensors besides the per-row ones, by name without prefix.
             environment: In what this attempt is trained; None says nothing of it.
+            reserve: Whether the space for all rows is taken now.
         """
 
 

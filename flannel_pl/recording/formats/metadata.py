@@ -52,7 +52,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         if metadata.get(name, 1) < 1:
             raise ValueError(f"its metadata have {name} {metadata[name]}, expected at least 1")
     ended = {name: type(value) for name, value in metadata.get("ended", {}).items()}
-    if ended and ended != {"step": int, "planned_steps": int, "reason": str}:
+    planned = type(None) if ended.get("planned_steps") is type(None) else int
+    if ended and ended != {"step": int, "planned_steps": planned, "reason": str}:
         raise ValueError(
             f"its metadata have ended {short(metadata['ended'])}, expected step, planned_steps, reason"
         )

@@ -54,6 +54,8 @@ class RecordingWriter:
         commit_every_s: Longest time, in seconds, that a written row stays unsynced.
         first_row: Rows below this one are kept from an earlier attempt, whose partial file must have the
             same header but for the attempts.
+        reserve: Whether the disk gives the whole file its space now; not where nobody knows how many rows
+            come.
 
     Raises:
         UserError: If `final_path` exists: a recording is never overwritten.
@@ -82,6 +84,7 @@ class RecordingWriter:
         pin_memory: bool = False,
         commit_every_s: float = 5.0,
         first_row: int = 0,
+        reserve: bool = True,
     ) -> None:
         if final_path.exists():
             raise UserError(
@@ -100,6 +103,7 @@ class RecordingWriter:
             metadata=metadata,
             static=static,
             environment=environment,
+            reserve=reserve,
         )
         with explained(partial_path, need_bytes=self._sink.size):
             self._sink.open() if first_row == 0 else self._sink.reopen(first_row)

@@ -58,14 +58,16 @@ def shard_layout(schema: RecordingSchema, metadata: Mapping[str, Any], static: S
     return plan_layout(_specs(schema, static), metadata=said, spare_bytes=SPARE_HEADER_BYTES)
 
 
-def create_shard(path: Path, layout: FileLayout, *, schema: RecordingSchema, static: Static) -> int:
+def create_shard(
+    path: Path, layout: FileLayout, *, schema: RecordingSchema, static: Static, reserve: bool = True
+) -> int:
     """Makes the partial file with its full size, header and static tensors; returns its descriptor."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = create(path)
     try:
         for leftover in (header_copy_of(path), roomier_of(path)):
             leftover.unlink(missing_ok=True)
-        preallocate(fd, layout.total_bytes)
+        _give_size(fd, layout.total_bytes, reserve=reserve)
         write_at(fd, layout.header, 0)
         for name, array in static.items():
             write_at(fd, array.tobytes(), layout.offsets[schema.key_prefix + name])
@@ -84,6 +86,7 @@ def reopen_shard(
     static: Static,
     first_row: int,
     environment: Mapping[str, Any] | None,
+    reserve: bool = True,
 ) -> tuple[int, FileLayout]:
     """Opens the partial file of an earlier attempt, and adds this one to what it says of itself.
 
@@ -94,6 +97,7 @@ def reopen_shard(
         static: The static tensors it must have.
         first_row: First row that is made now.
         environment: In what; None adds no attempt.
+        reserve: Whether it has all of its space.
 
     Returns:
         Its descriptor and its layout.
@@ -121,7 +125,8 @@ def reopen_shard(
             said["attempts"] = with_attempt(said, first_row, environment)
         layout = plan_layout(specs, metadata=dump_metadata(said), min_header_bytes=len(there.header))
         if (len(layout.header), layout.total_bytes) != (len(there.header), there.total_bytes):
-            fd, layout = _made_anew(path, fd, there, said, specs)
+            rows = {key: _first_rows(spec, first_row) for key, spec in schema.specs().items()}
+            fd, layout = _made_anew(path, fd, there, said, specs, kept=rows, reserve=reserve)
         elif os.pread(fd, len(layout.header), 0) != layout.header:
             rewrite_header(path, fd, layout)
         header_copy_of(path).unlink(missing_ok=True)
@@ -204,7 +209,14 @@ def end_early(
 
 
 def _made_anew(
-    path: Path, fd: int, there: FileLayout, said: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+    path: Path,
+    fd: int,
+    there: FileLayout,
+    said: Mapping[str, Any],
+    tensors: Mapping[str, TensorSpec],
+    *,
+    kept: Mapping[str, TensorSpec] | None = None,
+    reserve: bool = True,
 ) -> tuple[int, FileLayout]:
     """Puts a file with other sizes in the place of an open one, which is closed; its header has more space.
 
@@ -214,6 +226,8 @@ def _made_anew(
         there: Its layout.
         said: What its header is to say.
         tensors: What is to be there of each tensor: all of its rows, or more, or only the first ones.
+        kept: What of a tensor is copied, if not all that there is.
+        reserve: Whether it has all of its space.
 
     Returns:
         Descriptor and layout of the new file.
@@ -221,7 +235,7 @@ def _made_anew(
     layout = plan_layout(tensors, metadata=dump_metadata(said), spare_bytes=len(there.header))
     new = create(roomier_of(path))
     try:
-        preallocate(new, layout.total_bytes)
+        _give_size(new, layout.total_bytes, reserve=reserve)
         write_at(new, layout.header, 0)
         for key, spec in layout.tensors.items():
             copy_range(
@@ -229,7 +243,7 @@ def _made_anew(
                 new,
                 source_offset=there.offsets[key],
                 target_offset=layout.offsets[key],
-                num_bytes=min(spec.num_bytes, there.tensors[key].num_bytes),
+                num_bytes=min((kept or {}).get(key, spec).num_bytes, there.tensors[key].num_bytes),
                 advance=lambda num_bytes: None,
             )
         sync(new)
@@ -240,6 +254,17 @@ def _made_anew(
         raise
     os.close(fd)
     return new, layout
+
+
+def _give_size(fd: int, num_bytes: int, *, reserve: bool) -> None:
+    if reserve:
+        preallocate(fd, num_bytes)
+    else:
+        os.ftruncate(fd, num_bytes)
+
+
+def _first_rows(spec: TensorSpec, num_rows: int) -> TensorSpec:
+    return TensorSpec(spec.dtype, (min(num_rows, spec.shape[0]), *spec.shape[1:]))
 
 
 def _specs(schema: RecordingSchema, static: Static) -> dict[str, TensorSpec]:

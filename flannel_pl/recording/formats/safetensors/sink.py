@@ -34,6 +34,7 @@ class SafetensorsSink:
         metadata: Goes into the header.
         static: Tensors besides the per-row ones, by name without prefix.
         environment: In what this attempt is trained; goes into the header's list of attempts. None adds none.
+        reserve: Whether the disk gives it all of its space at once.
     """
 
     _layout: FileLayout
@@ -47,10 +48,11 @@ class SafetensorsSink:
         metadata: Mapping[str, Any],
         static: Static,
         environment: Mapping[str, Any] | None,
+        reserve: bool = True,
     ) -> None:
         self._final, self._partial = final, partial
         self._schema, self._metadata, self._static = schema, metadata, static
-        self._environment = environment
+        self._environment, self._reserve = environment, reserve
         self._row_bytes = {one.name: one.row_bytes for one in (*schema.columns, schema.checksum_column)}
         self._fd = -1
 
@@ -64,7 +66,9 @@ class SafetensorsSink:
         environment = self._environment
         begun = {} if environment is None else {"attempts": with_attempt({}, 0, environment)}
         self._layout = shard_layout(self._schema, {**self._metadata, **begun}, self._static)
-        self._fd = create_shard(self._partial, self._layout, schema=self._schema, static=self._static)
+        self._fd = create_shard(
+            self._partial, self._layout, schema=self._schema, static=self._static, reserve=self._reserve
+        )
 
     def reopen(self, first_row: int) -> None:
         """Opens the file of an earlier attempt, which must have the same header but for the attempts."""
@@ -75,6 +79,7 @@ class SafetensorsSink:
             static=self._static,
             first_row=first_row,
             environment=self._environment,
+            reserve=self._reserve,
         )
 
     def first_rows(self, name: str, num_rows: int) -> bytes:

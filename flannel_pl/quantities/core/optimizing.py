@@ -1,67 +1,70 @@
-"""What the optimizer does to one parameter in each step: by which rate, with which gradient, if at all.
+"""What the optimizer does to parameters in each step: by which rate, with which gradient, if at all.
 
-A loss scaler (`16-mixed`) leaves a step out when a gradient is not finite, and a module may override
-`optimizer_step` and do the same. Lightning counts such a step like any other; whether the optimizer has
-really stepped, only its own hook tells.
+A loss scaler leaves a step out when a gradient is not finite, and somebody's own code may do the same.
+Whether the optimizer has really stepped, only its own hook tells.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core import kept_as_it_is
-from flannel_pl.training.keeping import kept_state
-
-
-def may_skip(trainer: Trainer, module: LightningModule) -> bool:
-    """Tells whether something decides from step to step that the optimizer does not step."""
-    plugin: Any = trainer.precision_plugin
-    if getattr(plugin, "scaler", None) is not None or is_overridden("optimizer_step", module):
-        return True
-    return type(plugin).optimizer_step not in (Precision.optimizer_step, MixedPrecision.optimizer_step)
+from flannel_pl.quantities.core.keeping import kept_state
+from flannel_pl.quantities.core.rows import kept_as_it_is
 
 
 class OptimizerWatch:
-    """Follows the one optimizer of a training, as far as it concerns one parameter.
+    """Follows the optimizers of a training; rate and skipped steps are those of one parameter.
 
     Args:
-        trainer: Its Trainer, once the optimizer is there.
         module: What is trained.
-        parameter: The parameter; an optimizer need not hold it.
+        optimizers: What steps it. Each parameter is held by one of them, or by none.
+        parameter: The parameter.
+        scaler: A loss scaler, which multiplies the gradients until it takes that back.
+        may_skip: Whether something decides from step to step that the optimizer does not step.
+        may_change_rate: Whether the rate may become another between `begin_step` and the step.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, parameter: Tensor) -> None:
-        self.parameter, self._module = parameter, module
-        self._optimizer = trainer.optimizers[0]
-        self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-        self._skipped: bool | Tensor = False
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        parameter: Tensor,
+        *,
+        scaler: Any = None,
+        may_skip: bool = False,
+        may_change_rate: bool = False,
+    ) -> None:
+        self.parameter, self.optimizers = parameter, tuple(optimizers)
+        self._module, self._scaler = module, scaler
         self._kept_of: dict[int, Mapping[str, torch.dtype] | None] = {}
         self._rate: float | Tensor = float("nan")
         self._rate_of_step: float | Tensor | None = None
         self._hook = None
-        self._may_skip = self._skipped = may_skip(trainer, module)
-        # The module's own hook comes after those of callbacks, and may set the rate.
-        if self._may_skip or is_overridden("on_before_optimizer_step", module):
-            self._hook = self._optimizer.register_step_post_hook(self._has_stepped)
+        self._skipped: bool | Tensor = may_skip
+        self._may_skip = may_skip
+        if may_skip or may_change_rate:
+            self._hook = self._optimizer_of(parameter).register_step_post_hook(self._has_stepped)
 
     def close(self) -> None:
         """Lets go of the optimizer."""
         if self._hook is not None:
             self._hook.remove()
 
-    def refuse_replaced(self, trainer: Trainer) -> None:
+    def refuse_replaced(self, optimizers: Sequence[Optimizer]) -> None:
         """Refuses to go on with an optimizer that does not step any more.
 
+        Args:
+            optimizers: Those that there are now.
+
         Raises:
-            UserError: If the Trainer has another one now.
+            UserError: If they are others.
         """
-        if [id(one) for one in trainer.optimizers] != [id(self._optimizer)]:
+        if [id(one) for one in optimizers] != [id(one) for one in self.optimizers]:
             raise UserError(
                 "the Trainer has another optimizer than when training started, so learning rate and moments "
                 "would be those of one that does not step any more; change the optimizer in place "
@@ -85,18 +88,26 @@ class OptimizerWatch:
     @property
     def rate(self) -> float | Tensor:
         """The learning rate of the parameter now; NaN if the optimizer has none for it."""
-        rate: float | Tensor | None = (self._group or {}).get("lr")
+        holder = self._holder(self.parameter)
+        rate: float | Tensor | None = None if holder is None else holder[1].get("lr")
         if isinstance(rate, Tensor):
             return rate.reshape(())  # torch takes one of shape (1), too
         return float("nan") if rate is None else rate
 
-    @property
-    def _group(self) -> dict[str, Any] | None:
-        """The group of the optimizer that holds the parameter now; None if none does."""
-        for group in self._optimizer.param_groups:
-            if any(parameter is self.parameter for parameter in group["params"]):
-                return group
+    def _groups(self) -> Iterator[tuple[Optimizer, dict[str, Any]]]:
+        return ((optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups)
+
+    def _holder(self, parameter: Tensor) -> tuple[Optimizer, dict[str, Any]] | None:
+        """Returns the optimizer, and its group, that holds a parameter now; None if none does."""
+        for optimizer, group in self._groups():
+            if any(one is parameter for one in group["params"]):
+                return optimizer, group
         return None
+
+    def _optimizer_of(self, parameter: Tensor) -> Optimizer:
+        """Returns the optimizer that holds a parameter, or else may come to hold it: the first."""
+        holder = self._holder(parameter)
+        return self.optimizers[0] if holder is None else holder[0]
 
     def gradient(self, of: Tensor | None = None) -> Tensor:
         """Returns a parameter's gradient, not scaled; zeros if the loss does not depend on it.
@@ -108,38 +119,42 @@ class OptimizerWatch:
         gradient = parameter.grad
         if gradient is None:
             return torch.zeros_like(parameter)
-        return self._unscaled(gradient.to_dense() if gradient.is_sparse else gradient)
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        return self._unscaled(dense, self._optimizer_of(parameter))
 
     def gradient_norm(self) -> Tensor:
-        """Returns the total norm of the gradients of all parameters that the optimizer holds.
+        """Returns the total norm of the gradients of all parameters that the optimizers hold.
 
         It is summed up in the order of the module's parameters, on which its last bit depends.
         """
-        held = {id(one): one for group in self._optimizer.param_groups for one in group["params"]}
+        held = {id(one): (one, optimizer) for optimizer, group in self._groups() for one in group["params"]}
         in_order = [held.pop(id(one)) for one in self._module.parameters() if id(one) in held]
-        parameters = (*in_order, *held.values())
-        gradients = [self._unscaled(_stored(one.grad)) for one in parameters if one.grad is not None]
+        gradients = [
+            self._unscaled(_stored(one.grad), optimizer)
+            for one, optimizer in (*in_order, *held.values())
+            if one.grad is not None
+        ]
         # The function that clip_grad_norm_ calls, so by this very number `TiedGPT2` scales a step.
         return torch.nn.utils.get_total_norm(gradients)
 
-    def _unscaled(self, gradient: Tensor) -> Tensor:
-        """Returns a gradient without the loss scaler's factor, which a fused optimizer removes by itself."""
-        if self._scaler is None or not getattr(self._optimizer, "_step_supports_amp_scaling", False):
+    def _unscaled(self, gradient: Tensor, optimizer: Optimizer) -> Tensor:
+        """Returns a gradient without the loss scaler's factor, which may have been taken back already."""
+        if self._scaler is None or _is_unscaled(self._scaler, optimizer):
             return gradient
         scale = self._scaler._get_scale_async()  # get_scale would wait for the device
         return gradient if scale is None else (gradient.float() / scale).to(gradient.dtype)
 
-    def _kept(self, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
+    def kept(self, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
         """See `kept_state`; asked for only if a moment is recorded."""
         if id(parameter) not in self._kept_of:
-            self._kept_of[id(parameter)] = kept_state(self._optimizer, parameter)
+            self._kept_of[id(parameter)] = kept_state(self._optimizer_of(parameter), parameter)
         return self._kept_of[id(parameter)]
 
     def never_keeps(self, key: str | None, parameter: Tensor | None = None) -> bool:
         """Tells whether it is known that the optimizer, if it holds a parameter, keeps no such thing."""
         if key is None:
             return False
-        kept = self._kept(self.parameter if parameter is None else parameter)
+        kept = self.kept(self.parameter if parameter is None else parameter)
         return kept is not None and key not in kept
 
     def kept_dtypes(
@@ -157,9 +172,9 @@ class OptimizerWatch:
         """
         parameter = self.parameter if parameter is None else parameter
         if never := {name: key for name, key in wanted.items() if self.never_keeps(key, parameter)}:
-            raise UserError(self._keeps_none(never, of))
+            raise UserError(self._keeps_none(never, of, parameter))
         # Not asked for if nothing is wanted: then no copy steps.
-        kept = (self._kept(parameter) or {}) if wanted else {}
+        kept = (self.kept(parameter) or {}) if wanted else {}
         dtypes = {name: kept.get(key, parameter.dtype) for name, key in wanted.items()}
         return {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}
 
@@ -176,25 +191,27 @@ class OptimizerWatch:
             UserError: If it is not there and the optimizer could not be asked before, or of another shape.
         """
         parameter = self.parameter if parameter is None else parameter
-        kept = self._optimizer.state.get(parameter, {})  # reading must not make an entry
+        kept = self._optimizer_of(parameter).state.get(parameter, {})  # reading must not make an entry
         found = kept.get(key)
         if isinstance(found, Tensor):
             found_shape, expected_shape = tuple(found.shape), tuple(parameter.shape)
             if found_shape != expected_shape:
+                kind = type(self._optimizer_of(parameter)).__name__
                 raise UserError(
-                    f"recorder.tensors has {wanted!r}, but what {type(self._optimizer).__name__} keeps as "
+                    f"recorder.tensors has {wanted!r}, but what {kind} keeps as "
                     f"{key!r} for {of} has shape {found_shape}, expected {expected_shape}; "
                     "leave it out of recorder.tensors"
                 )
             return found
-        if self._kept(parameter) is None and parameter.grad is not None and not self._skipped:
-            raise UserError(self._keeps_none({wanted: key}, of))
+        if self.kept(parameter) is None and parameter.grad is not None and not self._skipped:
+            raise UserError(self._keeps_none({wanted: key}, of, parameter))
         return torch.zeros_like(parameter)
 
-    def _keeps_none(self, wanted: Mapping[str, str], of: str) -> str:
+    def _keeps_none(self, wanted: Mapping[str, str], of: str, parameter: Tensor) -> str:
         tensors, keys = (" and ".join(map(repr, names)) for names in (wanted, wanted.values()))
+        kind = type(self._optimizer_of(parameter)).__name__
         return (
-            f"recorder.tensors has {tensors}, but {type(self._optimizer).__name__} keeps no {keys} for {of}; "
+            f"recorder.tensors has {tensors}, but {kind} keeps no {keys} for {of}; "
             f"leave {'it' if len(wanted) == 1 else 'them'} out of recorder.tensors"
         )
 
@@ -213,6 +230,14 @@ class OptimizerWatch:
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
+
+
+def _is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:
+    """Tells whether a scaler has taken its factor back already; a fused optimizer does so in its step."""
+    states = getattr(scaler, "_per_optimizer_states", None)  # nothing public tells
+    if states is None:
+        return not getattr(optimizer, "_step_supports_amp_scaling", False)
+    return states.get(id(optimizer), {}).get("stage") is OptState.UNSCALED
 
 
 def _stored(gradient: Tensor) -> Tensor:

@@ -10,10 +10,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from flannel_pl.adapters.lightning.checkpoint import (
+    NUM_KEPT,
+    checkpoint_bytes,
+    checkpoint_digest,
+    remove_checkpoints,
+)
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.writing.writer import RecordingWriter
-from flannel_pl.training.checkpoint import NUM_KEPT, checkpoint_bytes, checkpoint_digest, remove_checkpoints
 
 
 class Checkpoints(Callback):
@@ -32,21 +37,31 @@ class Checkpoints(Callback):
         if every is not None and every < 1:
             raise UserError(f"launch.checkpoint_every is {every}, expected at least 1")
         self._paths, self._every, self._asked = paths, every, asked
-        self._writer: RecordingWriter | None = None
+        self._writer: Callable[[], RecordingWriter | None] = lambda: None
+        self._last_step: int | None = None
         self._step = 0
         self._is_due = False
 
-    def begin(self, writer: RecordingWriter, step: int) -> None:
-        """Hands over what brings checkpoints to the disk, and the step from which training goes on."""
-        self._writer, self._step = writer, step
+    def begin(
+        self, writer: Callable[[], RecordingWriter | None], step: int, *, last_step: int | None
+    ) -> None:
+        """Begins with a training.
+
+        Args:
+            writer: Returns what brings checkpoints to the disk; None as long as there is no file.
+            step: After which training goes on.
+            last_step: None if nobody knows.
+        """
+        self._writer, self._step, self._last_step = writer, step, last_step
 
     def make(self, trainer: Trainer, *, keep: int = NUM_KEPT) -> None:
         """Makes one of this moment, if there are any, and removes all but the newest `keep`."""
-        if self._every is None or self._writer is None:
+        writer = self._writer()
+        if self._every is None or writer is None:
             return
         data = checkpoint_bytes(trainer)
         path = self._paths.checkpoint(trainer.global_step, checkpoint_digest(data))
-        self._writer.checkpoint(path, data, then=lambda: remove_checkpoints(self._paths, keep=keep))
+        writer.checkpoint(path, data, then=lambda: remove_checkpoints(self._paths, keep=keep))
         self._is_due = False
 
     @override
@@ -56,7 +71,7 @@ class Checkpoints(Callback):
             return
         step = self._step = trainer.global_step
         self._is_due |= self._every is not None and step % self._every == 0
-        last, signal = step == trainer.max_steps, self._asked()
+        last, signal = step == self._last_step, self._asked()
         if not last and _would_miss(trainer):
             return
         if last or signal is not None or self._is_due:

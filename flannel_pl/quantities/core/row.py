@@ -1,7 +1,9 @@
 """A row while it is filled: where values go, and what is refused."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from flannel_pl.errors import UserError
@@ -25,6 +27,33 @@ class NoRow:
 
     def __setitem__(self, name: str, value: Tensor | float) -> None:
         """Forgets it."""
+
+
+class HeldRow:
+    """Keeps the values of a row until there is a file: what they are, they tell themselves.
+
+    Args:
+        columns: Column -> what was declared of it.
+    """
+
+    def __init__(self, columns: Collection[str]) -> None:
+        self._columns = columns
+        self.values: dict[str, Tensor | float] = {}
+
+    def __setitem__(self, name: str, value: Tensor | float) -> None:
+        """Keeps a copy of a value.
+
+        Raises:
+            UserError: If there is no such column, or it is filled.
+        """
+        _refuse_name(name, name in self._columns, is_filled=name in self.values)
+        self.values[name] = value.detach().clone() if isinstance(value, Tensor) else value
+
+    def pour(self, row: "FilledRow") -> None:
+        """Fills a row with what it has, as far as that row has a place for it."""
+        for name, value in self.values.items():
+            if row.has(name):
+                row[name] = value
 
 
 class FilledRow:
@@ -51,15 +80,17 @@ class FilledRow:
         self._token_ids, self._rounded, self._non_blocking = token_ids, rounded, non_blocking
         self._empty = set(tensors)
 
+    def has(self, name: str) -> bool:
+        """Tells whether there is such a column."""
+        return name in self._tensors
+
     def __setitem__(self, name: str, value: Tensor | float) -> None:
         """Copies a value into a column.
 
         Raises:
             UserError: If there is no such column, it is filled, or the value is of another shape or type.
         """
-        if name not in self._empty:
-            what = "is filled twice" if name in self._tensors else "was not declared by any quantity"
-            raise UserError(f"{name} {what}; a quantity fills each column that it declares once per row")
+        _refuse_name(name, name in self._tensors, is_filled=name not in self._empty)
         self._empty.remove(name)
         target = self._tensors[name]
         if not isinstance(value, Tensor):
@@ -107,3 +138,23 @@ class FilledRow:
                 f"{name} is of type {own}, and the recording has {stored} for it; say in recorder.dtypes in "
                 f"which type to record it, e.g. {{{name!r}: {own!r}}}"
             )
+
+
+def _refuse_name(name: str, is_declared: bool, *, is_filled: bool) -> None:
+    if is_filled or not is_declared:
+        what = "is filled twice" if is_declared else "was not declared by any quantity"
+        raise UserError(f"{name} {what}; a quantity fills each column that it declares once per row")
+
+
+def copies_done(*, non_blocking: bool) -> Callable[[], object] | None:
+    """Returns a function that waits until the copies queued so far are done; None if they already are.
+
+    Args:
+        non_blocking: Whether the host does not compute the values.
+    """
+    if not non_blocking:
+        return None
+    # The thread that waits for it sleeps; one that is not blocking would spin on a core.
+    event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return lambda: event.synchronize()

@@ -1,18 +1,19 @@
-"""How quantities come to see forward passes: `training_step` and some modules are listened to.
+"""How quantities come to see forward passes: modules whose outputs they want, and streams, are listened to.
 
-Lightning hands over what `training_step` returned only after the optimizer's step, and no module's output.
+Whoever trains says when a pass of training begins and ends; what runs besides (validation, a backward that
+computes a part again) is not heard.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core import blamed
-from flannel_pl.quantities.passes import Passes
+from flannel_pl.quantities.core.blame import blamed
+from flannel_pl.quantities.core.passes import Passes
 from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.quantities.step import Step
 
@@ -26,6 +27,11 @@ class Listener:
         values: Where they put what they take.
         step: Returns the step under way, with what is seen of it; None if nothing is recorded now.
         every_n_steps: Only those that remember something see the passes of other steps.
+        in_training_mode: Whether a pass is all that runs while the module is in training mode and gradients
+            are computed; else it is what runs within `hearing`.
+
+    Attributes:
+        is_wanted: Whether anybody listens.
 
     Raises:
         UserError: If a module or stream that one of them wants is not there.
@@ -33,26 +39,27 @@ class Listener:
 
     def __init__(
         self,
-        module: LightningModule,
+        module: nn.Module,
         quantities: Sequence[Quantity],
         *,
         values: Passes,
         step: Callable[..., Step | None],
         every_n_steps: int,
+        in_training_mode: bool = False,
     ) -> None:
         self._module = cast("Any", module)
         self._quantities, self._values, self._step = quantities, values, step
         self._every_n_steps = every_n_steps
         self._outputs: dict[str, list[tuple[Any, int]]] = {}
-        self._before: dict[str, Any] = {}
-        self._is_step = False
+        self._published: dict[str, Any] = {}
+        self._in_training_mode, self._is_pass = in_training_mode, False
         self._handles: list[Any] = []
-        self._streams = {name for quantity in quantities for name in _names(quantity.pieces_of)}
-        self._is_listening = bool(self._streams) or any(map(sees_passes, quantities))
-        if not self._is_listening:
+        streams = {name for quantity in quantities for name in _names(quantity.pieces_of)}
+        self.is_wanted = bool(streams) or any(map(sees_passes, quantities))
+        if not self.is_wanted:
             return
         offered = set(getattr(module, "streams", ()))
-        if missing := sorted(self._streams - offered):
+        if missing := sorted(streams - offered):
             raise UserError(
                 f"{type(module).__name__} has no stream {', '.join(missing)}; it has "
                 f"{', '.join(sorted(offered)) or 'none'}. A module that has one names it in `streams` and "
@@ -65,25 +72,41 @@ class Listener:
                 f"{type(module).__name__} has no module {', '.join(missing)} whose output a quantity wants; "
                 f"it has {', '.join(list(named)[1:6])}, ..."
             )
-        self._before = {name: vars(module)[name] for name in _REPLACED if name in vars(module)}
         for name in wanted:
             self._handles.append(named[name].register_forward_hook(self._hook(name)))
-        if self._streams:
+        if streams:
+            self._published = {name: vars(module)[name] for name in ("publish",) if name in vars(module)}
             self._module.publish = self._piece
-        self._module.training_step = self._wrapped(module.training_step)
 
     def close(self) -> None:
         """Lets go of the module."""
         for handle in self._handles:
             handle.remove()
-        if self._is_listening:
-            for name in _REPLACED:
-                self._module.__dict__.pop(name, None)
-            self._module.__dict__.update(self._before)
-        self._handles, self._is_listening = [], False
+        if vars(self._module).get("publish") == self._piece:
+            del self._module.publish
+            self._module.__dict__.update(self._published)
+        self._handles, self.is_wanted = [], False
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Hears what runs in the block: a forward pass of training."""
+        self._is_pass = True
+        try:
+            yield
+        finally:
+            self._is_pass = False
+
+    def _hears(self) -> bool:
+        """Tells whether what runs now is a forward pass of training."""
+        in_training = self._in_training_mode and self._module.training and torch.is_grad_enabled()
+        return self._is_pass or in_training
+
+    def forget(self) -> None:
+        """Forgets what modules gave since the last pass."""
+        self._outputs = {}
 
     def _piece(self, name: str, value: Tensor) -> None:
-        step = self._step() if self._is_step else None
+        step = self._step() if self._hears() else None
         if step is not None:
             with torch.no_grad():
                 for quantity in due(self._quantities, step.number, self._every_n_steps):
@@ -91,7 +114,18 @@ class Listener:
                         with blamed(quantity):
                             quantity.piece(self._values, step, name, value)
 
-    def _passed(self, batch: Any, returned: Any) -> None:
+    def passed(self, batch: Any, returned: Any) -> None:
+        """Shows a forward pass that is over.
+
+        Args:
+            batch: What it was given.
+            returned: What it returned.
+
+        Raises:
+            UserError: If a module's output was changed before this.
+        """
+        if not self.is_wanted:
+            return
         seen = {name: tuple(output for output, _ in calls) for name, calls in self._outputs.items()}
         step = self._step(batch=batch, returned=returned, outputs=seen)
         if step is not None:
@@ -105,29 +139,14 @@ class Listener:
                 for quantity in due(self._quantities, step.number, self._every_n_steps):
                     with blamed(quantity):
                         quantity.forward(self._values, step)
+        self.forget()
 
     def _hook(self, name: str) -> Callable[..., None]:
         def keep(module: Any, inputs: Any, output: Any) -> None:
-            if self._is_step:
+            if self._hears():
                 self._outputs.setdefault(name, []).append((output, _version(output)))
 
         return keep
-
-    def _wrapped(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            self._is_step = True
-            try:
-                returned = training_step(*arguments, **options)
-                batch = arguments[0] if arguments else next(iter(options.values()), None)
-                self._passed(batch, returned)
-                return returned
-            finally:
-                self._is_step, self._outputs = False, {}
-
-        return step
-
-
-_REPLACED = ("training_step", "publish")
 
 
 def _names(names: Any) -> tuple[str, ...]:

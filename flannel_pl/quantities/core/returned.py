@@ -14,10 +14,12 @@ class Returned:
     Args:
         parameter: Name of the recorded parameter, for messages.
         num_logits: V, one logit for each of its rows; None if logits are not recorded.
+        logits_are_optional: Whether logits of another shape are passed over.
     """
 
-    def __init__(self, parameter: str, num_logits: int | None) -> None:
+    def __init__(self, parameter: str, num_logits: int | None, *, logits_are_optional: bool = False) -> None:
         self._parameter, self._num_logits = parameter, num_logits
+        self._logits_are_optional = logits_are_optional
         self.clear()
 
     def clear(self) -> None:
@@ -53,7 +55,8 @@ class Returned:
         if self._num_logits is not None and self.logits_V is None:
             # A copy: what is given may be a view of the logits of all positions, and the step's next batch
             # needs the memory.
-            self.logits_V = self._checked(outputs).detach().clone()
+            logits_V = self._fitting(outputs) if self._logits_are_optional else self._checked(outputs)
+            self.logits_V = None if logits_V is None else logits_V.detach().clone()
         return True
 
     @property
@@ -61,18 +64,25 @@ class Returned:
         """Whether no batch counts so far."""
         return self._loss is None
 
-    def loss(self, num_batches: int) -> Tensor:
+    def loss(self, divided_by: int | None) -> Tensor:
         """Returns the mean loss of the batches that count; NaN if there are none.
 
         Args:
-            num_batches: By how many Lightning has divided each loss.
+            divided_by: By how many each loss is divided already; None if so that their sum is the mean.
         """
         if self._loss is None:
             return torch.full((), float("nan"))
-        # So their sum is the mean; but the last step of an epoch may have had fewer, and not all may count.
-        return (
-            self._loss if self._num_batches == num_batches else self._loss * (num_batches / self._num_batches)
-        )
+        if divided_by in (None, self._num_batches):
+            return self._loss
+        # The last step of an epoch may have had fewer batches, and not all may count.
+        if divided_by == 1:
+            return self._loss / self._num_batches
+        return self._loss * (divided_by / self._num_batches)
+
+    def _fitting(self, outputs: dict[str, Any]) -> Tensor | None:
+        shape = getattr(outputs.get("logits"), "shape", None)
+        is_missing = "logits" not in outputs or (shape is not None and shape != (self._num_logits,))
+        return None if is_missing else self._checked(outputs)
 
     def _checked(self, outputs: dict[str, Any]) -> Tensor:
         if "logits" not in outputs:

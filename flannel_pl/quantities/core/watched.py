@@ -1,28 +1,20 @@
 """The parameter that is recorded: found by its name, and watched, so that no row tells of another one.
 
-A callback may put another object in its place, or change it after its row was taken: then the next gradient
+Somebody may put another object in its place, or change it after its row was taken: then the next gradient
 belongs to weights that no row has.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.naming import resolve
-from flannel_pl.quantities.row import dtype_name
-
-_LATER_HOOKS = (
-    *("on_train_epoch_end", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad"),
-    *("on_validation_start", "on_validation_epoch_start", "on_validation_batch_start"),
-    *("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end", "on_before_backward"),
-    *("on_after_backward", "on_save_checkpoint", "on_before_optimizer_step"),
-)
-"""Where a callback may change weights after their row was taken and before their gradient is."""
+from flannel_pl.quantities.core.config import RecorderConfig
+from flannel_pl.quantities.core.row import dtype_name
+from flannel_pl.quantities.naming import expand, path_of, resolve
+from flannel_pl.quantities.parameters import OF_PARAMETER, kinds_of
 
 
 class RecordedParameter:
@@ -37,16 +29,16 @@ class RecordedParameter:
         UserError: If there is none, or it cannot be recorded.
     """
 
-    def __init__(self, module: LightningModule, name: str, *, has_tokens: bool = False) -> None:
-        self.name = name
-        self.tensor = _find(module, name)
+    def __init__(self, module: nn.Module, name: str, *, has_tokens: bool = False) -> None:
+        self.name, self.tensor = resolve(module, name)
+        _refuse_unfit(self.name, self.tensor)
         if has_tokens and self.tensor.ndim != 2:
             shape = tuple(self.tensor.shape)
             raise UserError(
-                f"{name} has shape {shape}, expected two dimensions (tokens, width), as logits and "
+                f"{self.name} has shape {shape}, expected two dimensions (tokens, width), as logits and "
                 "recorder.tokens need; leave logits out of recorder.tensors, and record all tokens"
             )
-        self._module = module
+        self._module, self._path = module, path_of(module, self.name)
         self._seen: Tensor | None = None
         self._seen_at = (0, 0)
 
@@ -58,7 +50,7 @@ class RecordedParameter:
         """
         try:
             # From the root: any module on the way may be another one by now.
-            is_there = self._module.get_parameter(self.name) is self.tensor
+            is_there = self._module.get_parameter(self._path) is self.tensor
         except AttributeError:
             is_there = False
         if not is_there:
@@ -73,40 +65,73 @@ class RecordedParameter:
         self._seen = self.tensor.detach().clone(memory_format=torch.contiguous_format)
         self._seen_at = self._where()
 
-    def refuse_changed(self, trainer: Trainer, *, step: int, on_device: bool) -> None:
+    @property
+    def is_on_cuda(self) -> bool:
+        """Whether the host does not compute it."""
+        return self.tensor.device.type == "cuda"
+
+    def refuse_changed(self, *, step: int, who: Callable[[], str]) -> None:
         """Refuses a gradient at weights that are not those of the last row.
 
         On the CPU their bits are compared. Elsewhere that would make the host wait, so they are only where
         torch has counted a change.
 
         Args:
-            trainer: Whose callbacks are named.
             step: The step that the gradient is of.
-            on_device: Whether the host does not compute the weights.
+            who: Says who may have done it, and where it would be right.
 
         Raises:
             UserError: If something has changed them since `take`.
         """
         seen, self._seen = self._seen, None
-        is_untouched = on_device and self._where() == self._seen_at
+        is_untouched = self.is_on_cuda and self._where() == self._seen_at
         if seen is None or is_untouched or _has_same_bits(seen, self.tensor):
             return
-        who = ", ".join(_later_callbacks(trainer)) or (
-            "the module itself (an Embedding with max_norm is one, its own on_train_batch_end another)"
-        )
         raise UserError(
             f"{self.name} was changed after its row of step {step - 1} was taken, so the gradient of step "
-            f"{step}, or the step itself, belongs to weights that no row has; it may be the doing of {who}. "
-            "What a callback (not the module) does in on_train_batch_end comes before the recorder; do it "
-            "there, or leave it out"
+            f"{step}, or the step itself, belongs to weights that no row has; {who()}"
         )
 
     def _where(self) -> tuple[int, int]:
         return self.tensor._version, self.tensor.data_ptr()
 
 
-def _find(module: LightningModule, name: str) -> Tensor:
-    parameter = resolve(module, name)[1]
+class WatchedParameters:
+    """The parameters of a recording that are trained; buffers may change whenever they like.
+
+    Args:
+        module: What is trained.
+        config: What is recorded.
+        first: The first parameter.
+    """
+
+    def __init__(self, module: nn.Module, config: RecorderConfig, first: RecordedParameter) -> None:
+        self.first = first
+        trained = {id(parameter) for parameter in module.parameters()}
+        has_bare_names = config.parameter is not None and not set(OF_PARAMETER).isdisjoint(config.wanted)
+        others = {id(resolve(module, name)[1]): name for name in expand(module, config.parameters).values()}
+        seen = {id(first.tensor)} if has_bare_names else set()
+        self._others = [RecordedParameter(module, others[key]) for key in others.keys() & trained - seen]
+        self._seen = [first] if config.parameter is not None and "embeddings" in config.wanted else []
+        self._seen += self._others if "embeddings" in kinds_of(config.wanted) else []
+
+    def take(self) -> None:
+        """Takes note of the weights that a row has."""
+        for parameter in self._seen:
+            parameter.take()
+
+    def refuse_replaced(self) -> None:
+        """See `RecordedParameter.refuse_replaced`."""
+        for parameter in (self.first, *self._others):
+            parameter.refuse_replaced()
+
+    def refuse_changed(self, *, step: int, who: Callable[[], str]) -> None:
+        """See `RecordedParameter.refuse_changed`."""
+        for parameter in (self.first, *self._others):
+            parameter.refuse_changed(step=step, who=who)
+
+
+def _refuse_unfit(name: str, parameter: Tensor) -> None:
     if is_lazy(parameter):
         raise UserError(
             f"{name} has no shape yet, because it comes with the first batch; pass one through the module "
@@ -117,17 +142,8 @@ def _find(module: LightningModule, name: str) -> Tensor:
             f"{name} is of type {dtype_name(parameter)}, expected a real floating "
             "point type: a recording has no other"
         )
-    return parameter
 
 
 def _has_same_bits(one: Tensor, other: Tensor) -> bool:
     # Flat, since what is one number has no axis to be seen as bytes.
     return torch.equal(*(x.detach().contiguous().view(-1).view(torch.uint8) for x in (one, other)))
-
-
-def _later_callbacks(trainer: Trainer) -> Iterator[str]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        is_ours = type(callback).__module__.startswith(("lightning.", "flannel_pl."))
-        if not is_ours and any(is_overridden(hook, callback, parent=Callback) for hook in _LATER_HOOKS):
-            yield type(callback).__name__

@@ -53,13 +53,16 @@ def _refuse_declaration(quantity: Quantity, column: Column) -> None:
 
 def _wrong(column: Column, *, is_ours: bool) -> Iterator[str]:
     name, dtype = column.name, _dtype(column)
+    is_unknown = bool(column.dims) and column.like is None  # until its first value
     sizes = () if column.like is None else tuple(column.like.shape)
     if not name or not name.isprintable() or _RESERVED.match(name) or (name in ALL_NAMES and not is_ours):
         yield f"a column {name!r}, a name that files cannot have, or use for something else"
-    if isinstance(column.dims, str) or len(column.dims) != len(sizes) or 0 in sizes:
+    if isinstance(column.dims, str) or (not is_unknown and (len(column.dims) != len(sizes) or 0 in sizes)):
         expected = "expected a name for each, of size 1 or more"
         yield f"{name} of shape {sizes} with the axes {column.dims!r}, {expected}"
         return
+    if is_unknown and column.dtype is None:
+        dtype = torch.float32
     if dtype not in _CODES:
         types = ", ".join(str(one).removeprefix("torch.") for one in _CODES)
         yield f"{name} of type {dtype}, expected one of {types}"
@@ -69,8 +72,8 @@ def _wrong(column: Column, *, is_ours: bool) -> Iterator[str]:
         yield f"{name} of type {dtype} with row0 'nan', which that type has not; expected 'initial' or 'zero'"
     if column.taken not in ("", "forward", "before_step", "after_step"):
         yield f"{name} as taken {column.taken!r}, expected 'forward', 'before_step' or 'after_step'"
-    places = dict(zip(column.dims, sizes, strict=True))
-    if any(places.get(axis) != len(names) for axis, names in column.labels.items()):
+    places = dict(zip(column.dims, sizes, strict=not is_unknown))
+    if not is_unknown and any(places.get(axis) != len(names) for axis, names in column.labels.items()):
         found = {axis: len(names) for axis, names in column.labels.items()}
         yield f"{name} with {found} labels, expected as many as its axes have places, {places}"
 
@@ -79,6 +82,11 @@ def _dtype(column: Column) -> torch.dtype:
     if column.dtype is not None:
         return column.dtype
     return torch.get_default_dtype() if column.like is None else column.like.dtype
+
+
+def column_dtype(column: Column) -> str:
+    """Returns the name of the type that a column's values have, as it declares it."""
+    return str(_dtype(column)).removeprefix("torch.")
 
 
 def schema_of(
@@ -104,6 +112,8 @@ def schema_of(
         key_prefix: Goes before every key of the file.
         others: `version` of the file format, if not the newest.
     """
+    for quantity, column in declared.values():
+        _refuse_declaration(quantity, column)  # some sizes were not known when they were declared
     specs = [_spec(quantity, column, dtypes, num_token_ids) for quantity, column in declared.values()]
     own = {name: dtype for name, dtype in own_dtypes.items() if name in declared}
     return RecordingSchema(

@@ -1,0 +1,1 @@
+"""Who calls the recorder's core: Lightning, a plain loop, transformers.Trainer."""

@@ -1,0 +1,1 @@
+"""Lightning's moments, its checkpoints, and why its trainings end."""

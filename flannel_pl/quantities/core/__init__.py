@@ -1,0 +1,1 @@
+"""What records a run, whatever trains it: a loop over quantities. It needs torch only."""

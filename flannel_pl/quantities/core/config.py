@@ -1,0 +1,132 @@
+"""What is asked of a recorder, and the quantities that follow from it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from flannel_pl.errors import UserError
+from flannel_pl.quantities.naming import resolve
+from flannel_pl.quantities.notebook import quantities_of
+from flannel_pl.quantities.parameters import (
+    OF_PARAMETER,
+    OPTIMIZER_STATE,
+    further_parameters,
+    leading,
+    of_first,
+)
+from flannel_pl.quantities.quantity import Quantity
+from flannel_pl.recording.formats.schema import RECORDABLE, check_wishes
+
+Kept = Callable[[Tensor], Mapping[str, str]]
+"""Of a parameter: column -> the key of what is recorded of its optimizer's state."""
+
+
+@dataclass(frozen=True)
+class RecorderConfig:
+    """What is asked of a recorder; refuses what it never can do."""
+
+    parameter: str | None
+    """Name of the first parameter, whose columns have the bare names; None = none has."""
+
+    tensors: tuple[str, ...] | None = None
+    """Which of `RECORDABLE`; None = all that there are, and whatever else the optimizer keeps."""
+
+    may_have_logits: bool = True
+    """Whether None has logits where a batch returns them; of an experiment a plan is to know the size."""
+
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Column -> the type to record it in."""
+
+    tokens: str = "all"
+    every_n_steps: int = 1
+    quantities: tuple[Quantity, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Alias -> name or pattern of further parameters."""
+
+    def __post_init__(self) -> None:
+        """Refuses what a user can get wrong before there is a module.
+
+        Raises:
+            UserError: Names all that is wrong.
+        """
+        if not self.wanted:
+            raise UserError(f"recorder.tensors is empty, expected some of {', '.join(RECORDABLE)}")
+        check_wishes(self.wanted, self.dtypes, {}, max_steps=1, every_n_steps=self.every_n_steps)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Which of the notebook's tensors, as far as they are there."""
+        if self.tensors is not None:
+            return self.tensors
+        has_logits = self.may_have_logits and self.parameter is not None
+        return tuple(name for name in RECORDABLE if name != "logits" or has_logits)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the parameter has to have a row for each token."""
+        return self.tokens != "all" or "logits" in (self.tensors or ())
+
+    def leading(self, module: nn.Module) -> str:
+        """Returns the full name of the parameter whose learning rate and device are those of a recording.
+
+        Args:
+            module: What is trained.
+
+        Raises:
+            UserError: If nothing is to be recorded, or a name stands for nothing.
+        """
+        name = resolve(module, leading(module, self.parameter, self.parameters))[0]
+        if self.needs_rows and self.parameter is None:
+            raise UserError(
+                "logits and recorder.tokens need a parameter with a row for each token; name it in "
+                "recorder.parameter, or leave logits out of recorder.tensors, and record all tokens"
+            )
+        return name
+
+    def moments(self, of: Tensor) -> dict[str, str]:
+        """Returns which of Adam's moments are wanted, see `Kept`."""
+        return {name: key for name, key in OPTIMIZER_STATE.items() if name in self.wanted}
+
+    def all_quantities(self, module: nn.Module, first: Tensor, kept: Kept | None = None) -> list[Quantity]:
+        """Returns everything that is recorded, in the order of the columns.
+
+        Args:
+            module: What is trained.
+            first: The first parameter.
+            kept: What is recorded of the optimizer's state; None = Adam's moments, as far as wanted.
+        """
+        kept, is_named = kept or self.moments, self.parameter is not None
+        bare = [name for name in self.wanted if is_named or name not in OF_PARAMETER]
+        return [
+            *quantities_of(bare, of_first(kept(first)) if is_named else []),
+            *further_parameters(
+                module, self.parameters, besides=self.parameter, tensors=self.wanted, kept=kept
+            ),
+            *self.quantities,
+        ]
+
+
+def as_config(
+    parameter: str | None,
+    *,
+    tensors: Sequence[str] | None,
+    dtypes: Mapping[str, str] | None,
+    tokens: str,
+    every_n_steps: int,
+    quantities: Sequence[Quantity] | None,
+    parameters: Mapping[str, str] | str | None,
+    in_experiment: bool = False,
+) -> RecorderConfig:
+    """Returns what a script or an experiment has asked for; one name is a list of one."""
+    names = (tensors,) if isinstance(tensors, str) else tensors
+    return RecorderConfig(
+        parameter,
+        None if names is None else tuple(names),
+        not in_experiment,
+        dict(dtypes or {}),
+        str(tokens),
+        every_n_steps,
+        tuple(quantities or ()),
+        {parameters: parameters} if isinstance(parameters, str) else dict(parameters or {}),
+    )
