@@ -1,14 +1,12 @@
-"""Config -> runs, and the name of every file an experiment has.
+"""Config -> runs: which there are, and with which values.
 
 An experiment is one resolved config. It expands to numbered runs: the product of `experiment.sweep` (outer)
-and `experiment.seeds` (inner). `ExperimentPaths` and `RunPaths` are the only places that know a file name.
+and `experiment.seeds` (inner). How its files are called is in `paths.py`.
 """
 
-import contextlib
 import copy
 import difflib
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -18,17 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flannel_pl.errors import UserError
-from flannel_pl.small_files import read_small
-from flannel_pl.texts import from_file
+from flannel_pl.paths import ExperimentPaths as ExperimentPaths  # an experiment has them
+from flannel_pl.paths import RunPaths as RunPaths
+from flannel_pl.paths import is_plain_name as is_plain_name
 
 MAX_RUNS = 100_000
 """More seeds than this are a slip of the finger."""
 
 MAX_PATH_BYTES = 4000
 """Linux takes 4096, and the files of an experiment come behind its folder."""
-
-MAX_NAME_BYTES = 200
-"""File systems allow 255, and the files of an experiment have an ending behind its name."""
 
 
 @dataclass
@@ -97,155 +93,6 @@ class LaunchConfig:
     detach: bool = False
     """Whether fit returns once jobs that outlive it are handed over, instead of showing their progress to the
     end."""
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Every file of one run, below `folder`."""
-
-    folder: Path
-
-    @property
-    def config(self) -> Path:
-        """Complete config: `flannel-pl fit --config run_i/config.yaml` repeats this run alone."""
-        return self.folder / "config.yaml"
-
-    @property
-    def recording(self) -> Path:
-        """The shard: complete and checked, or not there."""
-        return self.folder / "recording.safetensors"
-
-    @property
-    def partial(self) -> Path:
-        """The shard while it grows: preallocated, rows filled in as they come."""
-        return self.folder / "recording.partial"
-
-    @property
-    def journal(self) -> Path:
-        """Progress of the run: rows committed so far, state, device."""
-        return self.folder / "journal"
-
-    def checkpoint(self, step: int, digest: str) -> Path:
-        """What training goes on from after `step`; `digest` is the xxh3-64 of its bytes, 16 hex digits."""
-        return self.folder / f"checkpoint-{step}-{digest}.ckpt"
-
-    def checkpoints(self) -> list[tuple[int, str, Path]]:
-        """Returns (step, digest, path) of every checkpoint there is, the newest first."""
-        found = []
-        for path in self.folder.glob("checkpoint-*.ckpt"):
-            if match := re.fullmatch(r"checkpoint-(\d+)-([0-9a-f]{16})\.ckpt", path.name):
-                with contextlib.suppress(FileNotFoundError):
-                    # A run that ends early makes another one of a step that may have one already.
-                    found.append((int(match[1]), path.lstat().st_mtime_ns, match[2], path))
-        return [(step, digest, path) for step, _, digest, path in sorted(found, reverse=True)]
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains the run."""
-        return self.folder / "lock"
-
-    @property
-    def log(self) -> Path:
-        """What the run's own process printed."""
-        return self.folder / "log.txt"
-
-
-@dataclass(frozen=True)
-class ExperimentPaths:
-    """Every file of one experiment, below `folder`.
-
-    The gathered file is named after the experiment, also when its folder has been renamed.
-    """
-
-    folder: Path
-    name: str
-
-    @classmethod
-    def find(cls, folder: Path) -> "ExperimentPaths":
-        """Returns the paths of the experiment in `folder`.
-
-        Its name is in its record; without a record, or with one that gives no plain name, it is the folder's.
-        """
-        record = cls(folder, folder.name).record
-        try:
-            name = from_file(json.loads(read_small(record))["name"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return cls(folder, folder.name)
-        return cls(folder, name if is_plain_name(name) else folder.name)
-
-    @property
-    def record(self) -> Path:
-        """`experiment.json`: what was asked, resolved, with provenance."""
-        return self.folder / "experiment.json"
-
-    @property
-    def masks(self) -> Path:
-        """Copy of the live/dead masks the experiment was trained with, so that the folder explains itself."""
-        return self.folder / "live_dead_tokens.safetensors"
-
-    @property
-    def gathered(self) -> Path:
-        """The experiment's one recording."""
-        return self.folder / f"{self.name}.safetensors"
-
-    @property
-    def growing(self) -> Path:
-        """The gathered file until every run is in it."""
-        return self.folder / f"{self.name}.safetensors.partial"
-
-    @property
-    def growing_notes(self) -> Path:
-        """What is known of the growing file: where everything lies, and which runs are safe in it."""
-        return self.folder / f"{self.name}.safetensors.gathered.json"
-
-    @property
-    def growing_moved(self) -> Path:
-        """The growing file while it is made anew because a run did not fit into its plan."""
-        return self.folder / f"{self.name}.safetensors.moved"
-
-    @property
-    def index(self) -> Path:
-        """The experiment's recording as an index over its shards."""
-        return self.folder / f"{self.name}.safetensors.index.json"
-
-    @property
-    def index_extras(self) -> Path:
-        """The scalars and masks that an index refers to besides the shards."""
-        return self.folder / f"{self.name}.extras.safetensors"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the launcher of the experiment."""
-        return self.folder / "lock"
-
-    @property
-    def events(self) -> Path:
-        """What happened to which run when: one JSON object per line."""
-        return self.folder / "events.jsonl"
-
-    @property
-    def jobs(self) -> Path:
-        """The jobs that the experiment was last handed over as, where they outlive us."""
-        return self.folder / "jobs.json"
-
-    @property
-    def older_jobs(self) -> Path:
-        """What an earlier version wrote in place of `jobs`."""
-        return self.folder / "slurm.json"
-
-    @property
-    def noted_jobs(self) -> Path:
-        """Whichever of them counts."""
-        return self.jobs if self.jobs.exists() or not self.older_jobs.exists() else self.older_jobs
-
-    @property
-    def gather_log(self) -> Path:
-        """What the job that gathers printed."""
-        return self.folder / "gather.log"
-
-    def run(self, index: int) -> RunPaths:
-        """Returns the paths of run `index`, counted from 0."""
-        return RunPaths(self.folder / f"run_{index}")
 
 
 @dataclass(frozen=True)
@@ -391,17 +238,6 @@ def local_path(path: object, *, key: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{key} is {shown}, but there is no such home folder; give another path") from None
-
-
-def is_plain_name(name: object) -> bool:
-    """Tells whether an experiment can be called so: whether its folder and its files can."""
-    if not isinstance(name, str) or name in ("", ".", "..", "live_dead_tokens", "lock"):
-        return False
-    try:
-        num_bytes = len(os.fsencode(name))
-    except UnicodeEncodeError:  # half of a character
-        return False
-    return num_bytes <= MAX_NAME_BYTES and "/" not in name and "\0" not in name
 
 
 def parse_seeds(seeds: int | list[int] | str) -> list[int]:

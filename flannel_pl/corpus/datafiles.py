@@ -10,10 +10,10 @@ from flannel_pl.corpus.files import temporary_beside
 from flannel_pl.corpus.masks import TokenMasks
 from flannel_pl.corpus.progress import DoStage, stages
 from flannel_pl.corpus.tokenizer import train_tokenizer, warn_of_long_words
+from flannel_pl.paths import MASKS_NAME
 
 CORPUS_NAME = "flannel_model_corpus.txt"
 TOKENIZER_NAME = "flannel_tokenizer_chars.json"
-MASKS_NAME = "live_dead_tokens.safetensors"
 FILE_NAMES = (CORPUS_NAME, TOKENIZER_NAME, MASKS_NAME)
 
 _CHECKSUMS_NAME = "SHA256SUMS"

@@ -11,7 +11,6 @@ from flannel_pl.corpus.builtin import BUILTIN_VOCAB_SIZE, builtin_texts
 from flannel_pl.corpus.datafiles import (
     CORPUS_NAME,
     FILE_NAMES,
-    MASKS_NAME,
     TOKENIZER_NAME,
     builtin_folder,
     write_data_files,
@@ -20,6 +19,7 @@ from flannel_pl.corpus.files import decode, read_bytes, temporary_beside
 from flannel_pl.corpus.progress import stages
 from flannel_pl.corpus.store import load_corpus
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.paths import MASKS_NAME
 from flannel_pl.signals import interruptible
 
 

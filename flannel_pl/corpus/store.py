@@ -6,12 +6,13 @@ from pathlib import Path
 
 from flannel_pl.corpus.builtin import BUILTIN_VOCAB_SIZE
 from flannel_pl.corpus.cache import cached_tokens, save_tokens, say_damaged, tokenize, tokens_path
-from flannel_pl.corpus.datafiles import CORPUS_NAME, MASKS_NAME, TOKENIZER_NAME, builtin_folder
+from flannel_pl.corpus.datafiles import CORPUS_NAME, TOKENIZER_NAME, builtin_folder
 from flannel_pl.corpus.files import decode, read_bytes
 from flannel_pl.corpus.masks import TokenMasks, Tokens
 from flannel_pl.corpus.progress import stages
 from flannel_pl.corpus.tokenizer import load_tokenizer
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.paths import MASKS_NAME
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """The experiment's folder: what is written there before the first run, and what is found there again."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, LaunchConfig, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.jobs import Jobs
+from flannel_pl.paths import final_of, is_run_folder
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.gathering.contents import refuse_foreign_shard
@@ -99,14 +99,14 @@ def find_beginning(
     if Jobs.read(paths) is not None:  # whoever goes by this asks their launcher for those jobs
         described.add(paths.noted_jobs)
     for path in _files_in(paths.folder, lock=paths.lock):
-        if re.fullmatch(r"run_\d+", path.name) and path.is_dir():
+        if is_run_folder(path) and path.is_dir():
             run = RunPaths(path)
             if locks_count and run.lock != own_lock and is_held(run.lock):
                 return run.lock
             for inner in _files_in(run.folder, lock=run.lock):
-                if _without_partial(inner) not in {run.config, run.log} and not _says_nothing_is(inner, run):
+                if final_of(inner) not in {run.config, run.log} and not _says_nothing_is(inner, run):
                     return inner
-        elif _without_partial(path) not in described:
+        elif final_of(path) not in described:
             return path
     return None
 
@@ -128,10 +128,6 @@ def _files_in(folder: Path, *, lock: Path) -> list[Path]:
         for path in sorted(folder.iterdir())
         if not path.name.startswith(".") and path != lock and not path.name.startswith(f"{lock.name}.")
     ]
-
-
-def _without_partial(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".partial"))
 
 
 def refuse_changes(experiment: Experiment, changes: list[str]) -> None:

@@ -149,7 +149,7 @@ def main(words: Sequence[str]) -> None:
         return
     paths = ExperimentPaths.find(folder.parent)
     record = read_record(paths)
-    run = record.runs[int(folder.name.removeprefix("run_"))]
+    run = record.runs[RunPaths(folder).number]
     code, attempt, pid = (int(word) for word in words[1:])
     cause = describe_exit(paths.run(run.index), 128 - code if code > 128 else code, pid)
     _give_up_locked(paths, record.config, run, cause, attempt)

@@ -3,15 +3,16 @@
 import sys
 
 from flannel_pl.experiment import ExperimentPaths, Run
+from flannel_pl.paths import CONFIG_NAME, run_folder
 
 JOB_VARIABLE = "FLANNEL_PL_JOB_OF"
 """Tells the process of a job that outlives us whose it is: the experiment's folder."""
 
 # The last word is the number of the run. `job.sh` hears which one it is before anything can go wrong.
 _FIT = f"""\
-run=$1/run_$2
+run=$1/{run_folder("$2")}
 if [ -n "${{FLANNEL_PL_TELL:-}}" ]; then printf '%s\\0' "$0" "$run" >"$FLANNEL_PL_TELL"; fi
-{JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config "$run/config.yaml"
+{JOB_VARIABLE}="$1" exec "$0" -m flannel_pl fit --config "$run/{CONFIG_NAME}"
 """
 
 ATTENDED_VARIABLE = "FLANNEL_PL_ATTENDED"

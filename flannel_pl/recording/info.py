@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.recording.formats.attempts import deciding, fact_word
+from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.schema import CONFIG_SCALARS, RECORDED_TOKENS, SKIPPED
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
@@ -98,7 +99,8 @@ def _runs(recording: Recording) -> Iterator[list[str]]:
     for run in recording:
         meanings = {name: column.meaning for name, column in run.columns.items()}
         table = tuple(
-            (name, recording.tensors[f"run_{run.index}_{name}"], meanings.get(name, "")) for name in run.names
+            (name, recording.tensors[run_prefix(run.index) + name], meanings.get(name, ""))
+            for name in run.names
         )
         groups.setdefault(table, []).append(run.index)
     for table, runs in groups.items():
@@ -108,7 +110,7 @@ def _runs(recording: Recording) -> Iterator[list[str]]:
 
 
 def _shared(recording: Recording) -> list[str]:
-    of_runs = {f"run_{run.index}_{name}" for run in recording for name in run.names}
+    of_runs = {run_prefix(run.index) + name for run in recording for name in run.names}
     lines = []
     for key, spec in recording.tensors.items():
         if key not in of_runs:

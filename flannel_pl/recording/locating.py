@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.paths import is_index, is_partial, run_folders
 from flannel_pl.recording.begun import how_it_goes_on, is_from_python
 from flannel_pl.recording.formats.files import is_recording
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable
@@ -17,14 +18,14 @@ def files_of(path: Path) -> list[tuple[Path, list[str] | None]]:
     """Returns the safetensors files that make up a recording, each with its keys (None: all)."""
     if path.is_dir() and not is_recording(path):
         return _files_of_folder(path)
-    if path.suffix == ".partial":
+    if is_partial(path):
         raise UserError(
             f"{path} is not finished: rows not written yet read as zeros; {how_it_goes_on(path)}. "
             f"flannel-pl {'verify' if is_from_python(path) else 'status'} shows how far it is."
         )
     if not path.exists():
         raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
-    if path.name.endswith(".index.json"):
+    if is_index(path):
         return _files_of_index(path)
     return [(path, None)]
 
@@ -47,7 +48,7 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, list[str] | None]]:
 
 def _in_runs(folder: Path, name: str) -> list[Path]:
     """Returns the files of a name in the folders of all runs, also those behind a link that leads nowhere."""
-    return [path for run in sorted(folder.glob("run_*")) if os.path.lexists(path := run / name)]
+    return [path for run in run_folders(folder) if os.path.lexists(path := run.folder / name)]
 
 
 def _files_of_index(path: Path) -> list[tuple[Path, list[str] | None]]:

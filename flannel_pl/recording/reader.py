@@ -15,7 +15,7 @@ from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
-from flannel_pl.recording.formats.columns import ColumnSpec, columns_of
+from flannel_pl.recording.formats.columns import ColumnSpec, columns_of, run_prefix
 from flannel_pl.recording.formats.files import TensorFile, open_file
 from flannel_pl.recording.formats.lazy import Framework
 from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
@@ -56,7 +56,7 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
         for key in file.header.tensors if keys is None else keys:
             if key not in file.header.tensors:
                 raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
-            name = f"run_{file.header.flannel.get('run', 0)}_{key}" if _is_of_run(file, key) else key
+            name = run_prefix(file.header.flannel.get("run", 0)) + key if _is_of_run(file, key) else key
             if _RUN_KEY.fullmatch(name) and not file.header.tensors[key].shape:
                 raise RunError(f"{key} in {file_path} has no rows. Bring that file back from a copy.")
             if name in table:
@@ -265,7 +265,7 @@ class Recording:
         base_seed = self.scalars.get("base_seed")
         if seed is None and isinstance(base_seed, int):  # the notebook counts its seeds up from the first
             seed = base_seed + index
-        specs = {name: self.tensors[f"run_{index}_{name}"] for name in tensors}
+        specs = {name: self.tensors[run_prefix(index) + name] for name in tensors}
         columns = columns_of(self.metadata, metadata, specs)
         return RunRecording(index, tensors, seed=seed, metadata=metadata, columns=columns)
 

@@ -33,6 +33,7 @@ from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.attempts import with_attempt
+from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.files import recording_bytes
 from flannel_pl.recording.formats.metadata import parse_json
 from flannel_pl.recording.formats.opening import is_there
@@ -417,7 +418,7 @@ def _label(
 ) -> RunLabel:
     config = experiment.run_config(run)
     # An index refers to the shards themselves, so there every key has to be unique over all runs.
-    prefix = f"run_{run.index}_" if config["experiment"]["gather"] == "index" else ""
+    prefix = run_prefix(run.index) if config["experiment"]["gather"] == "index" else ""
     metadata = for_file(
         {
             "experiment": experiment.paths.folder.name,

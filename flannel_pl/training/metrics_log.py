@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flannel_pl.errors import RunError
+from flannel_pl.paths import RunPaths
 from flannel_pl.recording.writing.disk import explained
 from flannel_pl.recording.writing.held import check_held
 
@@ -58,11 +59,11 @@ class MetricsLog(CSVLogger):
 
     @property
     def _path(self) -> Path:
-        return Path(self.log_dir) / "metrics.csv"
+        return RunPaths(Path(self.log_dir)).metrics
 
     @property
     def _kept(self) -> Path:
-        return Path(self.log_dir) / "metrics.csv.kept"
+        return RunPaths(Path(self.log_dir)).kept_metrics
 
     def prepare(self, *, going_on: bool) -> None:
         """Has to be called before training starts, when CSVLogger deletes the file that it finds.

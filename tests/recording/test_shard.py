@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import RunPaths
+from flannel_pl.paths import header_copy_of
 from flannel_pl.recording.checking.verify import num_good_rows, verify
 from flannel_pl.recording.formats.attempts import attempts_of
 from flannel_pl.recording.formats.early_end import MAX_REASON_CHARS, EarlyEnd
 from flannel_pl.recording.formats.metadata import CHECKSUM_KEY, dump_metadata
 from flannel_pl.recording.formats.safetensors.layout import FILLER, FileLayout, plan_layout, read_layout
-from flannel_pl.recording.writing.disk import header_copy_of
 from flannel_pl.recording.writing.journal import Journal
 from tests.recording.damage import fail_at
 from tests.recording.recording_samples import make_old, make_schema, make_writer, write_rows

@@ -12,9 +12,9 @@ from flannel_pl.__main__ import main
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.status import read_status
+from flannel_pl.paths import header_copy_of
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.safetensors.layout import FILLER, read_layout
-from flannel_pl.recording.writing.disk import header_copy_of
 from flannel_pl.recording.writing.journal import Journal
 from tests.conftest import SmallData
 from tests.recording import format_reader

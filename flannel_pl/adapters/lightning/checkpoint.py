@@ -38,7 +38,7 @@ def identity_in_checkpoint(run: int, seed: int | None, metadata: Mapping[str, An
 def checkpoint_bytes(trainer: Trainer) -> bytes:
     """Returns the content of a Lightning checkpoint of this moment."""
     # Lightning saves to any fsspec path. This one is memory: the recording's writer brings it to the disk.
-    path = f"/flannel-{os.getpid()}.ckpt"
+    path = f"/flannel-{os.getpid()}"
     trainer.save_checkpoint(f"memory:/{path}", weights_only=False)
     memory = fsspec.filesystem("memory")
     data: bytes = memory.cat_file(path)

@@ -9,6 +9,7 @@ from flannel_pl.analysis.measuring.one_run import Advance, measure_run, measured
 from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.paths import bare_name, run_folder
 from flannel_pl.recording.formats.schema import ALL_NAMES, RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
 from flannel_pl.recording.writing.disk import make_folder
@@ -76,7 +77,7 @@ def measure_experiment(
 
 
 def _kept(cache_folder: Path, index: int) -> Path:
-    return cache_folder / f"run_{index}.npz"
+    return cache_folder / f"{run_folder(index)}.npz"
 
 
 def _num_bytes(recording: Recording, again: Sequence[int], alike: Sequence[Sequence[RunRecording]]) -> int:
@@ -88,7 +89,7 @@ def _num_bytes(recording: Recording, again: Sequence[int], alike: Sequence[Seque
 def title_of(recording: Recording) -> str:
     """Returns the name of the experiment, or of the file where there is none."""
     settings = recording.metadata.get("config", {}).get("experiment", {})
-    return str(settings.get("name") or recording.path.name.removesuffix(".safetensors"))
+    return str(settings.get("name") or bare_name(recording.path))
 
 
 def _dim(recording: Recording) -> int:

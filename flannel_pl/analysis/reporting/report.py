@@ -25,6 +25,7 @@ from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.paths import bare_name
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.writing.disk import make_folder, why_not_writable, write_file
 
@@ -118,7 +119,7 @@ def home_of(path: Path) -> Path:
     """
     if path.is_dir():
         return path / "report"
-    return path.parent / f"{path.name.removesuffix('.index.json').removesuffix('.safetensors')}_report"
+    return path.parent / f"{bare_name(path)}_report"
 
 
 def _folder(recordings: Sequence[Recording], out: str | Path | None) -> Path:

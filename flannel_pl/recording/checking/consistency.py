@@ -51,11 +51,6 @@ def check_index(index: Path) -> Iterator[CheckedPart]:
         yield _problem(path, sentence)
 
 
-def index_paths(index: Path) -> ExperimentPaths:
-    """Returns the paths of the experiment that an index is of."""
-    return ExperimentPaths(index.parent, index.name.removesuffix(".safetensors.index.json"))
-
-
 def _check_growing_file(paths: ExperimentPaths, record: ExperimentRecord) -> Iterator[CheckedPart]:
     """Checks the runs in a gathered file that still waits for others."""
     path, start_s = paths.growing, time.monotonic()
@@ -114,7 +109,7 @@ def _metadata(path: Path) -> dict[str, Any] | None:
 
 
 def _index_problems(index: Path) -> Iterator[tuple[Path, str]]:
-    paths = index_paths(index)
+    paths = ExperimentPaths.of_index(index)
     try:
         extras = read_header(paths.index_extras)
         headers = {paths.index_extras: extras}

@@ -9,6 +9,7 @@ from typing import Literal
 
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.paths import is_extras, is_finished_file, is_growing, is_partial
 from flannel_pl.recording.begun import how_it_goes_on
 from flannel_pl.recording.checking.cells import bad_cells, bad_static, num_leading_rows
 from flannel_pl.recording.checking.expected import problems, shared_problems
@@ -127,11 +128,6 @@ def header_damage(path: Path, header: Header) -> list[str]:
     return found + [sentence for part in parts for sentence in problems(header, part)]
 
 
-def is_extras(path: Path) -> bool:
-    """Tells whether a file holds what belongs to no run, beside an index: its metadata list runs too."""
-    return path.name.endswith(".extras.safetensors")
-
-
 def _check_open_file(file: TensorFile, advance: Advance) -> Iterator[CheckedPart]:
     start_s = time.monotonic()
     damage = header_damage(file.path, file.header)
@@ -154,7 +150,7 @@ def _check_open_file(file: TensorFile, advance: Advance) -> Iterator[CheckedPart
 
 def _check_part(file: TensorFile, part: RunPart, advance: Advance) -> CheckedPart:
     start_s = time.monotonic()
-    unfinished = file.path.suffix == ".partial"
+    unfinished = is_partial(file.path)
     num_rows = part.num_rows
     if unfinished:
         written = num_leading_rows(file, part)
@@ -211,12 +207,12 @@ def _advice(part: CheckedPart) -> Iterator[str]:
     """Yields what to do about a part that is not right."""
     if part.unreachable or part.foreign:
         return
-    if part.path.name.endswith(".safetensors.partial"):
+    if is_growing(part.path):
         lost = "copies that run again, or records it again" if part.damage else "goes on with the others"
         yield f"that file gets its name when every run is in it; flannel-pl fit {lost}"
     elif part.unfinished:
         yield how_it_goes_on(part.path)
-    elif part.damage and part.path.exists() and part.path.suffix == ".safetensors":
+    elif part.damage and part.path.exists() and is_finished_file(part.path):
         folder = ExperimentPaths.find(part.path.parent.absolute())
         if part.path.name == RunPaths(folder.folder).recording.name:
             yield "delete it and run flannel-pl fit again: it records this run again, unless that is gathered"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flannel_pl.recording.formats.columns import said_columns
+from flannel_pl.recording.formats.columns import run_prefix, said_columns
 from flannel_pl.recording.formats.files import Header
 
 REQUIRED = ("num_rows", "every_n_steps", "checksum_columns", "static_checksums")
@@ -58,10 +58,10 @@ def parts_of(header: Header) -> list[RunPart]:
     config = metadata.get("config", {})
     if "runs" in metadata:
         return [
-            RunPart(run["index"], f"run_{run['index']}_", run, config, said_columns(metadata, run))
+            RunPart(run["index"], run_prefix(run["index"]), run, config, said_columns(metadata, run))
             for run in metadata["runs"]
         ]
-    prefix = f"run_{metadata.get('run')}_"
+    prefix = run_prefix(metadata.get("run"))
     prefix = prefix if f"{prefix}checksums" in header.tensors else ""
     return [RunPart(metadata.get("run"), prefix, metadata, config, said_columns(metadata, metadata))]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.paths import is_growing, is_index, run_folders
 from flannel_pl.recording.checking.cells import bad_cells, bad_static, num_leading_rows
-from flannel_pl.recording.checking.consistency import check_folder, check_index, index_paths
+from flannel_pl.recording.checking.consistency import check_folder, check_index
 from flannel_pl.recording.checking.findings import (
     Advance,
     CheckedPart,
@@ -150,7 +151,7 @@ def _parts(path: Path, files: list[Path], advance: Advance) -> Iterator[CheckedP
         else:
             what = "so nothing tells what else should be; bring it back, or verify single files"
             yield missing(paths.record, f", {what}")
-    elif path.name.endswith(".index.json"):
+    elif is_index(path):
         yield from check_index(path)
 
 
@@ -160,11 +161,11 @@ def _files(path: Path) -> list[Path]:
         return _files_of_folder(path)
     if not path.exists():
         raise UserError(f"There is no {path}; expected a recording (.safetensors), an index, or a folder")
-    if path.name.endswith(".safetensors.partial"):
+    if is_growing(path):
         raise UserError(f"{path} is still being gathered; verify its folder, which checks the runs in it")
-    if not path.name.endswith(".index.json"):
+    if not is_index(path):
         return [path]
-    paths = index_paths(path)
+    paths = ExperimentPaths.of_index(path)
     runs = read_header(paths.index_extras).flannel.get("runs", [])
     shards = [paths.run(run["index"]).recording for run in runs]
     return [paths.index_extras, *(shard for shard in shards if os.path.lexists(shard))]
@@ -182,7 +183,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
     if experiment.record.exists():
         runs = [experiment.run(index) for index in read_record(experiment).indices]
     else:
-        runs = [RunPaths(path) for path in sorted(folder.glob("run_*"))]
+        runs = run_folders(folder)
     files = [run.recording if os.path.lexists(run.recording) else run.partial for run in runs]
     files += [experiment.gathered]
     if experiment.index.exists():

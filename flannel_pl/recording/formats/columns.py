@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flannel_pl.paths import run_folder
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
 
@@ -68,6 +69,11 @@ class ColumnSpec:
         }
         labels = {axis: tuple(names) for axis, names in said.get("labels", {}).items()}
         return cls(**{"dtype": "", **values, "name": name, "labels": labels})
+
+
+def run_prefix(index: int | None) -> str:
+    """Returns what the keys of a run begin with where a file has several, e.g. run_3_."""
+    return f"{run_folder(index)}_"
 
 
 def columns_of(

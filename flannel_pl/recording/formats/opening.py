@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError, Unreachable
+from flannel_pl.paths import is_partial
 
 resource: Any
 try:
@@ -153,7 +154,7 @@ class Descriptor:
 
 
 def _identity(path: Path, there: os.stat_result) -> Identity:
-    if path.suffix == ".partial":  # still written to
+    if is_partial(path):  # still written to
         return there.st_ino, 0, 0
     # The number of an inode is given to another file once its own is deleted. What a device is called differs
     # between the hosts of a cluster, so it does not count.

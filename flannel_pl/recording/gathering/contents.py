@@ -11,7 +11,7 @@ from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths, Run
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.formats.columns import share_columns, with_columns
+from flannel_pl.recording.formats.columns import run_prefix, share_columns, with_columns
 from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.metadata import dump_metadata
 from flannel_pl.recording.formats.opening import is_there
@@ -43,7 +43,7 @@ class Shard:
     @property
     def prefix(self) -> str:
         """What the run's keys begin with in the gathered recording."""
-        return f"run_{self.index}_"
+        return run_prefix(self.index)
 
     @property
     def keys(self) -> dict[str, str]:

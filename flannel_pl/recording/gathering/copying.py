@@ -11,6 +11,7 @@ from flannel_pl.errors import RunError
 from flannel_pl.publish import sync
 from flannel_pl.recording.checking.findings import part_damage
 from flannel_pl.recording.checking.parts import RunPart
+from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
@@ -161,7 +162,7 @@ def copy_damage(
         advance: Called with the size of each piece that is read.
     """
     with SafetensorsFile(path, layout=layout) as file:
-        return part_damage(file, RunPart(index, f"run_{index}_", metadata), advance=advance)
+        return part_damage(file, RunPart(index, run_prefix(index), metadata), advance=advance)
 
 
 def complete(own: OwnFile, layout: FileLayout, *, extras: Extras, final: Path, advance: Advance) -> None:

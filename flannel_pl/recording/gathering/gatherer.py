@@ -19,6 +19,7 @@ from flannel_pl.recording.checking.expected import problems
 from flannel_pl.recording.checking.findings import header_damage, part_damage
 from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
+from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.files import open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
@@ -294,7 +295,7 @@ class Gatherer:
                 source, source_layout, keys = shard.path, shard.layout, shard.keys
             else:
                 source, source_layout = self.paths.growing, planned
-                keys = {key: key for key in (f"run_{index}_{name}" for name in notes.specs[index])}
+                keys = {key: key for key in (run_prefix(index) + name for name in notes.specs[index])}
             copy_tensors(source, source_layout, self.paths.growing_moved, layout, keys=keys, advance=advance)
             with synced(self.paths.growing_moved):
                 damage = copy_damage(self.paths.growing_moved, layout, index, metadata)

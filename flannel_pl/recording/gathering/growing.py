@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import partial_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
@@ -12,7 +13,7 @@ from flannel_pl.recording.gathering.contents import Extras, copy_contradictions
 from flannel_pl.recording.gathering.copying import OwnFile, make_growing_file
 from flannel_pl.recording.gathering.gathered import refuse_loss, refuse_lost_notes
 from flannel_pl.recording.gathering.notes import GatherNotes
-from flannel_pl.recording.writing.disk import explained, partial_of
+from flannel_pl.recording.writing.disk import explained
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.small_files import read_small
 

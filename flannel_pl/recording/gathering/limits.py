@@ -7,6 +7,7 @@ from typing import Any
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.recording.experiment_record import ExperimentRecord, GatherMode
+from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.safetensors import layout
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, is_readable, plan_layout
 from flannel_pl.recording.formats.specs import TensorSpec
@@ -70,5 +71,5 @@ def _planned(
     keys = {name: TensorSpec.of(array) for name, array in extras.items()}
     if mode == "single":
         for index, tensors in enumerate(specs):
-            keys |= {f"run_{index}_{name}": spec for name, spec in tensors.items()}
+            keys |= {run_prefix(index) + name: spec for name, spec in tensors.items()}
     return plan_layout(keys, metadata=gathered_metadata(record, sayings, extras))

@@ -14,7 +14,7 @@ import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.experiment_record import ExperimentRecord
-from flannel_pl.recording.formats.columns import with_columns
+from flannel_pl.recording.formats.columns import run_prefix, with_columns
 from flannel_pl.recording.formats.metadata import check_metadata
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.layout import PAGE_BYTES, FileLayout, is_readable, plan_layout
@@ -226,5 +226,5 @@ def _keys(specs: Sequence[Specs], extras: Extras) -> Specs:
     """Returns key -> dtype and shape of everything in the gathered file."""
     keys = {name: TensorSpec.of(array) for name, array in extras.items()}
     for index, tensors in enumerate(specs):
-        keys |= {f"run_{index}_{name}": spec for name, spec in tensors.items()}
+        keys |= {run_prefix(index) + name: spec for name, spec in tensors.items()}
     return keys

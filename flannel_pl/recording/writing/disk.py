@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flannel_pl.errors import RunError
+from flannel_pl.paths import partial_of
 from flannel_pl.publish import sync, sync_folder
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.space import NO_SPACE, free_bytes, preallocate
@@ -82,21 +83,6 @@ def readable_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.2f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.2f} TiB"
-
-
-def partial_of(final: Path) -> Path:
-    """Returns the name that a file has until it is complete."""
-    return final.with_name(f"{final.name}.partial")
-
-
-def header_copy_of(partial: Path) -> Path:
-    """Returns where the new header of an unfinished file is kept while it is written over the old one."""
-    return partial.with_suffix(".header")
-
-
-def roomier_of(partial: Path) -> Path:
-    """Returns where an unfinished file is made anew with more space for its header."""
-    return partial.with_suffix(".roomier")
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.writing.disk import explained, header_copy_of, partial_of, roomier_of
+from flannel_pl.paths import all_beside_lock, header_copy_of, partial_of, roomier_of
+from flannel_pl.recording.writing.disk import explained
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.lock import Lock
 
 
 def leftovers_of_run(paths: RunPaths) -> list[Path]:
     """Returns what processes that were killed have left of a run, besides what it goes on from."""
-    found = [partial_of(path) for path in (paths.config, *paths.folder.glob("checkpoint-*.ckpt"))]
-    found += paths.folder.glob("checkpoint-*.ckpt.partial")
+    found = paths.half_written()
     header = header_copy_of(paths.partial)
     found += [partial_of(header), roomier_of(paths.partial)]
     if not os.path.lexists(paths.partial):
@@ -72,7 +72,7 @@ def clear(paths: ExperimentPaths, indices: Iterable[int]) -> None:
 
 def _is_locked(lock: Path) -> bool:
     """Tells whether there is a lock file, or what somebody has left who was about to make or remove it."""
-    return lock.exists() or any(lock.parent.glob(f"{lock.name}.*.partial"))
+    return lock.exists() or bool(all_beside_lock(lock))
 
 
 def _of_experiment(paths: ExperimentPaths) -> list[Path]:

@@ -14,6 +14,7 @@ import socket
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from flannel_pl.paths import all_beside_lock, beside_lock
 from flannel_pl.publish import fcntl
 from flannel_pl.recording.writing.disk import write_at
 
@@ -21,7 +22,7 @@ FIRST = "first"
 """In place of a holder's token, where there is none and the file system has no links."""
 
 _MAX_BYTES = 4096
-_LEFT = re.compile(r"\.([0-9a-f]{16}(-heir){0,2}|first-heir)\.partial")
+_LEFT = re.compile(r"[0-9a-f]{16}(-heir){0,2}|first-heir")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Candidate:
 
     def __init__(self, path: Path, words: HolderWords) -> None:
         self.path = path
-        self.own = _beside(path, words.token)
+        self.own = beside_lock(path, words.token)
         self.fd = os.open(self.own, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         # Locked before it can become the lock file: nobody ever finds that unlocked.
         self.words = replace(words, kernel=kernel_lock(self.fd) is True)
@@ -191,7 +192,7 @@ def is_of(seen: Seen | None, words: HolderWords) -> bool:
 
 def heir_of(path: Path, token: str) -> Path:
     """Returns the file whose maker alone may remove or replace the lock file of the holder `token`."""
-    return _beside(path, f"{token}-heir")
+    return beside_lock(path, f"{token}-heir")
 
 
 def claim(path: Path, token: str, *, words: HolderWords, like: Path) -> bool:
@@ -234,16 +235,12 @@ def give_lock_back(path: Path, words: HolderWords) -> None:
 def leftovers(path: Path, *, older_than_ns: int) -> list[Path]:
     """Returns what processes that were killed while they took a lock have left beside it."""
     found = []
-    for beside in path.parent.glob(f"{path.name}.*.partial"):
-        if _LEFT.fullmatch(beside.name.removeprefix(path.name)):
+    for middle, beside in all_beside_lock(path):
+        if _LEFT.fullmatch(middle):
             seen = look(beside)
             if seen is not None and seen.beat_ns < older_than_ns:
                 found.append(beside)
     return found
-
-
-def _beside(path: Path, middle: str) -> Path:
-    return path.with_name(f"{path.name}.{middle}.partial")
 
 
 def _parse(content: bytes) -> HolderWords | None:

@@ -30,6 +30,7 @@ from flannel_pl.launch.launchers.slurm.commands import (
 )
 from flannel_pl.launch.launchers.slurm.settings import SlurmConfig
 from flannel_pl.launch.launchers.slurm.slots import WARNING_S, slurm_slots
+from flannel_pl.paths import run_folder
 from flannel_pl.recording.experiment_record import ExperimentRecord
 
 TASK_SCRIPT = Path(__file__).with_name("task.sh")
@@ -65,12 +66,12 @@ def array_parts(runs: Sequence[int], *, max_tasks: int) -> list[ArrayPart]:
         max_tasks: What a task's number has to stay below.
     """
     if not runs or runs[-1] < max_tasks:
-        return [ArrayPart(0, tuple(runs), "run_%a")]
+        return [ArrayPart(0, tuple(runs), run_folder("%a"))]
     num_digits = len(str(max_tasks)) - 1
     parts = []
     for leading, group in itertools.groupby(runs, lambda run: run // 10**num_digits):
         task = "%a" if leading == 0 else f"{leading}%{num_digits}a"  # e.g. 1%3a for runs 1000 to 1999
-        folder = f"run_{task if num_digits else leading}"
+        folder = run_folder(task if num_digits else leading)
         parts.append(ArrayPart(leading * 10**num_digits, tuple(group), folder))
     return parts
 

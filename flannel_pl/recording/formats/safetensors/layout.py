@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError
+from flannel_pl.paths import header_copy_of, is_partial
 from flannel_pl.recording.formats.metadata import (
     CHECKSUM_KEY,
     METADATA_KEY,
@@ -29,7 +30,6 @@ from flannel_pl.recording.formats.metadata import (
 )
 from flannel_pl.recording.formats.opening import Descriptor, unreachable
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
-from flannel_pl.recording.writing.disk import header_copy_of
 
 PAGE_BYTES = 4096
 """The data starts at a multiple of this, so that rows can be mapped and copied by whole pages."""
@@ -165,7 +165,7 @@ def layout_of(descriptor: Descriptor) -> FileLayout:
         RunError: As `read_layout` does.
     """
     path, copy = descriptor.path, header_copy_of(descriptor.path)
-    if path.suffix == ".partial" and copy.exists():
+    if is_partial(path) and copy.exists():
         beside = Descriptor(copy)
         for source in (descriptor, beside):
             with contextlib.suppress(RunError, OSError):

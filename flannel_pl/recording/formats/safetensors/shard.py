@@ -18,6 +18,7 @@ import numpy as np
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import flatten
+from flannel_pl.paths import header_copy_of, roomier_of
 from flannel_pl.publish import sync
 from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.columns import NOTEBOOK
@@ -34,9 +35,7 @@ from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.writing.disk import (
     copy_range,
     create,
-    header_copy_of,
     publish,
-    roomier_of,
     write_at,
     write_file,
 )
