@@ -137,6 +137,17 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class RunMemory:
+    """What was measured of a run whose model the config says nothing of."""
+
+    row_bytes: int
+    """Of its recording."""
+
+    parameter_bytes: int
+    """Of all parameters of its model."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One resolved config and the runs it expands to.
 
@@ -150,6 +161,8 @@ class Experiment:
     config: dict[str, Any]
     runs: tuple[Run, ...]
     paths: ExperimentPaths
+    memory_of: Mapping[int, RunMemory] = field(default_factory=dict)
+    """Number of a run -> what was measured of it; of others the config tells."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Experiment":

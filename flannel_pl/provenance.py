@@ -34,7 +34,8 @@ def collect() -> dict[str, Any]:
 
     Returns:
         `versions` (package -> version), `python`, `libc`, `platform`, `host`, `command` (the argument
-        vector), `git` (see `git_state`), `source` (see `source_digest`) and `created` (UTC, ISO 8601).
+        vector), `git` (see `git_state`), `source` (see `source_digest`), `created` (UTC, ISO 8601), and, if
+        classes of others are trained, `own_source` (module -> hash of its file).
     """
     return {
         "versions": {name: _version(name) for name in PACKAGES},
@@ -44,8 +45,23 @@ def collect() -> dict[str, Any]:
         "host": platform.node(),
         "command": sys.argv,
         **_code(),
+        **({"own_source": dict(sorted(_own_sources.items()))} if _own_sources else {}),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+_own_sources: dict[str, str] = {}
+
+
+def note_source(module: str, file: Path) -> None:
+    """Has `collect` say what is in the file of a module that decides bits, as it is when first noted.
+
+    Args:
+        module: Its name.
+        file: Where its code is.
+    """
+    if module not in _own_sources:
+        _own_sources[module] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from flannel_pl.__main__ import main
 from flannel_pl.arguments import Text
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, flatten, set_value
-from flannel_pl.training.cli import parse_config, resolve, the_parser, to_yaml
+from flannel_pl.training.cli import parse_config, parser_of, resolve, to_yaml
 from tests.conftest import SmallData
 from tests.test_bad_input import Refuser, refuse
 
@@ -67,9 +67,7 @@ def takes_text(kind: Any) -> bool:
 
 def text_keys() -> list[str]:
     """Every key whose value may be a text, or hold one: found in the parser."""
-    kinds = {
-        action.dest: action._typehint for action in the_parser()._actions if hasattr(action, "_typehint")
-    }
+    kinds = {action.dest: action._typehint for action in parser_of()._actions if hasattr(action, "_typehint")}
     return [key for key, kind in kinds.items() if takes_text(kind) and not key.endswith(".help")]
 
 

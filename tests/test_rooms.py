@@ -101,6 +101,22 @@ def test_metrics_know_nothing_but_arrays() -> None:
     assert not strangers
 
 
+def test_only_the_default_names_a_model_or_data() -> None:
+    """Besides their own room, and the names that a script imports from the package."""
+    names = {"TiedGPT2", "FlannelData"}
+    found = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if room_of(file) not in ("models", "__init__")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Name) and node.id in names)
+        or (isinstance(node, ast.alias) and node.name in names)
+        or (isinstance(node, ast.Constant) and node.value in names)
+        or (isinstance(node, ast.ImportFrom) and str(node.module).startswith("flannel_pl.models."))
+    }
+    assert found == {"training/classes.py"}
+
+
 def test_within_analysis_imports_lead_one_way() -> None:
     order = ["measuring", "statistics", "drawing", "reporting"]
     before = {room: {*order[: order.index(room)], room} for room in order} | {

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl import provenance
-from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run
 from flannel_pl.launch.attended import train_all
@@ -84,8 +83,8 @@ class _Request:
     plan: Plan | None
     """None if there is nothing to train."""
 
-    corpus: Corpus
-    """What the first run is trained on."""
+    first: CheckedRun
+    """What is known of the first run."""
 
     types: list[str]
     """Lines that say in which types runs compute, and what is recorded in narrower ones."""
@@ -151,12 +150,14 @@ def _understand(words: list[str]) -> _Request:
         begun = tuple(Run(run.index, run.seed, from_file(run.swept)) for run in record.runs)
         experiment = dataclasses.replace(experiment, paths=paths, runs=begun)
     checked = _check_all(experiment)
-    corpus = checked[experiment.selected[0].index].corpus
+    first = checked[experiment.selected[0].index]
+    sizes = {index: run.memory for index, run in checked.items() if run.memory is not None}
+    experiment = dataclasses.replace(experiment, memory_of=sizes)
     if record is not None:
-        record = as_begun(experiment, record, data_changes(experiment, record, corpus.digests))
+        record = as_begun(experiment, record, data_changes(experiment, record, first.digests))
     launcher, runs = find_launcher(experiment), unfinished_runs(experiment)
     if record is not None and not runs:
-        return _Request(experiment, launcher, record, None, corpus, [], words)
+        return _Request(experiment, launcher, record, None, first, [], words)
     if runs:
         refuse_beside_jobs(experiment)
     check_writable(experiment.paths.folder.parent)
@@ -173,7 +174,7 @@ def _understand(words: list[str]) -> _Request:
     if record is None:
         _refuse_equal_runs(experiment, checked, accelerator=plan.slots[0].accelerator)
     types = types_in_words({run.index: checked[run.index] for run in experiment.selected})
-    return _Request(experiment, launcher, record, plan, corpus, types, words)
+    return _Request(experiment, launcher, record, plan, first, types, words)
 
 
 def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
@@ -191,7 +192,7 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
             checked[key] = check(experiment, run)
     found = {run.index: checked[json.dumps(run.swept, sort_keys=True)] for run in runs}
     for run in runs:
-        if found[run.index].corpus.digests["masks"] != found[runs[0].index].corpus.digests["masks"]:
+        if found[run.index].digests.get("masks") != found[runs[0].index].digests.get("masks"):
             raise UserError(
                 f"experiment.sweep gives run {runs[0].index} and run {run.index} texts in which other tokens "
                 "are live, or as often, but an experiment has one file of live and dead tokens; make an "
@@ -208,7 +209,7 @@ def _refuse_equal_runs(experiment: Experiment, checked: dict[int, CheckedRun], *
         swept = json.dumps(run.swept, sort_keys=True)
         if swept not in meanings:
             of_run = checked[run.index]
-            known = {"trainer.precision": str(of_run.arithmetic), "data": of_run.corpus.digests}
+            known = {"trainer.precision": str(of_run.arithmetic), "data": of_run.digests}
             config = experiment.run_config(run)
             meanings[swept] = meaning(config, accelerator=accelerator, known=known)
         meant = with_seed(meanings[swept], run.seed)
@@ -411,7 +412,7 @@ def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Pl
     Raises:
         UserError: If another experiment was begun in the folder meanwhile, or this one handed over.
     """
-    experiment, digests = request.experiment, request.corpus.digests
+    experiment, digests = request.experiment, request.first.digests
     refuse_beside_jobs(experiment)
     record = begun_record(experiment, own_lock=own_lock)
     if record is not None:
@@ -420,7 +421,7 @@ def _begin(request: _Request, plan: Plan, *, own_lock: Path | None = None) -> Pl
     if record is None:
         origin = {**provenance.collect(), "data": digests}
         content = experiment.record(origin, settled=plan.settled)
-        write_folder(experiment, content, masks=request.corpus.masks.to_bytes())
+        write_folder(experiment, content, masks=request.first.masks)
     left = unfinished_runs(experiment)
     return dataclasses.replace(plan, runs=tuple(run for run in plan.runs if run in left))
 

@@ -174,13 +174,13 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: bytes) -> None:
+def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: bytes | None) -> None:
     """Writes what describes the experiment: experiment.json and the masks.
 
     Args:
         experiment: The experiment.
         content: Of experiment.json.
-        masks: Content of the live/dead masks file.
+        masks: Content of the live/dead masks file; None where there are no tokens.
 
     Raises:
         UserError: If the config has something that could not be read again.
@@ -196,7 +196,8 @@ def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: byte
     # The record last: a folder that has it has its masks as well, whatever failed in between.
     with explained(paths.record, need_bytes=0):
         paths.record.unlink(missing_ok=True)
-    write_file(paths.masks, masks)
+    if masks is not None:
+        write_file(paths.masks, masks)
     write_file(paths.record, text)
 
 

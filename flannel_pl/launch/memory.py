@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import Experiment, RunMemory
 from flannel_pl.launch.cgroups import Limit
 
 LIBRARY_BYTES = 450 * 2**20
@@ -105,7 +105,13 @@ def gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
 
 
-def host_need(config: dict[str, Any], *, accelerator: str, where: Literal["forked", "apart", "here"]) -> Need:
+def host_need(
+    config: dict[str, Any],
+    *,
+    accelerator: str,
+    where: Literal["forked", "apart", "here"],
+    measured: RunMemory | None = None,
+) -> Need:
     """Estimates what runs take of the memory of a host.
 
     Args:
@@ -113,18 +119,20 @@ def host_need(config: dict[str, Any], *, accelerator: str, where: Literal["forke
         accelerator: Where it is trained; an accelerator's own memory is not meant here.
         where: In processes forked from one that has imported everything, in processes of their own, or in
             this one, which has imported everything.
+        measured: What was measured of it, where the config does not tell; then without what its batches take.
     """
-    model = _model_bytes(config, accelerator=accelerator) if accelerator == "cpu" else 0
-    own = OWN_BYTES + _ring_bytes(config) + model
+    model = _model_bytes(config, measured, accelerator=accelerator) if accelerator == "cpu" else 0
+    own = OWN_BYTES + _ring_bytes(config, measured) + model
     shared = _library_bytes() - OWN_BYTES
     if where == "apart":
         return Need(own + shared)
     return Need(own, shared if where == "forked" else 0)
 
 
-def device_need(config: dict[str, Any], *, accelerator: str) -> Need:
+def device_need(config: dict[str, Any], *, accelerator: str, measured: RunMemory | None = None) -> Need:
     """Estimates what runs take of the memory of an accelerator that they share; like `host_need`."""
-    return Need(_library_bytes() + _ring_bytes(config) + _model_bytes(config, accelerator=accelerator))
+    model = _model_bytes(config, measured, accelerator=accelerator)
+    return Need(_library_bytes() + _ring_bytes(config, measured) + model)
 
 
 def memory_of(
@@ -144,9 +152,12 @@ def memory_of(
         host_free: Free on the host; None = that is not known.
         device_free: Number of a device -> its free bytes, as far as that is known.
     """
-    configs = [experiment.run_config(run) for run in experiment.selected]
-    hosts = [host_need(config, accelerator=accelerator, where=where) for config in configs]
-    devices = [device_need(config, accelerator=accelerator) for config in configs]
+    runs = [(experiment.run_config(run), experiment.memory_of.get(run.index)) for run in experiment.selected]
+    hosts = [
+        host_need(config, accelerator=accelerator, where=where, measured=measured)
+        for config, measured in runs
+    ]
+    devices = [device_need(config, accelerator=accelerator, measured=measured) for config, measured in runs]
     return Memory(
         host=max(hosts, key=lambda need: need.run_bytes),
         host_free=host_free,
@@ -162,12 +173,14 @@ def _library_bytes() -> int:
     return GPU_LIBRARY_BYTES if torch.version.cuda or torch.version.hip else LIBRARY_BYTES
 
 
-def _ring_bytes(config: dict[str, Any]) -> int:
-    """Returns the size of the recorder's ring of four rows of four tensors."""
+def _ring_bytes(config: dict[str, Any], measured: RunMemory | None) -> int:
+    """Returns the size of the recorder's ring of four rows, of four tensors where that was not measured."""
+    if measured is not None:
+        return 4 * measured.row_bytes
     return int(config["model"]["vocab_size"] * config["model"]["hidden_dim"] * 4 * 4 * 2)
 
 
-def _model_bytes(config: dict[str, Any], *, accelerator: str) -> int:
+def _model_bytes(config: dict[str, Any], measured: RunMemory | None, *, accelerator: str) -> int:
     """Estimates what training takes.
 
     The logits (B, T, V), on the CPU under bfloat16 autocast once in bfloat16 (see models/projection.py) and
@@ -175,6 +188,8 @@ def _model_bytes(config: dict[str, Any], *, accelerator: str) -> int:
     float32 of which all but a sliver exist at a time. Of every parameter the weight, its gradient, Adam's two
     moments, and twice three of them in a checkpoint.
     """
+    if measured is not None:
+        return 10 * measured.parameter_bytes
     in_pieces = accelerator == "cpu" and config["trainer"]["precision"] == "bf16-mixed"
     model = config["model"]
     vocab_size, seq_len, dim = model["vocab_size"], model["max_seq_len"], model["hidden_dim"]

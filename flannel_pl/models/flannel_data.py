@@ -102,6 +102,9 @@ class FlannelData(LightningDataModule):
         UserError: From `prepare_data`, if a file is missing, malformed, or does not fit the others.
     """
 
+    AS_THE_MODELS = ("vocab_size", "max_seq_len")
+    """Arguments that a config takes from the model's of the same name, if that has them."""
+
     def __init__(
         self,
         corpus_path: str | Path | None = None,

@@ -12,6 +12,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, is_plain_name, parse_seeds
 from flannel_pl.recording.formats.metadata import num_marks, parse_json, short
 from flannel_pl.recording.formats.opening import unreachable
+from flannel_pl.recording.formats.schema import has_tokens
 from flannel_pl.small_files import read_small
 from flannel_pl.texts import from_file
 
@@ -100,6 +101,11 @@ class ExperimentRecord:
         """Returns how many rows a run has if it does not end early."""
         max_steps = run.swept.get("trainer.max_steps", self.config["trainer"]["max_steps"])
         return int(1 + max_steps // self.config["recorder"]["every_n_steps"])
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there is a file of live and dead tokens."""
+        return has_tokens(self.config, self.data_digests)
 
     @property
     def data_digests(self) -> Mapping[str, str]:
@@ -204,12 +210,14 @@ def _check_config(groups: Mapping[str, Any], runs: tuple[Run, ...]) -> None:
     _check_seeds(experiment.get("seeds", 42))
     _count(groups["recorder"].get("every_n_steps"), "recorder.every_n_steps")
     values = {"trainer.max_steps": groups["trainer"].get("max_steps")}
-    values |= {key: groups["model"][name] for key in _NUMBERS if (name := key[6:]) in groups["model"]}
+    # Of another class nobody knows what its arguments are.
+    numbers = () if "class_path" in groups["model"] else _NUMBERS
+    values |= {key: groups["model"][name] for key in numbers if (name := key[6:]) in groups["model"]}
     for where, named in [("", values), *((f"runs[{run.index}].swept: ", run.swept) for run in runs)]:
         for key, value in named.items():
             if key == "trainer.max_steps":
                 _count(value, f"{where}{key}")
-            elif key in _NUMBERS and not (type(value) in (int, float) and abs(value) < _MAX_NUMBER):
+            elif key in numbers and not (type(value) in (int, float) and abs(value) < _MAX_NUMBER):
                 raise ValueError(f"{where}{key} is {short(value)}, expected a number")
 
 

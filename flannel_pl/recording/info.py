@@ -135,7 +135,7 @@ def _background(recording: Recording) -> Iterator[list[str]]:
     shown = [
         _line(name := f"{group}.{key}", "swept" if name in swept else config[group][key])
         for group, keys in HIGHLIGHTS.items()
-        for key in keys
+        for key in (config[group] if "class_path" in config.get(group, {}) else keys)
         if key in config.get(group, {})
     ]
     yield ["Config (excerpt)", *shown] if shown else []

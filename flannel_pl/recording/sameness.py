@@ -20,14 +20,15 @@ INCIDENTAL = frozenset(
         *("trainer.logger", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar"),
         *("trainer.enable_model_summary", "trainer.enable_checkpointing", "trainer.default_root_dir"),
         *("trainer.enable_autolog_hparams", "trainer.model_registry"),
-        # Of data files the content counts, wherever they lie: their digests are compared.
-        *("data.corpus_path", "data.tokenizer_path", "data.mask_path"),
         # How files are called and where they are, and what is made of finished runs.
         *("experiment.name", "experiment.output_dir", "experiment.gather", "experiment.keep_shards"),
         # Which runs there are: number, seed and swept values are compared run by run.
         *("experiment.seeds", "experiment.sweep", "experiment.run", "seed_everything"),
     }
 )
+
+_DATA_FILES = ("data.corpus_path", "data.tokenizer_path", "data.mask_path")
+"""Of these the content counts, wherever they lie: their digests are compared, where the data are ours."""
 
 LATER: dict[str, Any] = {}
 """Keys that came after the first recordings -> what a config without them means."""
@@ -88,7 +89,7 @@ def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[
     """
     # As it is read from a file: keys are text, and texts are Unicode.
     flat = dict(flatten(for_file(json.loads(json.dumps(config)))))
-    left_out = INCIDENTAL | set(without)
+    left_out = INCIDENTAL.union(without, () if "data.class_path" in flat else _DATA_FILES)
     return {key: value for key, value in (LATER | flat).items() if not _is_below(key, left_out)}
 
 
@@ -126,7 +127,8 @@ def meaning(config: Mapping[str, Any], *, accelerator: str, known: Mapping[str, 
     if meant.get("trainer.callbacks") is None:
         moot |= _OF_VALIDATION
     left_to_seed = [key for key in _SEEDS if meant.get(key) is None]
-    if any(meant.get(f"trainer.{key}") is not None for key in ("callbacks", "plugins")):
+    others = ("trainer.callbacks", "trainer.plugins", "model.class_path", "data.class_path")
+    if any(meant.get(key) is not None for key in others):
         left_to_seed.append("seed")  # which may draw numbers
     meant.update(dict.fromkeys(left_to_seed))
     return {

@@ -20,11 +20,9 @@ from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
-from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
-from flannel_pl.models.flannel_data import FlannelData
-from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.experiment import Experiment, Run, RunMemory, RunPaths, Slot
 from flannel_pl.quantities.core.columns import declared_columns, schema_of, torch_dtypes
-from flannel_pl.quantities.core.config import as_config
+from flannel_pl.quantities.core.config import RecorderConfig, as_config
 from flannel_pl.quantities.core.environment import environment, expected_environment
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.run_file import Note
@@ -50,11 +48,15 @@ from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point
+from flannel_pl.training.classes import DEFAULTS, has_corpus, is_own
 from flannel_pl.training.cli import parse_config, recorder_arguments
 from flannel_pl.training.device import check_device
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
+from flannel_pl.training.positions import Positions, begins_anew
+from flannel_pl.training.random_numbers import RandomNumbers
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
+from flannel_pl.training.trial import try_out
 from flannel_pl.training.used import refuse_replaced
 
 LOCK_WAIT_S = 15.0 + SILENT_S
@@ -69,13 +71,36 @@ class CheckedRun:
     recording_bytes: int
     """Size of its finished shard."""
 
-    corpus: Corpus
-    """What it is trained on, loaded."""
+    corpus: Corpus | None
+    """What it is trained on, loaded; None where that is no text."""
 
     schema: RecordingSchema
     arithmetic: Arithmetic
     token_ids: TokenIds | None
     """The recorded tokens; None = all."""
+
+    parameter_bytes: int | None = None
+    """Size of all parameters, where the config does not tell."""
+
+    notice: str = ""
+    """What is to be known before it is trained."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Name of each data file -> the hash of its content, as far as there are known ones."""
+        return {} if self.corpus is None else self.corpus.digests
+
+    @property
+    def masks(self) -> bytes | None:
+        """Content of the file of live and dead tokens; None where there are no tokens."""
+        return None if self.corpus is None else self.corpus.masks.to_bytes()
+
+    @property
+    def memory(self) -> RunMemory | None:
+        """What its rows and its model take of the memory, where the config does not tell."""
+        if self.parameter_bytes is None:
+            return None
+        return RunMemory(row_bytes=self.schema.row_bytes, parameter_bytes=self.parameter_bytes)
 
     @property
     def static(self) -> dict[str, TokenIds]:
@@ -91,11 +116,36 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     """
     config = experiment.run_config(run)
     _check_trainer(config["trainer"], every_n_steps=config["recorder"]["every_n_steps"])
-    parsed = parse_config(config)  # the types of swept values
-    model = TiedGPT2(**parsed["model"])
-    data = FlannelData(**parsed["data"])
-    wanted = as_config(**recorder_arguments(config["recorder"]))
+    wanted = as_config(**recorder_arguments(config["recorder"]), in_experiment=True)
     Checkpoints(RunPaths(Path()), every=config["launch"]["checkpoint_every"], asked=lambda: None)
+    # With no token matrix to size by, a model of ours is like any other.
+    as_any_other = is_own(config) or wanted.parameter is None
+    return _check_own(config, run) if as_any_other else _check_default(config, wanted)
+
+
+def _check_own(config: dict[str, Any], run: Run) -> CheckedRun:
+    """Checks a run of classes that only they themselves can tell of: they are made."""
+    parse_config(config)
+    recorder = StepRecorder(Path(), **recorder_arguments(config["recorder"]), in_experiment=True)
+    tried = try_out(config, recorder, seed=run.seed)
+    data: Any = tried.data
+    num_tokens = None if tried.token_ids is None else len(tried.token_ids)
+    return CheckedRun(
+        recording_bytes(tried.schema, num_recorded_tokens=num_tokens),
+        data.load() if has_corpus(data) else None,
+        tried.schema,
+        tried.arithmetic,
+        tried.token_ids,
+        tried.parameter_bytes,
+        "" if tried.keeps_position else begins_anew(data),
+    )
+
+
+def _check_default(config: dict[str, Any], wanted: RecorderConfig) -> CheckedRun:
+    """Checks a run of the default classes, which need not be made for that."""
+    parsed = parse_config(config)  # the types of swept values
+    model: Any = DEFAULTS["model"](**parsed["model"])
+    data: Any = DEFAULTS["data"](**parsed["data"])
     _check_parameter(
         wanted.parameter or "", model.parameter_shapes(), num_tokens=config["model"]["vocab_size"]
     )
@@ -122,7 +172,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
 
 
 def types_in_words(checked: Mapping[int, CheckedRun]) -> list[str]:
-    """Returns lines for a plan: in which types runs compute, and what is recorded in a narrower one.
+    """Returns lines for a plan: in which types runs compute, what is recorded in a narrower one, and so on.
 
     Args:
         checked: Number of each run -> what is known of it.
@@ -133,6 +183,8 @@ def types_in_words(checked: Mapping[int, CheckedRun]) -> list[str]:
         if run.schema.narrowed:
             pairs = [f"{name} from {own} to {to}" for name, (own, to) in run.schema.narrowed.items()]
             lines.setdefault(f"rounded     {', '.join(pairs)}", []).append(index)
+        if run.notice:
+            lines.setdefault(f"data        {run.notice}", []).append(index)
     return [
         line + (f" (runs {', '.join(map(str, runs))})" if len(runs) < len(checked) else "")
         for line, runs in sorted(lines.items())
@@ -150,15 +202,15 @@ def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], 
     Raises:
         UserError: Says what else there is to do.
     """
-    first = experiment.runs[0]
-    corpus, host = checked[0].corpus, Slot("cpu", None, slot.threads)  # asking a GPU its name would wake it
-    label = _label(experiment, first, host, attempt=1, data_digests=corpus.digests)
+    first, digests, masks = experiment.runs[0], checked[0].digests, checked[0].masks
+    host = Slot("cpu", None, slot.threads)  # asking a GPU its name would wake it
+    label = _label(experiment, first, host, attempt=1, data_digests=digests)
     label.metadata["attempts"] = with_attempt({}, 0, expected_environment(slot.accelerator))
-    origin = {**provenance.collect(), "data": corpus.digests}
+    origin = {**provenance.collect(), "data": digests}
     settled = {"accelerator": slot.accelerator, "threads_per_run": 1}
     gather_limits.check_header_fits(
         experiment.record(origin, settled=settled),
-        masks=load(corpus.masks.to_bytes()),
+        masks={} if masks is None else load(masks),
         specs=[_specs(checked[run.index]) for run in experiment.runs],
         metadata=[_planned_metadata(run, checked[run.index], label) for run in experiment.runs],
     )
@@ -319,7 +371,8 @@ def _train(
     seed_everything(run.seed, verbose=False)
     cli = name_mistake(config, partial(build, folder=paths.folder, slot=slot, progress_bar=progress_bar))
     refuse_replaced(cli.trainer, config, slot)
-    digests = cli.datamodule.load().digests
+    data: Any = cli.datamodule
+    digests: dict[str, str] = data.load().digests if has_corpus(data) else {}
     _refuse_other_data(experiment, digests)
     label = _label(experiment, run, slot, attempt=attempt, data_digests=digests)
     whose = RunIdentity(run, config, digests)
@@ -346,7 +399,7 @@ def _train(
             environment(device), 1 + resume.step // recorder.config.every_n_steps
         )
     trainer: Any = cli.trainer
-    trainer.callbacks[:0] = [StopOnSignal(recorder), recorder]
+    trainer.callbacks[:0] = [StopOnSignal(recorder), RandomNumbers(), Positions(recorder, _say), recorder]
     for log in trainer.loggers:
         if isinstance(log, MetricsLog):
             log.prepare(going_on=resume is not None)

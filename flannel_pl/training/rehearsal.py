@@ -31,6 +31,7 @@ from typing_extensions import override
 
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.training.classes import class_paths, is_own
 from flannel_pl.training.cli import FlannelCLI
 from flannel_pl.training.trainer import MISTAKES, build, classes, interruption, is_a, name_mistake, shown
 from flannel_pl.training.used import refuse_replaced
@@ -73,9 +74,10 @@ def rehearse(
     configs: dict[str, dict[str, Any]] = {}
     for run in runs:
         config = experiment.run_config(run)
-        settings = [config["trainer"], config["model"]["param_dtype"]]
-        configs.setdefault(json.dumps(settings, sort_keys=True), _small(config))
-    with _silence(), _settings_kept(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
+        settings = [config["trainer"], config["model"].get("param_dtype"), class_paths(config)]
+        small = config if is_own(config) else _small(config)
+        configs.setdefault(json.dumps(settings, sort_keys=True), small)
+    with silence(), settings_kept(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
         for config in configs.values():
             name_mistake(config, partial(_start, folder=Path(folder), slot=slot, elsewhere=elsewhere))
             _check_monitors(config, Path(folder), slot)
@@ -95,14 +97,16 @@ def _start(config: dict[str, Any], *, folder: Path, slot: Slot, elsewhere: bool)
     """Makes everything of a run, and lets training begin, up to its first batch."""
     cli = build(config, folder, slot, progress_bar=False)
     refuse_replaced(cli.trainer, config, slot, elsewhere=elsewhere)
+    if is_own(config):
+        return  # it has been tried, see trial.py
     if slot.accelerator != "cpu":
         cli = build(_on_cpu(config), folder, Slot("cpu", None, slot.threads), progress_bar=False)
     trainer: Any = cli.trainer
     trainer.loggers = [DummyLogger()] * bool(trainer.loggers)
     trainer.profiler = PassThroughProfiler()
     try:
-        _fit(cli, _Halt())
-    except _Enough:
+        start_with(cli, _Halt())
+    except Enough:
         return
     except (Interrupted, *MISTAKES):
         raise
@@ -121,18 +125,23 @@ def _may_start(callback: Callback) -> bool:
     return is_ours and not isinstance(callback, (Checkpoint, ModelSummary, ProgressBar))
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Raised where a training would begin."""
 
 
 class _Halt(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        raise _Enough
+        raise Enough
 
 
-def _fit(cli: FlannelCLI, *further: Callback) -> Any:
-    """Trains without the callbacks that might write something, and returns the Trainer."""
+def start_with(cli: FlannelCLI, *further: Callback) -> Any:
+    """Trains without the callbacks that might write something, and returns the Trainer.
+
+    Args:
+        cli: Trainer, module and data.
+        further: Callbacks, one of which may raise `Enough`.
+    """
     trainer: Any = cli.trainer
     trainer.callbacks = [*filter(_may_start, trainer.callbacks), *further]
     try:
@@ -163,13 +172,14 @@ def _logged_in_a_step(config: dict[str, Any], folder: Path, slot: Slot) -> set[s
     """Returns the names of everything that is logged in an epoch of one step of one sequence."""
     config = config if slot.accelerator == "cpu" else _on_cpu(config)
     shortest = {"fast_dev_run": True, "overfit_batches": 0.0, "log_every_n_steps": 1, "profiler": None}
-    config = {**config, "trainer": config["trainer"] | shortest, "data": config["data"] | {"batch_size": 1}}
-    trainer = _fit(build(config, folder, Slot("cpu", None, slot.threads), progress_bar=False))
+    data = config["data"] if is_own(config) else config["data"] | {"batch_size": 1}
+    config = {**config, "trainer": config["trainer"] | shortest, "data": data}
+    trainer = start_with(build(config, folder, Slot("cpu", None, slot.threads), progress_bar=False))
     return set(trainer.callback_metrics)
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
+def settings_kept() -> Iterator[None]:
     """Takes back what a Trainer sets for its whole process, which runs of another config are started from."""
     cudnn: Any = torch.backends.cudnn
     deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
@@ -186,7 +196,7 @@ def _settings_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Lets Lightning say what it has to say when the run starts, not here."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -19,9 +19,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flannel_pl.errors import Interrupted, RunError, UserError
+from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place
 from flannel_pl.experiment import Slot, local_path
-from flannel_pl.training.cli import FlannelCLI
+from flannel_pl.training.classes import has_corpus
+from flannel_pl.training.cli import FlannelCLI, built
 from flannel_pl.training.metrics_log import MetricsLog
 
 FOLDER_ARGUMENTS = {"save_dir", "dirpath", "root_dir", "folder"}
@@ -49,11 +50,13 @@ def build(
     """
     _silence_noise()
     settings = _run_settings(config["trainer"], folder, slot, progress_bar)
-    cli = FlannelCLI({**config, "trainer": settings}, build=True)
-    if all(settings[key] in (None, 0.0) for key in ("max_epochs", "limit_train_batches", "overfit_batches")):
+    cli = built({**config, "trainer": settings})
+    limits = ("max_epochs", "limit_train_batches", "overfit_batches")
+    data: Any = cli.datamodule
+    if has_corpus(data) and all(settings[key] in (None, 0.0) for key in limits):
         # As many as max_steps can need. Without a number Lightning's progress bar counts up to epoch -2.
         num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
-        cli.trainer.fit_loop.max_epochs = math.ceil(num_batches / cli.datamodule.order.batches_per_epoch)
+        cli.trainer.fit_loop.max_epochs = math.ceil(num_batches / data.order.batches_per_epoch)
     return cli
 
 
@@ -83,7 +86,10 @@ def name_mistake(config: dict[str, Any], attempt: Callable[[dict[str, Any]], Res
                     f"trainer.{key} is {shown(config['trainer'][key])}, which cannot work: {reason(last)}; "
                     "change it, or leave it out"
                 ) from error
-        raise UserError(f"this experiment's Trainer, model or data cannot be made: {reason(last)}") from error
+        where = f" ({place})" if (place := foreign_place(last)) else ""
+        raise UserError(
+            f"this experiment's Trainer, model or data cannot be made: {reason(last)}{where}"
+        ) from error
 
 
 def _defaults(trainer: dict[str, Any]) -> dict[str, Any]:

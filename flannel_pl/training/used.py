@@ -15,7 +15,6 @@ from torch import nn
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
-from flannel_pl.models.tied_gpt2 import PARAM_DTYPES
 from flannel_pl.recording.arithmetic import unified
 from flannel_pl.recording.sameness import INCIDENTAL, comparable
 from flannel_pl.training.trainer import shown
@@ -74,8 +73,10 @@ def _is_same(key: str, asked: Any, used: Any) -> bool:
 
 def _refuse_other_weights(precision_plugin: Any, config: dict[str, Any]) -> None:
     """Refuses a precision that gives the weights another type than the model's."""
-    asked = config["model"]["param_dtype"]
-    weights = nn.ParameterList([torch.zeros(1, dtype=PARAM_DTYPES[asked])])
+    asked = config["model"].get("param_dtype")
+    if "class_path" in config["model"] or asked is None:
+        return  # what it makes of its weights is its own business, and the file says what is recorded
+    weights = nn.ParameterList([torch.zeros(1, dtype=getattr(torch, asked))])
     used = str(next(precision_plugin.convert_module(weights).parameters()).dtype).removeprefix("torch.")
     if used != asked:
         precision = shown(config["trainer"]["precision"])

@@ -17,11 +17,11 @@ from flannel_pl.signals import STOP_SIGNALS, stop_signal
 
 with quick_imports():  # once in the fork server, which imports this module, for all runs that come from it
     from flannel_pl.quantities.core.run_file import Note
-    from flannel_pl.training.cli import the_parser
+    from flannel_pl.training.cli import parser_of
     from flannel_pl.training.fit import train
     from flannel_pl.training.run_log import how_it_ended
 
-    the_parser()
+    parser_of()
 
 IN_VAIN = 3
 """Exit code that tells the launcher that another attempt would fail in the same way; its own is 1."""

@@ -25,7 +25,7 @@ from flannel_pl.launch.jobs import Jobs, settings_of
 from flannel_pl.launch.launcher import Capacity, JobState, Launcher, Task, threads_per_run
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
-from flannel_pl.training.cli import parse_config, resolve, the_parser, to_yaml
+from flannel_pl.training.cli import parse_config, parser_of, resolve, to_yaml
 from tests.conftest import SmallData
 from tests.launch import slurm_hold
 from tests.launch.status_samples import make_experiment
@@ -112,7 +112,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def forget() -> None:
     plugins.launchers.cache_clear()
-    the_parser.cache_clear()
+    parser_of.cache_clear()
 
 
 def words(data: SmallData, folder: Path, *more: str, launcher: str = "background") -> list[str]:
@@ -148,7 +148,7 @@ def test_its_name_and_its_keys_are_those_of_any_launcher(
         assert main(["plan", *words(small_data, tmp_path, word)]) == 2
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        the_parser().parse_args(["--help"])
+        parser_of().parse_args(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "--launch.background.slots SLOTS Runs trained side by side." in said
     assert "(type: Literal['local', 'slurm', 'background', 'beside', 'broken', 'demanding']," in said

@@ -54,6 +54,10 @@ class Checkpoints(Callback):
         """
         self._writer, self._step, self._last_step = writer, step, last_step
 
+    def leave_out(self) -> None:
+        """Makes none from now on."""
+        self._every = None
+
     def make(self, trainer: Trainer, *, keep: int = NUM_KEPT) -> None:
         """Makes one of this moment, if there are any, and removes all but the newest `keep`."""
         writer = self._writer()

@@ -157,6 +157,10 @@ class StepRecorder(Callback):
         trainer.callbacks = [*others, self, self._checkpoints]  # type: ignore[attr-defined]
         refuse_unrecordable(trainer, pl_module)
 
+    def make_no_checkpoints(self) -> None:
+        """Leaves training to begin anew when it is interrupted."""
+        self._checkpoints.leave_out()
+
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to listen to forward passes, before there is any: what is compiled in one stays so."""

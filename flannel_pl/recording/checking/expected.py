@@ -11,12 +11,12 @@ from flannel_pl.recording.formats.files import Header
 from flannel_pl.recording.formats.metadata import short
 from flannel_pl.recording.formats.schema import (
     DTYPE_CODES,
-    EXPERIMENT_TENSORS,
     KNOWN_SCHEMAS,
     RECORDABLE,
     RECORDED_TOKENS,
     SKIPPED,
     RecordingSchema,
+    experiment_tensors_of,
 )
 from flannel_pl.recording.formats.specs import TensorSpec
 
@@ -159,7 +159,8 @@ def shared_problems(header: Header, parts: list[RunPart]) -> Iterator[str]:
     if "runs" in metadata:
         of_runs = tuple(part.prefix for part in parts)
         got = {key for key in header.tensors if not key.startswith(of_runs)}
-        expected = set(EXPERIMENT_TENSORS)
+        digests = metadata.get("provenance", {}).get("data") or {}
+        expected = set(experiment_tensors_of(metadata.get("config", {}), digests))
         for key in sorted(got ^ expected):
             yield f"{key} is not there" if key in expected else f"{key} is there and belongs to no run"
         if metadata.get("static_checksums", {}).keys() != expected:

@@ -29,15 +29,29 @@ def experiment_problems(file: TensorFile) -> Iterator[str]:
     except ValueError as error:
         yield f"its metadata cannot be: {error}"
         return
-    counts = file.read("token_occurrence_counts")
-    vocab_size = None if "model.vocab_size" in record.swept_keys else record.config["model"].get("vocab_size")
-    if counts.dtype != np.int64 or counts.ndim != 1 or (vocab_size is not None and len(counts) != vocab_size):
-        yield f"token_occurrence_counts is {_shown(counts)}, expected I64 of shape ({vocab_size or 'V'},)"
-        return
-    for name, expected in derived_tensors(record, masks_of(counts)).items():
+    masks: dict[str, Array] = {}
+    if record.has_tokens:
+        counts, vocab_size = file.read("token_occurrence_counts"), _vocab_size(record)
+        is_right_size = vocab_size is None or len(counts) == vocab_size
+        if counts.dtype != np.int64 or counts.ndim != 1 or not is_right_size:
+            yield f"token_occurrence_counts is {_shown(counts)}, expected I64 of shape ({vocab_size or 'V'},)"
+            return
+        masks = masks_of(counts)
+    for name, expected in derived_tensors(record, masks).items():
         if differs(got := file.read(name), expected):
             yield f"{name} is {_shown(got)}, expected {_shown(expected)} by the rest of the file"
-    yield from other_counts(counts, record.data_digests.get("masks"))
+    if masks:
+        yield from other_counts(masks["token_occurrence_counts"], record.data_digests.get("masks"))
+
+
+def _vocab_size(record: ExperimentRecord) -> int | None:
+    """Returns how many tokens the config says that there are; None if it does not, or has several numbers."""
+    # Data that do not have the model's are of another class, or have another beside them.
+    group = "data" if "vocab_size" in record.config["data"] else "model"
+    if f"{group}.vocab_size" in record.swept_keys:
+        return None
+    size: int | None = record.config[group].get("vocab_size")
+    return size
 
 
 def token_problems(file: TensorFile, part: RunPart) -> Iterator[str]:

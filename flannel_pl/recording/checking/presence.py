@@ -29,7 +29,7 @@ def check_presence(
         record: What it says of itself.
         growing: Runs in a gathered file that still grows.
     """
-    if not os.path.lexists(paths.masks):
+    if record.has_tokens and not os.path.lexists(paths.masks):
         yield missing(paths.masks, "; bring it back from where the experiment's masks came from")
     gathered = runs_in_finished_file(paths, record)
     finished, lost = True, []

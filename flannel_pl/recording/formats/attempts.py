@@ -12,7 +12,7 @@ from flannel_pl.experiment import flatten
 
 DECIDES_BITS = (
     *("versions.torch", "versions.lightning", "versions.transformers", "versions.numpy", "python", "libc"),
-    *("source", "device_name", "threads", "settings", "variables", "cuda"),
+    *("source", "own_source", "device_name", "threads", "settings", "variables", "cuda"),
 )
 """What of an environment can change the bits of a row, besides `cpu` where no GPU is used. Host, kernel,
 commit, command and time cannot; nor can the number of a device, beside others of its model."""

@@ -75,6 +75,37 @@ MASK_NAMES = ("live_mask", "dead_mask", "live_indices", "dead_indices", "token_o
 EXPERIMENT_TENSORS = ("n_runs", "base_seed", "n_live", "n_dead", *CONFIG_SCALARS, "seeds", *MASK_NAMES)
 """What a gathered recording has besides its runs."""
 
+
+def experiment_tensors_of(config: Mapping[str, Any], digests: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns which of `EXPERIMENT_TENSORS` a gathered recording has.
+
+    Those of tokens where the data have any; of a model whose class the config names, those of the notebook's
+    numbers that are arguments of it.
+
+    Args:
+        config: Of the experiment, by group.
+        digests: Name of each data file -> the hash of its content.
+    """
+    absent = set[str]()
+    if not has_tokens(config, digests):
+        absent |= {"n_live", "n_dead", *MASK_NAMES}
+    model = config.get("model", {})
+    if "class_path" in model:
+        keys = {name: key.removeprefix("model.") for name, key in CONFIG_SCALARS.items() if "model." in key}
+        absent |= {name for name, key in keys.items() if type(model.get(key)) not in (int, float)}
+    return tuple(name for name in EXPERIMENT_TENSORS if name not in absent)
+
+
+def has_tokens(config: Mapping[str, Any], digests: Mapping[str, Any]) -> bool:
+    """Tells whether an experiment has live and dead tokens: all do whose data are not of another class.
+
+    Args:
+        config: Of the experiment, by group.
+        digests: Name of each data file -> the hash of its content.
+    """
+    return "class_path" not in config.get("data", {}) or "masks" in digests
+
+
 DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}
 """Dtypes a recorded tensor may have, and their codes in the file."""
 

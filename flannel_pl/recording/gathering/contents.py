@@ -20,6 +20,7 @@ from flannel_pl.recording.formats.schema import (
     CONFIG_SCALARS,
     KNOWN_SCHEMAS,
     SCHEMA_VERSION,
+    experiment_tensors_of,
     static_checksum,
 )
 from flannel_pl.recording.gathering.membership import said_of_run
@@ -168,13 +169,15 @@ def other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterat
 
 
 def experiment_tensors(paths: ExperimentPaths, record: ExperimentRecord) -> Extras:
-    """Returns the notebook's ten scalars, the seeds and the masks.
+    """Returns the notebook's ten scalars, the seeds and the masks, as far as the experiment has them.
 
     A scalar whose config key was swept is NaN (`n_steps`: -1), since no one number is true of all runs.
 
     Raises:
         RunError: If the masks are missing, damaged, or not those that the runs were trained with.
     """
+    if not record.has_tokens:
+        return derived_tensors(record, {})
     if not is_there(paths.masks):
         raise RunError(
             f"{paths.masks} is missing; copy the masks the experiment was trained with there, then gather."
@@ -193,20 +196,22 @@ def derived_tensors(record: ExperimentRecord, masks: Mapping[str, Array]) -> Ext
 
     Args:
         record: The experiment's record.
-        masks: The five tensors of its masks file.
+        masks: The five tensors of its masks file; none where it has no tokens.
     """
     seeds = [run.seed for run in record.runs]
-    integers = {
-        "n_runs": len(seeds),
-        "base_seed": seeds[0],
-        "n_live": int(masks["live_mask"].sum()),
-        "n_dead": int(masks["dead_mask"].sum()),
-    }
-    numbers = {name: record.common(key) for name, key in CONFIG_SCALARS.items()}
+    integers = {"n_runs": len(seeds), "base_seed": seeds[0]}
+    if masks:
+        integers |= {f"n_{name}": int(masks[f"{name}_mask"].sum()) for name in ("live", "dead")}
+    there = experiment_tensors_of(record.config, record.data_digests)
+    found = {name: record.common(key) for name, key in CONFIG_SCALARS.items() if name in there}
+    numbers = {name: value if type(value) in (int, float) else None for name, value in found.items()}
     integers["n_steps"] = -1 if (steps := numbers.pop("n_steps")) is None else steps
     return {
         **{name: np.array(value, np.int64) for name, value in integers.items()},
-        **{name: np.array(np.nan if x is None else x, np.float32) for name, x in numbers.items()},
+        **{
+            name: np.array(x if type(x) in (int, float) else np.nan, np.float32)
+            for name, x in numbers.items()
+        },
         "seeds": np.array(seeds, np.int64),
         **masks,
     }

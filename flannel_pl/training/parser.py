@@ -1,0 +1,90 @@
+"""The parser of a config of some classes: how it reads and writes, and what it says of a mistake."""
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from flannel_pl.arguments import dumps, loads
+from flannel_pl.errors import UserError
+from flannel_pl.training.classes import as_lightning_writes_it, normal_form, without_classes
+from flannel_pl.training.refusals import refusal
+
+
+class FlannelParser(LightningArgumentParser):
+    """A parser whose complaints are one line and end in a hint, instead of a page of usage.
+
+    It knows the arguments of one class of model and one of data; what names classes in a config is no
+    business of its.
+    """
+
+    classes: Mapping[str, str] = {}
+    """Group -> the class that its arguments are of, where that is not the default one."""
+
+    @override
+    def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
+        """Reads a config as UTF-8, whatever the locale is."""
+        if str(path) == "-":
+            return cast("Namespace", super().parse_path(path, *arguments, **options))
+        file = Path(path)
+        content = os.fsdecode(file.read_bytes())  # as this process has other texts
+        with contextlib.suppress(yaml.YAMLError):  # which is going to be said
+            said = loads(content)
+            if (
+                isinstance(said, dict)
+                and (normal := without_classes(normal_form(said, folder=file.parent))) != said
+            ):
+                content = dumps(normal)
+        with contextlib.chdir(file.parent):
+            return cast("Namespace", self.parse_string(content, file.name, *arguments, **options))
+
+    @override
+    def dump(self, *arguments: Any, **options: Any) -> str:
+        """Returns a config as YAML, with the classes that it is of."""
+        text = str(super().dump(*arguments, **options))
+        if not self.classes:
+            return text
+        config: dict[str, Any] = loads(text)
+        for group, path in self.classes.items():
+            config[group] = {"class_path": path, **config.get(group, {})}
+        return dumps(as_lightning_writes_it(config))
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        types = {action.dest: action._typehint for action in self._actions if hasattr(action, "_typehint")}
+        text, hint = refusal(message, types), self._hint(" ".join(message.split()))
+        raise UserError(text + hint * (hint not in text))
+
+    def _hint(self, message: str) -> str:
+        if "Logger" in message and "save_dir" in message:
+            return "; give the logger a folder, e.g. init_args: {save_dir: .}, which is that of the run"
+        if match := re.search(r"argument (--[\w.]+): expected one argument", message):
+            return f"; give it one, e.g. {match[1]}=-x where it begins with a dash"
+        for pattern in (
+            r"unrecognized arguments: --?([\w.]+)",
+            r"ambiguous option: --?([\w.]+)",
+            r"Option '([\w.]+)' is not accepted",
+            r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+        ):
+            if match := re.search(pattern, message):
+                return self._nearest(".".join(match.groups()))
+        return ""
+
+    def _nearest(self, unknown: str) -> str:
+        known = [*self.get_defaults(skip_validation=True).keys(), "config", "print_config", "help"]
+        nearest = difflib.get_close_matches(unknown, known, n=1)
+        nearest = nearest or [key for key in known if key.split(".")[-1] == unknown]
+        if nearest:
+            return f"; did you mean {nearest[0]}?"
+        if path := self.classes.get(group := unknown.partition(".")[0]):
+            there = ", ".join(key for key in known if key.startswith(f"{group}."))
+            return f"; {path} has {there or 'no arguments'}"
+        return "; `flannel-pl fit --help` lists every key"

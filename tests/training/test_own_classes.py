@@ -1,0 +1,272 @@
+"""Anybody's model and data, by class_path: read, refused, recorded, and gone on with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import flannel_pl
+from flannel_pl.__main__ import main
+from flannel_pl.errors import UserError
+from flannel_pl.experiment import Experiment
+from flannel_pl.launch.events import read_events
+from flannel_pl.recording.checking.verify import verify
+from flannel_pl.training.cli import parse_config, resolve, to_yaml
+from tests.conftest import SmallData
+from tests.training import lab
+
+NET = ["--model", "tests.training.lab.Net", "--data", "tests.training.lab.Data"]
+ALL = ["--recorder.parameters", "all"]
+
+
+def words(folder: Path, *more: str, steps: int = 6) -> list[str]:
+    place = ["--experiment.name", "x", "--experiment.output_dir", str(folder), "--trainer.accelerator", "cpu"]
+    place += ["--trainer.log_every_n_steps", "1"]
+    return ["--trainer.max_steps", str(steps), "--launch.threads_per_run", "1", *place, *more]
+
+
+def bits_of(folder: Path) -> dict[str, bytes]:
+    with flannel_pl.open_recording(folder) as recording:
+        return {
+            f"{run.index} {name}": run.tensor(name)[:].tobytes() for run in recording for name in run.names
+        }
+
+
+def test_every_spelling_is_the_same_config(tmp_path: Path) -> None:
+    flat = resolve([*NET, "--model.width", "7", "--data.batch_size", "3"])
+    assert flat["model"]["class_path"] == "tests.training.lab.Net"
+    assert flat["model"]["width"] == 7
+    nested = {
+        "model": {"class_path": "tests.training.lab.Net", "init_args": {"width": 7}},
+        "data": {"class_path": "tests.training.lab.Data", "init_args": {"batch_size": 3}},
+    }
+    (tmp_path / "nested.yaml").write_text(yaml.dump(nested))
+    (tmp_path / "group.yaml").write_text(yaml.dump(nested["model"]))
+    (tmp_path / "short.yaml").write_text("model: group.yaml\ndata: tests.training.lab.Data\n")
+    small = ["--data.batch_size=3"]
+    for spelling in (
+        ["--config", str(tmp_path / "nested.yaml")],
+        ["--config", str(tmp_path / "short.yaml"), *small],
+        ["--model", str(tmp_path / "group.yaml"), *NET[2:], *small],
+        ["--model", json.dumps(nested["model"]), *NET[2:], *small],
+        ["--model.class_path", NET[1], "--model.init_args.width", "7", *NET[2:], *small],
+        [f"--model={NET[1]}", "--model.init_args={width: 7}", *NET[2:], *small],
+        ["--config", str(tmp_path / "nested.yaml"), "--model.width", "8", "--model.init_args.width=7"],
+    ):
+        assert resolve(spelling) == flat, spelling
+    run = Experiment.from_config(flat).run_config(Experiment.from_config(flat).runs[0])
+    (tmp_path / "run.yaml").write_text(to_yaml(run))
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["init_args"]["width"] == 7
+    again = resolve(["--config", str(tmp_path / "run.yaml")])
+    assert again["model"] == flat["model"]
+    assert parse_config(again)["model"]["width"] == 7
+
+
+def test_the_default_classes_by_their_names_are_the_default(tmp_path: Path) -> None:
+    plain = resolve(["--model.hidden_dim", "16", "--data.batch_size", "4"])
+    assert "class_path" not in plain["model"]
+    config = {"model": {"class_path": "flannel_pl.TiedGPT2", "init_args": {"hidden_dim": 16}}}
+    (tmp_path / "c.yaml").write_text(yaml.dump(config))
+    for spelling in (
+        ["--model", "TiedGPT2", "--model.init_args.hidden_dim", "16", "--data", "flannel_pl.FlannelData"],
+        ["--config", str(tmp_path / "c.yaml")],
+        [
+            *NET,
+            "--model",
+            "flannel_pl.models.tied_gpt2.TiedGPT2",
+            "--model.hidden_dim=16",
+            "--data=FlannelData",
+        ],
+    ):
+        assert resolve([*spelling, "--data.batch_size", "4"]) == plain, spelling
+
+
+def test_either_key_is_swept(tmp_path: Path) -> None:
+    for key in ("model.width", "model.init_args.width"):
+        config = resolve([*NET, "--experiment.sweep", json.dumps({key: [2, 3]})])
+        runs = Experiment.from_config(config).runs
+        assert [run.swept for run in runs] == [{"model.width": 2}, {"model.width": 3}]
+
+
+def test_its_arguments_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in ([*NET, "--help"], ["--model.help", NET[1]]):
+        with pytest.raises(SystemExit):
+            resolve(asked)
+        said = capsys.readouterr().out
+        assert "--model.width" in said
+        assert "Of the hidden layer." in said
+        assert "--model.hidden_dim" not in said
+
+
+MODEL, DATA = ["--model", NET[1]], NET[2:]
+REFUSED = [
+    (
+        ["--model", "nowhere.Net"],
+        "model.class_path is nowhere.Net, but there is no module nowhere; it is",
+    ),
+    (["--model", "tests.nowhere.Net"], "tests.nowhere.Net, but there is no module tests.nowhere"),
+    (["--model", "tests.training.lab.Nett"], "tests.training.lab has no Nett; did you mean Net?"),
+    (["--model", "pathlib.Path"], "expected a class made from lightning.pytorch.LightningModule"),
+    (["--model", "tests.training.lab.Data"], "expected a class made from lightning.pytorch.LightningModule"),
+    ([*MODEL, "--data", NET[1]], "expected a class made from lightning.pytorch.LightningDataModule"),
+    (["--model", "tests.training.lab.NeedsWidth"], "model.width"),
+    ([*MODEL, "--model.widht", "3"], "--model.widht 3; did you mean model.width?"),
+    ([*MODEL, "--model", "{class_path: tests.training.lab.Net, init_args: {widht: 3}}"], "mean model.width?"),
+    ([*MODEL, "--model.width", "many"], "model.width is many, expected a whole number"),
+    (["--model", "tests.training.lab.ByHand"], "ByHand optimizes by hand"),
+    (
+        ["--model", "tests.training.lab.TwoOptimizers"],
+        "TwoOptimizers has several optimizers, but one step",
+    ),
+    (["--model", "tests.training.lab.Broken"], "cannot be made: KeyError: 'no such layer' ("),
+    (
+        [*MODEL, "--recorder.parameters", "{a: net.9.weight}"],
+        "'net.9.weight' to record; it has net.0.bias, ",
+    ),
+    ([*MODEL, "--recorder.parameters", "null"], "the module has net.0.bias, net.0.weight, net.3.bias, net.3"),
+    ([*MODEL, "--recorder.tensors", "[logits]"], "need a parameter with a row for each token"),
+    ([*MODEL, "--recorder.parameter", "net.0.weight", "--recorder.tensors", "[momentm]"], "momentm"),
+    ([*MODEL, "--experiment.sweep", "{model.widht: [1]}"], "cannot be swept; did you mean model.width?"),
+]
+
+
+@pytest.mark.parametrize(("given", "sentence"), REFUSED, ids=[case[1][:40] for case in REFUSED])
+def test_what_cannot_be_is_refused_before_there_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], sentence: str
+) -> None:
+    assert main(["fit", *DATA, *ALL, *given, *words(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in " ".join(said.split())
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["single", "index", "none"])
+def test_runs_are_recorded_and_gathered(
+    tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["--experiment.sweep", "{model.learning_rate: [0.1, 0.2]}"]
+    given = [*NET, *ALL, *words(tmp_path, "--experiment.gather", mode), *sweep]
+    assert main(["plan", *given]) == 0
+    assert main(["fit", *given]) == 0
+    assert main(["fit", *given]) == 0
+    assert "finished" in capsys.readouterr().out
+    folder = tmp_path / "x"
+    assert verify(folder).ok
+    assert not (folder / "live_dead_tokens.safetensors").exists()
+    with flannel_pl.open_recording(folder) as recording:
+        assert len(recording) == 2
+        assert recording.run(1).tensor("net.0.weight/values").shape == (7, 4, 2)
+        if mode != "none":
+            assert np.isnan(recording.scalars["learning_rate"])
+            assert not {"n_live", "init_scale", "adam_beta1"} & set(recording.scalars)
+            assert recording.metadata["config"]["model"]["class_path"] == NET[1]
+        with pytest.raises(UserError, match="no masks"):
+            _ = recording.masks
+    for verb in ("info", "verify", "report", "status") if mode == "single" else ("info", "status"):
+        assert main([verb, str(folder)]) == 0, verb
+    assert main(["compare", str(folder), str(folder)]) == 0
+    assert main(["fit", *given, "--model.width", "5"]) == 2
+    assert "model.width: 4 there, 5 now" in capsys.readouterr().err
+
+
+def test_each_row_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    steps = 12
+    assert main(["fit", *NET, *ALL, *words(tmp_path, "--experiment.seeds", "5", steps=steps)]) == 0
+    torch.manual_seed(5)
+    module, loader = lab.Net(), lab.Loader(4)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    batches = (batch for _ in range(steps) for batch in loader)
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        run = recording.run(0)
+        for row, (x_B2, y_B) in zip(range(1, steps + 1), batches, strict=False):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(module.net(x_B2), y_B)
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert run.losses_f32[row].tobytes() == loss.detach().numpy().tobytes()
+            optimizer.step()
+            for name, parameter in module.named_parameters():
+                expected: dict[str, Any] = {"values": parameter.detach(), "grads": parameter.grad}
+                expected["variance"] = optimizer.state[parameter]["exp_avg_sq"]
+                for part, value in expected.items():
+                    got = run.tensor(f"{name}/{part}")[row]
+                    assert got.tobytes() == value.numpy().tobytes(), (row, name, part)
+
+
+@pytest.mark.parametrize("data", ["Data", "Stateless"])
+def test_a_run_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str
+) -> None:
+    """Dropout and all: where random numbers stand is in checkpoints."""
+    given = [*NET, *ALL, "--data", f"tests.training.lab.{data}", "--launch.checkpoint_every", "4"]
+    given += ["--experiment.seeds", "1..2", "--launch.devices", "1"]
+    assert main(["fit", *given, *words(tmp_path / "a", steps=15)]) == 0
+    said, killed = capsys.readouterr().out, tmp_path / "killed"
+    assert ("tests.training.lab.Stateless keeps no position" in said) == (data == "Stateless")
+    assert main(["fit", *given, "--model.killed", str(killed), *words(tmp_path / "b", steps=15)]) == 0
+    assert killed.exists()
+    events = read_events(tmp_path / "b/x/events.jsonl")
+    first_rows = [event["first_row"] for event in events if event["event"] == "training_started"]
+    assert sorted(first_rows) == ([0, 0, 9] if data == "Data" else [0, 0, 0])
+    assert bits_of(tmp_path / "a/x") == bits_of(tmp_path / "b/x")
+    assert verify(tmp_path / "b/x").ok
+
+
+def test_a_validation_moves_no_random_number_of_the_training(tmp_path: Path) -> None:
+    for model, data in (("Net", "Data"), ("Validated", "WithValidation")):
+        given = ["--model", f"tests.training.lab.{model}", "--data", f"tests.training.lab.{data}", *ALL]
+        assert main(["fit", *given, "--trainer.val_check_interval", "2", *words(tmp_path / data)]) == 0
+    assert bits_of(tmp_path / "WithValidation/x") == bits_of(tmp_path / "Data/x")
+
+
+def test_another_model_on_the_default_data_has_its_tokens(small_data: SmallData, tmp_path: Path) -> None:
+    """Its arguments mean what it likes: none of them is taken for the size of anything."""
+    of_data = small_data.arguments[:6]
+    given = ["--model", "tests.training.lab.TinyLM", *of_data, "--model.vocab_size", "100"]
+    given += ["--data.max_seq_len", "16", "--data.batch_size", "4", "--recorder.parameter", "emb.weight"]
+    for name, more in {
+        "all": ["--recorder.tensors", "[embeddings, grads, logits, losses]"],
+        "dead": ["--recorder.tokens", "dead"],
+    }.items():
+        assert main(["fit", *given, *words(tmp_path), "--experiment.name", name, *more]) == 0
+        assert verify(tmp_path / name).ok
+    with (
+        flannel_pl.open_recording(tmp_path / "all") as whole,
+        flannel_pl.open_recording(tmp_path / "dead") as dead,
+    ):
+        assert whole.run(0).logits.shape == (7, 100)
+        ids = whole.masks["dead_indices"]
+        assert whole.run(0).embeddings[:, ids].tobytes() == dead.run(0).embeddings[:].tobytes()
+    assert main(["report", str(tmp_path / "all")]) == 0
+
+
+def test_the_default_model_without_a_token_matrix(small_data: SmallData, tmp_path: Path) -> None:
+    given = [*small_data.arguments, "--recorder.parameter", "null", "--recorder.tensors", "[losses]"]
+    given += ["--recorder.parameters", "{norm: ln_f.weight}"]
+    assert main(["fit", *given, *words(tmp_path, steps=3)]) == 0
+    assert verify(tmp_path / "x").ok
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        assert recording.run(0).tensor("norm/values").shape == (4, 16)
+
+
+def test_the_file_a_class_is_in_is_part_of_what_decides_bits(tmp_path: Path) -> None:
+    assert main(["fit", *NET, *ALL, *words(tmp_path, steps=2)]) == 0
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        own = recording.run(0).attempts[0].environment["own_source"]
+    assert own.keys() == {"tests.training.lab"}
+
+
+def test_a_folder_of_flat_keys_goes_on_with_the_class_by_its_name(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(tmp_path, steps=2)
+    assert main(["fit", *small_data.arguments, *given]) == 0
+    spelled = [word.replace("--model.", "--model.init_args.") for word in small_data.arguments]
+    assert main(["fit", "--model", "flannel_pl.TiedGPT2", *spelled, *given]) == 0
+    assert "finished already" in capsys.readouterr().out
