@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from typing_extensions import override
 from benchmarks.sizes import SIZES, Size
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
 from flannel_pl.corpus.store import load_corpus
+from flannel_pl.metrics.live import LIVE_METRICS
 from flannel_pl.models.projection import can_stand_in, projected_loss
 from flannel_pl.training.allocator import keep_memory
+from flannel_pl.training.metrics_log import MetricsLog
 from tests.training import notebook_reference
 
 SEED = 42
@@ -149,8 +151,10 @@ def _loss(gpt2: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return projected_loss(hidden_BTD, W_VD, batch["labels"])[0]
 
 
-def lightning(turns: Turns, size: Size, *, records: bool) -> None:
-    """A run of flannel-pl under Lightning's Trainer, with or without the recorder."""
+def lightning(
+    turns: Turns, size: Size, *, records: bool, logs: bool = False, live: Sequence[str] = ()
+) -> None:
+    """A run of flannel-pl under Lightning's Trainer, with or without the recorder and a log of every step."""
 
     class Timer(Callback):
         @override
@@ -160,7 +164,9 @@ def lightning(turns: Turns, size: Size, *, records: bool) -> None:
     keep_memory()
     seed_everything(SEED, verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        recorder = StepRecorder(Path(folder), TiedGPT2.EMBEDDING, checkpoint_every=CHECKPOINT_EVERY)
+        recorder = StepRecorder(
+            Path(folder), TiedGPT2.EMBEDDING, checkpoint_every=CHECKPOINT_EVERY, live=live
+        )
         trainer = Trainer(
             accelerator="gpu" if turns.device == "cuda" else "cpu",
             devices=1,
@@ -168,7 +174,8 @@ def lightning(turns: Turns, size: Size, *, records: bool) -> None:
             precision="bf16-mixed",
             gradient_clip_val=1.0,
             callbacks=[*([recorder] if records else []), Timer()],
-            logger=False,
+            logger=MetricsLog(folder) if logs else False,
+            log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -184,6 +191,10 @@ LOOPS: dict[str, Callable[[Turns, Size], None]] = {
     "plain": plain,
     "lightning": lambda turns, size: lightning(turns, size, records=False),
     "lightning-recording": lambda turns, size: lightning(turns, size, records=True),
+    "lightning-logging": lambda turns, size: lightning(turns, size, records=True, logs=True),
+    "lightning-live": lambda turns, size: lightning(
+        turns, size, records=True, logs=True, live=[*LIVE_METRICS]
+    ),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a step takes: five loops, a process with one thread each, that take turns."""
+"""What a step takes: loops, a process with one thread each, that take turns."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from benchmarks.figures import Figure, ratios
@@ -27,17 +28,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     Args:
         options: `num_blocks`, `block_steps`, `size`, `accelerator` and `folder`.
     """
-    blocks_ms: dict[str, list[float]] = {loop: [] for loop in NAMES}
-    with ExitStack() as stack:
-        processes = {loop: _start(loop, options, stack) for loop in NAMES}
-        for loop, process in processes.items():
-            if _read(process) != "ready":
-                log = (options.folder / f"{loop}.log").read_text(encoding="utf-8")
-                raise SystemExit(f"the loop {loop} did not start: {log}")
-        for _ in range(options.num_blocks):
-            for loop, process in processes.items():
-                time.sleep(PAUSE_S)
-                blocks_ms[loop].append(_block_ms(process))
+    blocks_ms = in_turns(NAMES, options)
     on_cpu = options.accelerator == "cpu"
     return [
         *(Figure(name, "ms", blocks_ms[loop]) for loop, name in NAMES.items()),
@@ -54,6 +45,22 @@ def measure(options: argparse.Namespace) -> list[Figure]:
             limit=1.10 if on_cpu else None,
         ),
     ]
+
+
+def in_turns(loops: Iterable[str], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Returns the median step, in ms, of every block of some of the loops."""
+    blocks_ms: dict[str, list[float]] = {loop: [] for loop in loops}
+    with ExitStack() as stack:
+        processes = {loop: _start(loop, options, stack) for loop in blocks_ms}
+        for loop, process in processes.items():
+            if _read(process) != "ready":
+                log = (options.folder / f"{loop}.log").read_text(encoding="utf-8")
+                raise SystemExit(f"the loop {loop} did not start: {log}")
+        for _ in range(options.num_blocks):
+            for loop, process in processes.items():
+                time.sleep(PAUSE_S)
+                blocks_ms[loop].append(_block_ms(process))
+    return blocks_ms
 
 
 def _start(loop: str, options: argparse.Namespace, stack: ExitStack) -> "subprocess.Popen[str]":

@@ -33,7 +33,7 @@ ROOMS = {
     "corpus": set[str](),
     "metrics": set[str](),
     "recording": set[str](),
-    "quantities": {"recording"},
+    "quantities": {"metrics", "recording"},
     "models": {"corpus"},
     "adapters": {"quantities", "recording"},
     "training": {"adapters", "corpus", "models", "quantities", "recording"},

@@ -33,7 +33,7 @@ class TableColumn:
     title: str
     cells: Sequence[str | Text]
     importance: int
-    """The least important column is the first to be left out."""
+    """The least important column is the first to be left out; of equal ones, the last."""
 
     justify: Literal["left", "right"] = "right"
 
@@ -51,7 +51,8 @@ def fitting_table(columns: Sequence[TableColumn], *, width: int) -> Table:
         width: Characters in a line. What is `ALWAYS` kept may take more.
     """
     kept = list(columns)
-    for column in sorted(columns, key=lambda column: column.importance):
+    for place in sorted(range(len(columns)), key=lambda place: (columns[place].importance, -place)):
+        column = columns[place]
         too_wide = sum(column.width + _GAP for column in kept) - _GAP > width
         if too_wide and column.importance < ALWAYS:
             kept.remove(column)
@@ -185,9 +186,19 @@ def _columns(runs: Sequence[RunStatus]) -> list[TableColumn]:
         TableColumn("step", [f"{run.step}/{run.max_steps}" for run in runs], ALWAYS),
         TableColumn("steps/s", rates, importance=7),
         loss_column("loss", runs, importance=8),
+        *_live_columns(runs, importance=4),
         TableColumn("MB", megabytes, importance=2),
         state_column([run.state for run in runs]),
         TableColumn("retries", [str(run.retries) for run in runs], importance=4),
+    ]
+
+
+def _live_columns(runs: Sequence[RunStatus], *, importance: int) -> list[TableColumn]:
+    """Returns a column per live metric; of those that do not fit, the last are left out first."""
+    names = dict.fromkeys(name for run in runs for name in run.live)
+    return [
+        TableColumn(name, [f"{run.live[name]:.4g}" if name in run.live else "" for run in runs], importance)
+        for name in names
     ]
 
 
@@ -258,4 +269,5 @@ def _line(run: RunStatus) -> str:
         parts.append(f"loss {run.loss:.4f}")
     if run.steps_per_s is not None:
         parts.append(f"{_rate(run.steps_per_s)} steps/s")
+    parts += [f"{name} {value:.4g}" for name, value in run.live.items()]
     return f"run {run.run}: {', '.join(parts)}"

@@ -10,6 +10,7 @@ within one launch) and `event`. Whoever launches runs writes, with these further
 | `run_started` | run, seed, device, attempt (from 1), pid |
 | `training_started` | run, attempt, pid, first_row, environment: from which row on the run is trained where |
 | `ended_early` | run, step, planned_steps, reason: the run has ended on purpose before its last step |
+| `live_metrics_failed` | run, step, cause: live metrics end there, training goes on |
 | `run_finished` | run, device, attempt, seconds |
 | `run_failed` | run, seed, device, attempt, cause; log and will_retry if a launcher started it |
 | `fewer_at_once` | runs: how many are trained side by side from now on, since one was killed |

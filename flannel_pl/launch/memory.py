@@ -122,7 +122,7 @@ def host_need(
         measured: What was measured of it, where the config does not tell; then without what its batches take.
     """
     model = _model_bytes(config, measured, accelerator=accelerator) if accelerator == "cpu" else 0
-    own = OWN_BYTES + _ring_bytes(config, measured) + model
+    own = OWN_BYTES + _ring_bytes(config, measured) + _live_bytes(config, measured) + model
     shared = _library_bytes() - OWN_BYTES
     if where == "apart":
         return Need(own + shared)
@@ -178,6 +178,14 @@ def _ring_bytes(config: dict[str, Any], measured: RunMemory | None) -> int:
     if measured is not None:
         return 4 * measured.row_bytes
     return int(config["model"]["vocab_size"] * config["model"]["hidden_dim"] * 4 * 4 * 2)
+
+
+def _live_bytes(config: dict[str, Any], measured: RunMemory | None) -> int:
+    """Returns what live metrics take: the row before, and some three copies of a row in float64."""
+    bytes_per_weight = 2 + 3 * 8
+    ring_bytes_per_weight = 4 * 4 * 2
+    is_live = bool(config["recorder"].get("live"))
+    return is_live * _ring_bytes(config, measured) * bytes_per_weight // ring_bytes_per_weight
 
 
 def _model_bytes(config: dict[str, Any], measured: RunMemory | None, *, accelerator: str) -> int:

@@ -3,7 +3,7 @@
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,9 @@ class RunStatus:
     loss: float | None = None
     first_bad_step: int | None = None
     """Step of the first loss that is NaN or infinite."""
+
+    live: Mapping[str, float] = field(default_factory=dict)
+    """Live metric -> its newest value."""
 
     bytes_written: int = 0
     updated_s: float | None = None

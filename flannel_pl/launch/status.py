@@ -188,6 +188,7 @@ def _with_entry(status: RunStatus, entry: JournalEntry, *, every_n_steps: int) -
         steps_per_s=_steps_per_s(entry, every_n_steps),
         loss=entry.loss,
         first_bad_step=entry.first_bad_step,
+        live=entry.live,
         bytes_written=entry.bytes_written,
         updated_s=entry.updated_s,
         message=entry.message,

@@ -19,7 +19,7 @@ INCIDENTAL = frozenset(
         # What is shown and logged.
         *("trainer.logger", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar"),
         *("trainer.enable_model_summary", "trainer.enable_checkpointing", "trainer.default_root_dir"),
-        *("trainer.enable_autolog_hparams", "trainer.model_registry"),
+        *("trainer.enable_autolog_hparams", "trainer.model_registry", "recorder.live"),
         # How files are called and where they are, and what is made of finished runs.
         *("experiment.name", "experiment.output_dir", "experiment.gather", "experiment.keep_shards"),
         # Which runs there are: number, seed and swept values are compared run by run.

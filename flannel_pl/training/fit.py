@@ -27,6 +27,7 @@ from flannel_pl.quantities.core.environment import environment, expected_environ
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.quantities.core.tokens import TokenIds, recorded_token_ids
+from flannel_pl.quantities.core.watching import check_logged, check_measurable
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
 from flannel_pl.recording.experiment_record import read_record
@@ -118,6 +119,7 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
     _check_trainer(config["trainer"], every_n_steps=config["recorder"]["every_n_steps"])
     wanted = as_config(**recorder_arguments(config["recorder"]), in_experiment=True)
     Checkpoints(RunPaths(Path()), every=config["launch"]["checkpoint_every"], asked=lambda: None)
+    check_logged(wanted, config["trainer"]["log_every_n_steps"])
     # With no token matrix to size by, a model of ours is like any other.
     as_any_other = is_own(config) or wanted.parameter is None
     return _check_own(config, run) if as_any_other else _check_default(config, wanted)
@@ -167,6 +169,7 @@ def _check_default(config: dict[str, Any], wanted: RecorderConfig) -> CheckedRun
         every_n_steps=wanted.every_n_steps,
         own_dtypes=arithmetic.own_dtypes,
     )
+    check_measurable(wanted, shape, own=arithmetic.own_dtypes["embeddings"])
     num_bytes = recording_bytes(schema, num_recorded_tokens=None if ids is None else len(ids))
     return CheckedRun(num_bytes, corpus, schema, arithmetic, ids)
 

@@ -52,7 +52,11 @@ def test_plain_lines_for_start_tenths_retry_and_end(weird_tmp_path: Path, printe
         progress.update()
         progress.update()
         assert printed.lines() == ["run 0: running on cuda:0, 100/1000 steps, loss 4.1250, 1.67 steps/s"]
-        write_journal(experiment, 0, state="failed", rows_written=151, message="OSError")
+        write_journal(experiment, 0, rows_written=201, live={"dead/speed": 0.25})
+        progress.update()
+        (line,) = printed.lines()
+        assert line.endswith("200/1000 steps, loss 4.1250, 3.33 steps/s, dead/speed 0.25")
+        write_journal(experiment, 0, state="failed", rows_written=251, message="OSError")
         progress.update()
         assert printed.lines() == []  # it is for the launcher to say whether that was all
         progress.retry(experiment.runs[0], "OSError", device="cpu")

@@ -296,6 +296,19 @@ def test_a_narrow_table_has_fewer_columns_and_none_cut(tmp_path: Path, width: in
         assert words(header) == "run seed init_scale corpus_path step steps/s loss state"
 
 
+def test_live_metrics_go_after_the_loss_and_the_last_make_way_first(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path / "exp", 2)
+    write_journal(experiment, 0, live={"dead/speed": 0.00123456, "live/speed": math.inf, "live/\x1b[2J": 1})
+    status = read_status(tmp_path / "exp")
+    lines = table_text(status, 130).splitlines()
+    assert words(lines[0]) == (
+        "run seed device step steps/s loss dead/speed live/speed live/\\x1b[2J MB state retries"
+    )
+    assert words(lines[1]) == "0 42 cuda:0 300/1000 5.00 4.1250 0.001235 inf 1 301.0 running 0"
+    assert words(lines[2]) == "1 43 0/1000 waiting 0"
+    assert words(table_text(status, 65).splitlines()[0]) == "run seed step steps/s loss dead/speed state"
+
+
 def test_at_80_columns_a_usual_sweep_loses_megabytes_only(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path / "exp", 4, swept=[{"model.init_scale": 0.005}])
     for index in range(4):

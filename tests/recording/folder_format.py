@@ -114,8 +114,8 @@ class FolderSink:
         self._attempt(first_row)
         self._map()
 
-    def first_rows(self, name: str, num_rows: int) -> bytes:
-        return self.columns[name][:num_rows].tobytes()
+    def rows(self, name: str, rows: range) -> bytes:
+        return self.columns[name][rows.start : rows.stop].tobytes()
 
     def write_row(self, row: int, cells: Iterable[tuple[str, memoryview]]) -> None:
         for name, data in cells:

@@ -13,6 +13,7 @@ HARMLESS = {
     *("launch.", "trainer.accelerator", "trainer.devices", "trainer.logger", "trainer.log_every_n_steps"),
     *("trainer.profiler", "trainer.enable_", "trainer.default_root_dir", "trainer.model_registry"),
     *("data.corpus_path", "data.tokenizer_path", "data.mask_path", "experiment.", "seed_everything"),
+    "recorder.live",
 }
 
 

@@ -68,12 +68,11 @@ def fit(
         max_steps=steps,
         accelerator="cpu",
         devices=1,
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[recorder, *callbacks],
-        **{"gradient_clip_val": 0.01, **settings},
+        **{"gradient_clip_val": 0.01, "logger": False, **settings},
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")

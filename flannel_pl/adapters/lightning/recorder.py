@@ -18,6 +18,7 @@ from typing_extensions import override
 from flannel_pl.adapters.lightning.checkpoint import identity_in_checkpoint, remove_checkpoints
 from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.adapters.lightning.endings import why_ended
+from flannel_pl.adapters.lightning.live_log import log_live
 from flannel_pl.adapters.lightning.passes import wrap_training_step
 from flannel_pl.adapters.lightning.stepping import may_skip, num_steps, refuse_unrecordable, who_changes
 from flannel_pl.errors import Interrupted, UserError
@@ -81,6 +82,9 @@ class StepRecorder(Callback):
             `all`; or one name or pattern, which is its own alias. Each has `alias/values`, `alias/grads`,
             `alias/momentum` and `alias/variance`, as far as those are in `tensors`, and its values where none
             of them is; a buffer has only values.
+        live: Metrics to log through `trainer.logger` while training goes on, some of origin_radius,
+            centroid_radius, speed and frozen_fraction, see docs/live.md: of each of the data's token sets, as
+            in `dead/speed`, of all tokens if it has none; every `trainer.log_every_n_steps` steps.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -107,6 +111,7 @@ class StepRecorder(Callback):
         quantities: Sequence[Quantity] | None = None,
         parameters: Mapping[str, str] | str | None = None,
         overwrite: bool = False,
+        live: Sequence[str] | None = None,
     ) -> None:
         config = partial(
             as_config,
@@ -117,6 +122,7 @@ class StepRecorder(Callback):
             every_n_steps=every_n_steps,
             quantities=quantities,
             parameters=parameters,
+            live=live,
             in_experiment=in_experiment,
         )
         with in_words_of_scripts(in_experiment=in_experiment):
@@ -213,6 +219,7 @@ class StepRecorder(Callback):
             may_skip=may_skip(trainer, module),
             # The module's own hook comes after those of callbacks, and may set the rate.
             may_change_rate=is_overridden("on_before_optimizer_step", module),
+            log_every_n_steps=trainer.log_every_n_steps,  # type: ignore[attr-defined]
             has_ended=bool(self._ended),
             go_on=go_on if ours else go_on + " if you have a checkpoint",
             who_changes=lambda: who_changes(trainer),
@@ -250,6 +257,7 @@ class StepRecorder(Callback):
         self.core.end_batch(outputs)
         if trainer.global_step != self.core.step:
             self.core.after_step(trainer.global_step, divided_by=trainer.accumulate_grad_batches)
+            log_live(self.core, trainer)
 
     @override
     def on_save_checkpoint(
@@ -303,6 +311,7 @@ class StepRecorder(Callback):
             if not (was_known or self._is_resumed_at_end):
                 # Whoever goes on from it ends at once: if this process does not live to name the file.
                 self._checkpoints.make(trainer, keep=1)
+        log_live(self.core, trainer, all_rows=True)
         self.core.finish(self.early_end)
 
     @override

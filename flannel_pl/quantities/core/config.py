@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.live import check_live
 from flannel_pl.quantities.naming import resolve
 from flannel_pl.quantities.notebook import quantities_of
 from flannel_pl.quantities.parameters import (
@@ -44,6 +45,9 @@ class RecorderConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Alias -> name or pattern of further parameters."""
 
+    live: tuple[str, ...] = ()
+    """Metrics that are measured of rows while training goes on."""
+
     def __post_init__(self) -> None:
         """Refuses what a user can get wrong before there is a module.
 
@@ -53,6 +57,7 @@ class RecorderConfig:
         if not self.wanted:
             raise UserError(f"recorder.tensors is empty, expected some of {', '.join(RECORDABLE)}")
         check_wishes(self.wanted, self.dtypes, {}, max_steps=1, every_n_steps=self.every_n_steps)
+        check_live(self.live, self.wanted)
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -116,17 +121,22 @@ def as_config(
     every_n_steps: int,
     quantities: Sequence[Quantity] | None,
     parameters: Mapping[str, str] | str | None,
+    live: Sequence[str] | None = None,
     in_experiment: bool = False,
 ) -> RecorderConfig:
     """Returns what a script or an experiment has asked for; one name is a list of one."""
-    names = (tensors,) if isinstance(tensors, str) else tensors
     return RecorderConfig(
         parameter,
-        None if names is None else tuple(names),
+        None if tensors is None else _several(tensors),
         not in_experiment,
         dict(dtypes or {}),
         str(tokens),
         every_n_steps,
         tuple(quantities or ()),
         {parameters: parameters} if isinstance(parameters, str) else dict(parameters or {}),
+        _several(live or ()),
     )
+
+
+def _several(names: Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -16,6 +16,7 @@ from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.quantities.core.row import dtype_name
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.watched import RecordedParameter
+from flannel_pl.quantities.core.watching import check_logged, check_measurable
 from flannel_pl.quantities.parameters import OPTIMIZER_STATE, OfParameter, OptimizerState
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.returned import Logits
@@ -90,6 +91,8 @@ def plan_recording(
         own_dtypes, version = begun.said.get("own_dtypes", {}), begun.said.get("schema", SCHEMA_VERSION)
         may_skip = SKIPPED in begun.columns
     _check_types(config, own_dtypes)
+    check_logged(config, training.log_every_n_steps)
+    check_measurable(config, first.tensor.shape, own=own_dtypes.get("embeddings"))
     # An earlier version does not say what it has rounded to bfloat16.
     types = own_dtypes if own_dtypes or begun is None else dict.fromkeys(RECORDABLE, "bfloat16")
     subject = Subject(

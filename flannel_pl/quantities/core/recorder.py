@@ -25,6 +25,7 @@ from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.quantities.core.start import Start, Started
 from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.quantities.core.training import Training
+from flannel_pl.quantities.core.watching import LiveFeed
 from flannel_pl.quantities.core.words import in_words_of_scripts
 from flannel_pl.quantities.naming import resolve
 from flannel_pl.quantities.step import Step
@@ -70,6 +71,7 @@ class RunRecorder:
     def begin_anew(self) -> None:
         """Forgets an earlier training, which an exception may have ended anywhere."""
         self._started, self.passes, self._training = None, Passes(), None
+        self.live = LiveFeed(self.config.live, self.label.run, self._note)
         self.step = self._gradient_step = 0
         """The last step that is over."""
 
@@ -160,7 +162,7 @@ class RunRecorder:
                     overwrite=self._overwrite,
                 )
                 start.refuse_other_weights()
-            self._started = start.start(self.passes, self._note)
+            self._started = start.start(self.passes, self._note, self.live)
         if training.step == 0:
             self._started.rows.take_first()
             self._started.watched.take()
@@ -316,9 +318,10 @@ class RunRecorder:
             self._lock = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what quantities remember, and of which step; nothing if none remembers anything."""
+        """Returns what quantities remember, if any does, and of which step; and which row is logged next."""
         states = [quantity.state_dict() for quantity in self.config.quantities]
-        return {"quantities": states, "quantities_step": self.step} if any(states) else {}
+        remembered = {"quantities": states, "quantities_step": self.step} if any(states) else {}
+        return {**remembered, **self.live.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, step: int) -> None:
         """Lets quantities go on with what they remember.
@@ -344,3 +347,4 @@ class RunRecorder:
             )
         for quantity, remembered in zip(quantities, states, strict=False):
             quantity.load_state_dict(remembered)
+        self.live.load_state_dict(state)

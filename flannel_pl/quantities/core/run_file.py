@@ -21,6 +21,7 @@ from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.quantities.quantity import Column
 from flannel_pl.recording.formats.schema import RECORDABLE, RECORDED_TOKENS, RecordingSchema
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
+from flannel_pl.recording.writing.tally import Watcher
 from flannel_pl.recording.writing.writer import RecordingWriter
 
 Note = Callable[..., object]
@@ -78,6 +79,7 @@ class RunFile:
         pin_memory: bool,
         environment: Mapping[str, Any] | None,
         note: Note,
+        watcher: Watcher | None,
     ) -> RecordingWriter:
         """Makes the file, or opens the one that is gone on with.
 
@@ -88,6 +90,7 @@ class RunFile:
             pin_memory: Whether rows come from a GPU.
             environment: In what; None if nothing is trained any more.
             note: Told that training starts.
+            watcher: Sees the rows.
         """
         label, schema, ids = self.label, self.schema(columns), self.token_ids
         entry = self._first_entry(schema.num_rows, first_row, device)
@@ -103,6 +106,7 @@ class RunFile:
             pin_memory=pin_memory,
             first_row=first_row,
             reserve=self.num_steps is not None,
+            watcher=watcher,
         )
         if first_row < schema.num_rows and environment is not None:
             started = {"run": entry.run, "attempt": entry.attempt, "pid": entry.pid, "first_row": first_row}

@@ -21,6 +21,7 @@ from flannel_pl.quantities.core.run_file import Note, RunFile
 from flannel_pl.quantities.core.tokens import TokenIds, recorded_token_ids
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.watched import RecordedParameter, WatchedParameters
+from flannel_pl.quantities.core.watching import LiveFeed
 from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.schema import RecordingSchema
@@ -83,12 +84,13 @@ class Start:
                 f"{self.paths.partial} has of that step; go on from a checkpoint of the same training"
             )
 
-    def start(self, passes: Passes, note: Note) -> Started:
+    def start(self, passes: Passes, note: Note, live: LiveFeed) -> Started:
         """Makes the file, unless the first rows have to tell the size of something first.
 
         Args:
             passes: What is taken during forward passes.
             note: Told that training starts.
+            live: Measures the rows.
 
         Raises:
             UserError: If it cannot be recorded.
@@ -96,7 +98,7 @@ class Start:
         """
         watch = self._watch()
         try:
-            rows, returned = self._rows(passes, note, watch)
+            rows, returned = self._rows(passes, note, watch, live)
         except BaseException:
             watch.close()
             raise
@@ -104,7 +106,9 @@ class Start:
             WatchedParameters(self.training.module, self.config, self.first), watch, rows, returned
         )
 
-    def _rows(self, passes: Passes, note: Note, watch: OptimizerWatch) -> tuple[Rows, Returned]:
+    def _rows(
+        self, passes: Passes, note: Note, watch: OptimizerWatch, live: LiveFeed
+    ) -> tuple[Rows, Returned]:
         config, training, first_row = self.config, self.training, self.first_row
         goes_on = first_row > 0 and is_there(self.paths.partial)
         begun = Begun.of(read_header(self.paths.partial), self.label.key_prefix) if goes_on else None
@@ -115,6 +119,8 @@ class Start:
         if first_row > 0 and not (training.has_ended or self.label.mix_environments):
             refuse_other_environment(self.paths, now, first_row)
         file = self._file(plan)
+        num_tokens = len(tensor) if tensor.ndim else 1
+        watcher = live.begin(training, file.token_ids, num_tokens=num_tokens, first_row=first_row)
         rows = Rows(
             partial(
                 file.open,
@@ -123,6 +129,7 @@ class Start:
                 pin_memory=self.first.is_on_cuda,
                 environment=None if training.has_ended else now,
                 note=note,
+                watcher=watcher,
             ),
             plan.quantities,
             plan.declared,

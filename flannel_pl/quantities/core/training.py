@@ -44,6 +44,9 @@ class Training:
     may_change_rate: bool = False
     """Whether the rate may become another between `before_step` and the step."""
 
+    log_every_n_steps: int = 1
+    """How often live metrics are measured."""
+
     has_ended: bool = False
     """Whether it had ended already, and only the file's name was lacking."""
 

@@ -14,7 +14,7 @@ _WORDS = {
 """What an experiment's messages advise -> what a script does instead."""
 
 _OPTION = re.compile(
-    r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|every_n_steps|checkpoint_every|parameters?)\b)"
+    r"\b(recorder|trainer|launch)\.(?=(tensors|dtypes|tokens|live|(log_)?every_n_steps|checkpoint_every|parameters?)\b)"
 )
 """What a config's key has before the name of an argument in a script."""
 

@@ -93,8 +93,8 @@ class Sink(Protocol):
             RunError: If it was begun with other rows, columns or metadata.
         """
 
-    def first_rows(self, name: str, num_rows: int) -> bytes:
-        """Returns the first rows of a column; for small ones."""
+    def rows(self, name: str, rows: range) -> bytes:
+        """Returns some rows of a column; for few of them, or small ones."""
 
     def write_row(self, row: int, cells: Iterable[tuple[str, memoryview]]) -> None:
         """Writes what a row has in each column, checksums included, in the order in which they come."""

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -82,6 +82,9 @@ class JournalEntry:
     ended_step: int | None = None
     """The last one, if the run is done and ended on purpose before it had all; `message` says why."""
 
+    live: dict[str, Any] = field(default_factory=dict)
+    """Live metric -> its newest value, a number; empty where none is asked for, or in an older journal."""
+
 
 class Journal:
     """The journal file at `path`; holds nothing open.
@@ -97,7 +100,7 @@ class Journal:
         """Makes `entry` the newest one.
 
         Args:
-            entry: What to write; a message too long for the slot is cut.
+            entry: What to write; of one too long for the slot live metrics are left out and the message cut.
             durable: Whether to return only when the entry survives a power cut.
 
         Raises:
@@ -147,9 +150,12 @@ class Journal:
 
 
 def _encode(sequence: int, entry: JournalEntry) -> bytes:
-    """Returns one slot, cutting the message until it fits."""
+    """Returns one slot; where it would not fit, without live metrics, then with a shorter message."""
     room = SLOT_BYTES - _CHECKSUM_BYTES
     body = _body(sequence, entry)
+    if len(body) > room:
+        entry = dataclasses.replace(entry, live={})
+        body = _body(sequence, entry)
     while len(body) > room and entry.message:
         # An escaped character takes up to 12 bytes, so this never cuts more than it must.
         kept = len(entry.message) - math.ceil((len(body) - room) / 12)
@@ -165,9 +171,14 @@ def _encode(sequence: int, entry: JournalEntry) -> bytes:
 
 def _body(sequence: int, entry: JournalEntry) -> bytes:
     fields = dataclasses.asdict(entry)
-    if entry.loss is not None and not math.isfinite(entry.loss):
-        fields["loss"] = str(entry.loss)  # JSON has no NaN and no infinity
+    fields["loss"] = _as_json(entry.loss)
+    fields["live"] = {name: _as_json(value) for name, value in entry.live.items()}
     return f"{sequence:020d} {json.dumps(fields)}".encode()
+
+
+def _as_json(number: float | None) -> float | str | None:
+    """Returns a number as JSON can have it, which knows no NaN and no infinity."""
+    return number if number is None or math.isfinite(number) else str(number)
 
 
 def _valid_slots(content: bytes) -> list[tuple[int, JournalEntry]]:
@@ -193,19 +204,21 @@ def _entry(fields: dict[str, Any]) -> JournalEntry:
     if isinstance(fields["loss"], str):
         fields["loss"] = float(fields["loss"])
     entry = JournalEntry(**fields)
-    for field in dataclasses.fields(entry):
-        value, kind = getattr(entry, field.name), _KINDS.get(field.name, field.type)
+    for one in dataclasses.fields(entry):
+        value, kind = getattr(entry, one.name), _KINDS.get(one.name, one.type)
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise ValueError(f"{field.name} is {value!r}")
-        if isinstance(value, int | float) and field.name != "loss" and not 0 <= value < 2**63:
-            raise ValueError(f"{field.name} is {value!r}")
+            raise ValueError(f"{one.name} is {value!r}")
+        if isinstance(value, int | float) and one.name != "loss" and not 0 <= value < 2**63:
+            raise ValueError(f"{one.name} is {value!r}")
+    # What is no number here raises, too: nobody could draw it.
+    entry.live.update({name: float(value) for name, value in entry.live.items()})
     if entry.state not in get_args(State):
         raise ValueError(f"state is {entry.state!r}")
     return entry
 
 
 _KINDS: dict[str, Any] = {
-    **{"swept": dict, "state": str, "loss": float | int | None},
+    **{"swept": dict, "live": dict, "state": str, "loss": float | int | None},
     **dict.fromkeys(("started_s", "updated_s"), float | int),
 }
 """Types that `isinstance` cannot take as `JournalEntry` says them."""

@@ -50,7 +50,7 @@ class Ring:
 
     def __init__(self, schema: RecordingSchema, *, num_buffers: int, pin_memory: bool) -> None:
         self._free = deque(_make_buffers(schema, num_buffers=num_buffers, pin_memory=pin_memory))
-        self._num_buffers = num_buffers
+        self.num_buffers = num_buffers
         self._held: set[RowBuffer] = set()
 
     @property
@@ -61,7 +61,12 @@ class Ring:
     @property
     def is_held(self) -> bool:
         """Whether all of them are held."""
-        return len(self._held) == self._num_buffers
+        return len(self._held) == self.num_buffers
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether none of them is on its way to the disk."""
+        return len(self._free) + len(self._held) == self.num_buffers
 
     def take(self) -> RowBuffer:
         """Returns a free buffer, which is held from now on."""

@@ -26,7 +26,7 @@ from flannel_pl.recording.writing.disk import disk_error, explained, write_file
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.journal import Journal, JournalEntry, State
 from flannel_pl.recording.writing.ring import Ring, RowBuffer
-from flannel_pl.recording.writing.tally import Tally
+from flannel_pl.recording.writing.tally import Tally, Watcher
 
 JOURNAL_EVERY_S = 0.5
 
@@ -54,8 +54,8 @@ class RecordingWriter:
         commit_every_s: Longest time, in seconds, that a written row stays unsynced.
         first_row: Rows below this one are kept from an earlier attempt, whose partial file must have the
             same header but for the attempts.
-        reserve: Whether the disk gives the whole file its space now; not where nobody knows how many rows
-            come.
+        reserve: Whether the disk gives all rows their space now; not where nobody knows how many come.
+        watcher: Sees every row, in the thread once it is written; of those that are kept some, at once.
 
     Raises:
         UserError: If `final_path` exists: a recording is never overwritten.
@@ -85,15 +85,14 @@ class RecordingWriter:
         commit_every_s: float = 5.0,
         first_row: int = 0,
         reserve: bool = True,
+        watcher: Watcher | None = None,
     ) -> None:
         if final_path.exists():
             raise UserError(
                 f"{final_path} exists, and a recording is never overwritten. "
                 "Choose another experiment.name or output_dir."
             )
-        self.final_path = final_path
-        self.partial_path = partial_path
-        self.schema = schema
+        self.final_path, self.partial_path, self.schema = final_path, partial_path, schema
         self._commit_every_s = commit_every_s
         ring = Ring(schema, num_buffers=num_buffers, pin_memory=pin_memory)
         check_held(partial_path)
@@ -116,16 +115,27 @@ class RecordingWriter:
         self._ending = self._closed = False
         # The thread's own, until it is joined.
         entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows, first_row=first_row)
-        self._tally = Tally(journal, entry, row_bytes=schema.row_bytes)
+        self._tally = Tally(journal, entry, row_bytes=schema.row_bytes, watcher=watcher)
         try:
             with explained(partial_path, need_bytes=0):
-                self._tally.recall(self._sink)
+                self._tally.recall(self._sink, ring)
             self._tally.note("running")
         except RunError:
             self._sink.close()
             raise
         self._thread = threading.Thread(target=self._work, name="flannel-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def num_rows_seen(self) -> int:
+        """Rows that the watcher has surely seen, whatever the thread is at: their buffers have come round."""
+        return self._next_row - self._ring.num_buffers
+
+    def settle(self) -> None:
+        """Waits until all rows that were submitted are written and seen; raises as `raise_if_failed` does."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ring.is_at_rest or self._failure)
+        self.raise_if_failed()
 
     def acquire(self) -> RowBuffer:
         """Returns a buffer to fill; waits while all of them are still being written.
@@ -256,15 +266,14 @@ class RecordingWriter:
             raise ValueError(f"the writer of {self.final_path} is closed")
 
     def _explanation(self, failure: Exception) -> RunError:
+        row = self._tally.rows_written
         if isinstance(failure, RunError):
             return RunError(str(failure))
         if isinstance(failure, OSError):
-            rows_left = self.schema.num_rows - self._tally.rows_written
+            rows_left = self.schema.num_rows - row
             return disk_error(failure, self.partial_path, need_bytes=rows_left * self.schema.row_bytes)
-        return RunError(
-            f"Cannot write row {self._tally.rows_written} of {self.partial_path}: "
-            f"{type(failure).__name__}: {failure}"
-        )
+        what = f"{type(failure).__name__}: {failure}"
+        return RunError(f"Cannot write row {row} of {self.partial_path}: {what}")
 
     def _join(self) -> None:
         with self._changed:

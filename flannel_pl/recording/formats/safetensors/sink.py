@@ -82,9 +82,10 @@ class SafetensorsSink:
             reserve=self._reserve,
         )
 
-    def first_rows(self, name: str, num_rows: int) -> bytes:
-        """Returns the first rows of a column."""
-        return os.pread(self._fd, num_rows * self._row_bytes[name], self._start(name))
+    def rows(self, name: str, rows: range) -> bytes:
+        """Returns some rows of a column."""
+        row_bytes = self._row_bytes[name]
+        return os.pread(self._fd, len(rows) * row_bytes, self._start(name) + rows.start * row_bytes)
 
     def write_row(self, row: int, cells: Iterable[tuple[str, memoryview]]) -> None:
         """Writes what a row has in each column."""

@@ -1,0 +1,125 @@
+"""The metrics of one row that are measured while training goes on, each a line of a table.
+
+What they say of a row is what `flannel-pl report` says of it, to the bit: both use the same functions.
+
+Shape suffixes: V recorded tokens, S tokens of a set, D dimensions.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from flannel_pl.arrays import Array
+from flannel_pl.metrics import cloud, lattice
+
+
+class Moment:
+    """A set of tokens in one row, and in the row before it; nothing is computed twice, nor unless asked for.
+
+    Args:
+        stored_SD: As recorded.
+        before_SD: The row before, as recorded; None if there is none, or if nothing moved because no step
+            was taken.
+    """
+
+    def __init__(self, stored_SD: Array, before_SD: Array | None) -> None:
+        self.stored_SD, self._before_SD = stored_SD, before_SD
+
+    @property
+    def before_SD(self) -> Array:
+        """The row before, as recorded."""
+        assert self._before_SD is not None, "metrics of motion are left out where there is none"
+        return self._before_SD
+
+    @cached_property
+    def W_SD(self) -> Array:
+        """The weights, float64."""
+        return _exact(self.stored_SD)
+
+    @cached_property
+    def centred_SD(self) -> Array:
+        """The weights as seen from the set's centroid."""
+        return cloud.centred(self.W_SD, cloud.centroid(self.W_SD))
+
+    @cached_property
+    def dW_SD(self) -> Array:
+        """The step from the row before, float64."""
+        step_SD: Array = self.W_SD - _exact(self.before_SD)
+        return step_SD
+
+
+@dataclass(frozen=True)
+class LiveMetric:
+    """A number for each set of tokens and row."""
+
+    measure: Callable[[Moment], float]
+    meaning: str
+    of_motion: bool = False
+    """Whether it compares with the row before: then row 0 has none, nor has a step that was left out."""
+
+    of_bits: bool = False
+    """Whether it would say something else of weights that are not recorded to the bit."""
+
+
+LIVE_METRICS = {
+    "origin_radius": LiveMetric(
+        lambda tokens: cloud.origin_radius(cloud.token_norms(tokens.W_SD)), "mean distance from the origin"
+    ),
+    "centroid_radius": LiveMetric(
+        lambda tokens: cloud.centroid_radius(cloud.token_norms(tokens.centred_SD)),
+        "mean distance from the set's centroid",
+    ),
+    "speed": LiveMetric(
+        lambda tokens: cloud.mean(cloud.token_norms(tokens.dW_SD)),
+        "mean length of the tokens' steps, the report's token_speed",
+        of_motion=True,
+    ),
+    "frozen_fraction": LiveMetric(
+        lambda tokens: 1 - float(lattice.changed(tokens.before_SD, tokens.stored_SD).mean()),
+        "fraction of the tokens of which no bit has changed",
+        of_motion=True,
+        of_bits=True,
+    ),
+}
+"""Name -> what is measured. A further one is a further line."""
+
+
+@np.errstate(invalid="ignore", over="ignore")  # infinite weights make NaN, which is the answer
+def measure_row(
+    names: Collection[str], sets: Mapping[str, Array], stored_VD: Array, before_VD: Array | None
+) -> dict[str, float]:
+    """Measures one row.
+
+    Args:
+        names: Which of `LIVE_METRICS`.
+        sets: Token set -> positions in the row, (S,) int64, at least one.
+        stored_VD: The row as recorded, any float type.
+        before_VD: The row before; None leaves the metrics of motion out.
+
+    Returns:
+        "set/name" -> value.
+
+    Example:
+        >>> rows = np.float32([[[3, 4], [0, 0]], [[3, 4], [0, 1]]])
+        >>> measure_row(["origin_radius", "speed"], {"all": np.arange(2)}, rows[1], rows[0])
+        {'all/origin_radius': 3.0, 'all/speed': 0.5}
+    """
+    values = {}
+    for one, tokens in sets.items():
+        moment = Moment(_of(stored_VD, tokens), None if before_VD is None else _of(before_VD, tokens))
+        for name in names:
+            metric = LIVE_METRICS[name]
+            if before_VD is not None or not metric.of_motion:
+                values[f"{one}/{name}"] = metric.measure(moment)
+    return values
+
+
+def _of(values_VD: Array, tokens: Array) -> Array:
+    """Returns a set's part of a row, itself if that is all of it."""
+    return values_VD if len(tokens) == len(values_VD) else values_VD[tokens]
+
+
+def _exact(stored_SD: Array) -> Array:
+    return lattice.widen(stored_SD).astype(np.float64)
