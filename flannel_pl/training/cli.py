@@ -256,7 +256,7 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _of_its_type(config: dict[str, Any], key: str, value: Any) -> Any:
     """Returns a swept value; where a text is given for a number, that number."""
-    if not isinstance(value, str) or key not in dict(flatten(config)):
+    if not isinstance(value, str) or key not in dict(flatten(config)) or key.endswith(".class_path"):
         return value
     of_run = copy.deepcopy(config)
     set_value(of_run, key, value)

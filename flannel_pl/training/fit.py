@@ -53,7 +53,7 @@ from flannel_pl.training.classes import DEFAULTS, has_corpus, is_own
 from flannel_pl.training.cli import parse_config, recorder_arguments
 from flannel_pl.training.device import check_device
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
-from flannel_pl.training.positions import Positions, begins_anew
+from flannel_pl.training.positions import Positions
 from flannel_pl.training.random_numbers import RandomNumbers
 from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
@@ -139,7 +139,7 @@ def _check_own(config: dict[str, Any], run: Run) -> CheckedRun:
         tried.arithmetic,
         tried.token_ids,
         tried.parameter_bytes,
-        "" if tried.keeps_position else begins_anew(data),
+        tried.why_anew,
     )
 
 
@@ -402,7 +402,8 @@ def _train(
             environment(device), 1 + resume.step // recorder.config.every_n_steps
         )
     trainer: Any = cli.trainer
-    trainer.callbacks[:0] = [StopOnSignal(recorder), RandomNumbers(), Positions(recorder, _say), recorder]
+    looks = [Positions(recorder, _say)] if is_own(config) else []  # those of ours go on
+    trainer.callbacks[:0] = [StopOnSignal(recorder), RandomNumbers(), *looks, recorder]
     for log in trainer.loggers:
         if isinstance(log, MetricsLog):
             log.prepare(going_on=resume is not None)

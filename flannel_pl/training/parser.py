@@ -15,7 +15,13 @@ from typing_extensions import override
 
 from flannel_pl.arguments import dumps, loads
 from flannel_pl.errors import UserError
-from flannel_pl.training.classes import as_lightning_writes_it, normal_form, without_classes
+from flannel_pl.training.classes import (
+    DEFAULTS,
+    as_lightning_writes_it,
+    class_paths,
+    normal_form,
+    without_classes,
+)
 from flannel_pl.training.refusals import refusal
 
 
@@ -38,6 +44,8 @@ class FlannelParser(LightningArgumentParser):
         content = os.fsdecode(file.read_bytes())  # as this process has other texts
         with contextlib.suppress(yaml.YAMLError):  # which is going to be said
             said = loads(content)
+            if isinstance(said, dict) and not file.is_file():
+                self._refuse_classes(said)
             if (
                 isinstance(said, dict)
                 and (normal := without_classes(normal_form(said, folder=file.parent))) != said
@@ -45,6 +53,15 @@ class FlannelParser(LightningArgumentParser):
                 content = dumps(normal)
         with contextlib.chdir(file.parent):
             return cast("Namespace", self.parse_string(content, file.name, *arguments, **options))
+
+    def _refuse_classes(self, said: dict[str, Any]) -> None:
+        """Refuses a class in what can be read only once, which is too late to choose the parser of it."""
+        for group, path in zip(DEFAULTS, class_paths(normal_form(said)), strict=True):
+            if path is not None and path != self.classes.get(group):
+                raise UserError(
+                    f"the config names {path} for {group}, and is no file that can be read twice; name the "
+                    f"class on the command line: --{group} {path}"
+                )
 
     @override
     def dump(self, *arguments: Any, **options: Any) -> str:
@@ -60,6 +77,11 @@ class FlannelParser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         types = {action.dest: action._typehint for action in self._actions if hasattr(action, "_typehint")}
+        if found := re.search(r"the following arguments are required: (.+)", message):
+            needed = re.split(r",\s*", found[1].strip())
+            classes = sorted({self.classes.get(key.partition(".")[0], "") for key in needed} - {""})
+            options = " ".join(f"--{key} ..." for key in needed)
+            raise UserError(f"{' and '.join(classes) or 'fit'} needs {', '.join(needed)}; give {options}")
         text, hint = refusal(message, types), self._hint(" ".join(message.split()))
         raise UserError(text + hint * (hint not in text))
 

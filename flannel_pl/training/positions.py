@@ -1,41 +1,57 @@
-"""Whether a run can go on within its data: else it begins anew when it was interrupted, and says so."""
+"""Whether a run can go on from a checkpoint: else it begins anew when it was interrupted, and says so."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
+from flannel_pl.adapters.lightning.checkpoint import checkpoint_bytes
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 
+_PAIR = ("state_dict", "load_state_dict")
 
-def keeps_position(trainer: Any) -> bool:
-    """Tells whether a checkpoint says where in the data a training is.
 
-    Either every loader has `state_dict` and `load_state_dict`, or the data module has its own.
+def why_anew(trainer: Any) -> str:
+    """Returns why an interrupted run would begin anew; nothing if it can go on.
 
     Args:
         trainer: The Trainer, where training starts.
     """
-    data, pair = trainer.datamodule, ("state_dict", "load_state_dict")
-    if data is not None and all(is_overridden(name, data, parent=LightningDataModule) for name in pair):
+    if not _keeps_position(trainer):
+        kind = type(trainer.datamodule)
+        return (
+            f"{kind.__module__}.{kind.__qualname__} keeps no position (state_dict and load_state_dict, of it "
+            "or of its loader), so a run that is interrupted begins anew"
+        )
+    data = checkpoint_bytes(trainer)
+    try:
+        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a class cannot do with what it finds
+        said = next(
+            (line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0]
+        )
+        return (
+            "what model, data or callbacks put into checkpoints (as with save_hyperparameters) is more than "
+            f"tensors and plain values ({said}), so a run that is interrupted begins anew"
+        )
+    return ""
+
+
+def _keeps_position(trainer: Any) -> bool:
+    """Tells whether a checkpoint says where in the data a training is: of each loader, or the data module."""
+    data = trainer.datamodule
+    if data is not None and all(is_overridden(name, data, parent=LightningDataModule) for name in _PAIR):
         return True
     loaders = trainer.fit_loop._combined_loader.flattened
-    return all(callable(getattr(loader, name, None)) for loader in loaders for name in pair)
-
-
-def begins_anew(data: Any) -> str:
-    """Says what becomes of an interrupted run whose data keep no position."""
-    name = f"{type(data).__module__}.{type(data).__qualname__}"
-    return (
-        f"{name} keeps no position (state_dict and load_state_dict, of it or of its loader), so a run that "
-        "is interrupted begins anew"
-    )
+    return all(callable(getattr(loader, name, None)) for loader in loaders for name in _PAIR)
 
 
 class Positions(Callback):
-    """Has a run whose data keep no position make no checkpoints, so that it begins anew, to the same bits.
+    """Has a run that cannot go on make no checkpoints, so that it begins anew, to the same bits.
 
     Args:
         recorder: What makes the checkpoints.
@@ -47,7 +63,7 @@ class Positions(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the data, which are there now."""
-        if not keeps_position(trainer):
+        """Looks at what there is now."""
+        if trainer.global_step == 0 and (why := why_anew(trainer)):
             self._recorder.make_no_checkpoints()
-            self._say(begins_anew(trainer.datamodule))  # type: ignore[attr-defined]
+            self._say(why)

@@ -22,7 +22,7 @@ from flannel_pl.experiment import Slot
 from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.recording.arithmetic import AUTOCAST, Arithmetic, unified
 from flannel_pl.recording.formats.schema import RecordingSchema
-from flannel_pl.training.positions import keeps_position
+from flannel_pl.training.positions import why_anew
 from flannel_pl.training.rehearsal import Enough, settings_kept, silence, start_with
 from flannel_pl.training.trainer import build, name_mistake
 
@@ -42,8 +42,8 @@ class Tried:
     data: Any
     """The data module."""
 
-    keeps_position: bool
-    """Whether a checkpoint says where in the data the run is."""
+    why_anew: str
+    """Why a run that is interrupted begins anew; empty if it goes on."""
 
 
 def try_out(config: dict[str, Any], recorder: StepRecorder, *, seed: int) -> Tried:
@@ -105,6 +105,6 @@ class _Look(Callback):
             Arithmetic(", ".join(types), AUTOCAST.get(self._precision)),
             sum(one.numel() * one.element_size() for one in parameters),
             trainer.datamodule,  # type: ignore[attr-defined]
-            keeps_position(trainer),
+            why_anew(trainer),
         )
         raise Enough

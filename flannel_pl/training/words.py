@@ -49,11 +49,15 @@ class Words:
         elif not key.startswith("--") or group not in DEFAULTS:
             self.rest.append(word)
         elif name == "help":
-            following = value if has_value else next(left, "")
-            self._group(group, following)
+            if path := value or next(left, ""):
+                self._group(group, path)
             self.rest.append("--help")
         elif name in ("", "class_path", "init_args"):
-            value = value if has_value else next(left, "")
+            given = value if has_value else next(left, None)
+            if given is None:
+                self.rest.append(f"--{group}")  # of which the parser says that it lacks something
+                return
+            value = given
             self._group(group, {"class_path": value} if name == "class_path" else value, word=word)
         else:
             self.rest.append(f"--{group}.{name.removeprefix('init_args.')}{has_value}{value}")

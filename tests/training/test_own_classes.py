@@ -93,6 +93,13 @@ def test_either_key_is_swept(tmp_path: Path) -> None:
         assert [run.swept for run in runs] == [{"model.width": 2}, {"model.width": 3}]
 
 
+def test_classes_are_swept_like_any_key() -> None:
+    classes = ["tests.training.lab.Net", "tests.training.lab.Validated"]
+    config = resolve([*NET, "--experiment.sweep", json.dumps({"model.class_path": classes})])
+    experiment = Experiment.from_config(config)
+    assert [experiment.run_config(run)["model"]["class_path"] for run in experiment.runs] == classes
+
+
 def test_its_arguments_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for asked in ([*NET, "--help"], ["--model.help", NET[1]]):
         with pytest.raises(SystemExit):
@@ -114,7 +121,10 @@ REFUSED = [
     (["--model", "pathlib.Path"], "expected a class made from lightning.pytorch.LightningModule"),
     (["--model", "tests.training.lab.Data"], "expected a class made from lightning.pytorch.LightningModule"),
     ([*MODEL, "--data", NET[1]], "expected a class made from lightning.pytorch.LightningDataModule"),
-    (["--model", "tests.training.lab.NeedsWidth"], "model.width"),
+    (
+        ["--model", "tests.training.lab.NeedsWidth"],
+        "NeedsWidth needs model.width; give --model.width ...",
+    ),
     ([*MODEL, "--model.widht", "3"], "--model.widht 3; did you mean model.width?"),
     ([*MODEL, "--model", "{class_path: tests.training.lab.Net, init_args: {widht: 3}}"], "mean model.width?"),
     ([*MODEL, "--model.width", "many"], "model.width is many, expected a whole number"),
@@ -199,21 +209,30 @@ def test_each_row_is_that_of_a_plain_loop(tmp_path: Path) -> None:
                     assert got.tobytes() == value.numpy().tobytes(), (row, name, part)
 
 
-@pytest.mark.parametrize("data", ["Data", "Stateless"])
+WHY_ANEW = {
+    "Net Data": "",
+    "Net Stateless": "tests.training.lab.Stateless keeps no position",
+    "Keeps Data": "is more than tensors and plain values (",
+}
+
+
+@pytest.mark.parametrize("classes", WHY_ANEW)
 def test_a_run_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str
 ) -> None:
     """Dropout and all: where random numbers stand is in checkpoints."""
-    given = [*NET, *ALL, "--data", f"tests.training.lab.{data}", "--launch.checkpoint_every", "4"]
+    model, data = (f"tests.training.lab.{name}" for name in classes.split())
+    given = ["--model", model, "--data", data, *ALL, "--launch.checkpoint_every", "4"]
     given += ["--experiment.seeds", "1..2", "--launch.devices", "1"]
     assert main(["fit", *given, *words(tmp_path / "a", steps=15)]) == 0
     said, killed = capsys.readouterr().out, tmp_path / "killed"
-    assert ("tests.training.lab.Stateless keeps no position" in said) == (data == "Stateless")
+    assert ("begins anew" in said) == bool(WHY_ANEW[classes])
+    assert WHY_ANEW[classes] in said
     assert main(["fit", *given, "--model.killed", str(killed), *words(tmp_path / "b", steps=15)]) == 0
     assert killed.exists()
     events = read_events(tmp_path / "b/x/events.jsonl")
     first_rows = [event["first_row"] for event in events if event["event"] == "training_started"]
-    assert sorted(first_rows) == ([0, 0, 9] if data == "Data" else [0, 0, 0])
+    assert sorted(first_rows) == ([0, 0, 0] if WHY_ANEW[classes] else [0, 0, 9])
     assert bits_of(tmp_path / "a/x") == bits_of(tmp_path / "b/x")
     assert verify(tmp_path / "b/x").ok
 
