@@ -8,9 +8,9 @@ import yaml
 
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import Experiment
-from flannel_pl.recording.formats.schema import RecordingSchema
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.fit import check
+from tests.schemas import build_schema
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -41,7 +41,7 @@ def test_flannel3_is_the_notebook_and_its_size_is_the_true_one() -> None:
     flannel3 = Experiment.from_config(configs["flannel3"])
     assert [run.seed for run in flannel3.runs] == list(range(42, 52))
     model: dict[str, Any] = flannel3.config["model"]
-    schema = RecordingSchema.build(
+    schema = build_schema(
         tensors=flannel3.config["recorder"]["tensors"],
         dtypes={},
         num_tokens=model["vocab_size"],

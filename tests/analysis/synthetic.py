@@ -1,13 +1,15 @@
 """Measures that look like those of ten seeds of the notebook, made from closed formulas and some noise."""
 
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from flannel_pl.analysis.drawing.gallery import GALLERY
-from flannel_pl.analysis.drawing.panels import to_svg
+from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measuring.divergence import Divergence
 from flannel_pl.analysis.measuring.results import Measures, RunMeasures
 from flannel_pl.analysis.reporting.page import Page, Picture, Table
@@ -25,6 +27,12 @@ BANDS = (
     ("re-expansion", 250, 393),
     ("Fimbulwinter", 393, 1000),
 )
+
+
+def to_svg(figure: Figure) -> str:
+    """Returns a figure as a report puts it into its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        return for_page(save(figure, Path(folder) / "figure")[1].read_text())
 
 
 def make_measures(

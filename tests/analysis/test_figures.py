@@ -25,7 +25,7 @@ from flannel_pl.analysis.measuring.lifecycle import PHASES, phase_fractions
 from flannel_pl.analysis.measuring.results import Measures, RunMeasures
 from flannel_pl.analysis.statistics import groups, series
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
-from tests.analysis.synthetic import BANDS, make_measures
+from tests.analysis.synthetic import BANDS, make_measures, to_svg
 
 Array = np.ndarray[Any, Any]
 every_kind = pytest.mark.parametrize("kind", GALLERY, ids=lambda kind: kind.name)
@@ -370,7 +370,7 @@ def test_the_same_figure_is_the_same_bytes(kind: Kind, tmp_path: Path) -> None:
 
 def test_a_page_gives_its_own_colours_to_text_and_background() -> None:
     figure = radii.radius(make_measures(num_runs=2, num_rows=50, num_tokens=10), bands=BANDS)
-    svg = panels.to_svg(drawn(figure))
+    svg = to_svg(drawn(figure))
     assert svg.startswith("<svg")
     assert "currentColor" in svg
     assert panels.INK not in svg
@@ -381,13 +381,13 @@ def test_a_page_gives_its_own_colours_to_text_and_background() -> None:
 @pytest.mark.slow
 def test_many_runs_of_many_rows_make_no_large_files() -> None:
     measures = make_measures(num_runs=30, num_rows=4001, num_tokens=20)
-    sizes = {kind.name: len(panels.to_svg(drawn(kind.draw(measures, bands=BANDS)))) for kind in GALLERY}
+    sizes = {kind.name: len(to_svg(drawn(kind.draw(measures, bands=BANDS)))) for kind in GALLERY}
     assert sum(sizes.values()) < 4_000_000, sizes
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     before = dict(matplotlib.rcParams)
-    panels.to_svg(drawn(radii.radius(make_measures(num_runs=2, num_rows=20, num_tokens=10))))
+    to_svg(drawn(radii.radius(make_measures(num_runs=2, num_rows=20, num_tokens=10))))
     assert dict(matplotlib.rcParams) == before
     code = "import sys, flannel_pl.analysis.drawing.gallery; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -11,7 +11,8 @@ from flannel_pl.quantities.core.columns import declared_columns, schema_of
 from flannel_pl.quantities.notebook import quantities_of
 from flannel_pl.quantities.parameters import OPTIMIZER_STATE, ParameterValues, of_first
 from flannel_pl.quantities.subject import Subject
-from flannel_pl.recording.formats.schema import RECORDABLE, RecordingSchema
+from flannel_pl.recording.formats.schema import RECORDABLE
+from tests.schemas import build_schema
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 SUBJECT = Subject(
@@ -28,7 +29,7 @@ def test_the_six_are_the_columns_that_files_always_had() -> None:
     of_quantities = schema_of(
         declared, dtypes={}, num_token_ids=None, max_steps=6, every_n_steps=1, own_dtypes={}
     )
-    of_names = RecordingSchema.build(
+    of_names = build_schema(
         tensors=RECORDABLE,
         dtypes={},
         num_tokens=30,

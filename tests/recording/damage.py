@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.recording.checking.cells import bad_cells
+from flannel_pl.recording.checking.parts import parts_of
+from flannel_pl.recording.formats.files import open_file
+
 
 @contextlib.contextmanager
 def flipped(path: Path, position: int, *, bit: int = 0) -> Iterator[None]:
@@ -16,6 +20,13 @@ def flipped(path: Path, position: int, *, bit: int = 0) -> Iterator[None]:
     yield
     write_byte(path, position, content[position])
     assert path.read_bytes() == content
+
+
+def bad_rows(path: Path, *, first: int = 0, last: int | None = None) -> list[tuple[int, str]]:
+    """Returns row and column of all that is not as its checksum says, in the file of one run."""
+    with open_file(path) as file:
+        (part,) = parts_of(file.header)
+        return bad_cells(file, part, first=first, last=part.num_rows if last is None else last)
 
 
 def write_byte(path: Path, position: int, value: int) -> None:

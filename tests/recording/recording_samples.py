@@ -19,6 +19,7 @@ from flannel_pl.recording.formats.schema import RECORDABLE, RecordingSchema
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 from flannel_pl.recording.writing.ring import RowBuffer
 from flannel_pl.recording.writing.writer import RecordingWriter
+from tests.schemas import build_schema
 
 NUM_TOKENS, HIDDEN_DIM, MAX_STEPS = 30, 4, 6
 
@@ -32,7 +33,7 @@ def make_schema(**changes: Any) -> RecordingSchema:
         "max_steps": MAX_STEPS,
         "every_n_steps": 1,
     }
-    return RecordingSchema.build(**(arguments | changes))
+    return build_schema(**(arguments | changes))
 
 
 def make_entry(run: int = 0, seed: int | None = 42, **changes: Any) -> JournalEntry:

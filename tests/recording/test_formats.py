@@ -10,11 +10,12 @@ import torch
 import flannel_pl
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.checking.verify import check_rows, num_good_rows, verify
+from flannel_pl.recording.checking.verify import num_good_rows, verify
 from flannel_pl.recording.formats import files
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.info import describe_recording
 from flannel_pl.recording.reader import open_recording
+from tests.recording.damage import bad_rows
 from tests.recording.folder_format import FOLDER, HEADER
 from tests.recording.recording_samples import bits, journal_of, make_schema, make_writer, write_rows
 from tests.training.test_from_python import STEPS, half, recorder_in
@@ -63,7 +64,7 @@ def test_the_same_bits_in_another_format(
     assert journal_of(other.parent).state == "done"
     with open_recording(other, framework="pt") as recording:
         assert recording.run(0).embeddings[2:4, [1, 3]].dtype == torch.bfloat16
-    assert check_rows(other).bad == ()
+    assert bad_rows(other) == []
     assert verify(other).ok
     assert verify(other.parent).ok
     assert "7 rows (steps 0 to 6), 30 tokens of the vocabulary" in describe_recording(other)

@@ -31,7 +31,7 @@ Band = tuple[str, int, int]
 """An epoch: name, first step, last step."""
 
 INK, PAPER = "#20242a", "#ffffff"
-"""Text and axes, background. `to_svg` replaces them by the page's own; no line is drawn in them."""
+"""Text and axes, background. `for_page` replaces them by the page's own; no line is drawn in them."""
 
 SHADE = "#808080"
 WIDTH_INCHES = 4.5
@@ -262,16 +262,6 @@ def save(figure: Figure, path: Path) -> tuple[Path, Path]:
         figure.set_layout_engine("none")  # the layout is found; once more would take as long as all the rest
         write_file(svg, _svg(figure))
     return png, svg
-
-
-def to_svg(figure: Figure) -> str:
-    """Returns a figure as SVG for a page, see `for_page`.
-
-    Args:
-        figure: From `figures`.
-    """
-    with matplotlib.rc_context(dict(STYLE)):
-        return for_page(_svg(figure).decode())
 
 
 def for_page(file: str) -> str:

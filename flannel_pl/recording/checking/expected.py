@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from flannel_pl.errors import UserError
 from flannel_pl.recording.checking.parts import REQUIRED, RunPart
-from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec
+from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec, notebook_columns
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.files import Header
 from flannel_pl.recording.formats.metadata import short
@@ -14,8 +14,10 @@ from flannel_pl.recording.formats.schema import (
     KNOWN_SCHEMAS,
     RECORDABLE,
     RECORDED_TOKENS,
+    SCALAR_COLUMNS,
     SKIPPED,
     RecordingSchema,
+    check_wishes,
     experiment_tensors_of,
 )
 from flannel_pl.recording.formats.specs import TensorSpec
@@ -74,19 +76,20 @@ def _implied_schema(header: Header, part: RunPart) -> RecordingSchema:
     if names is None or part.config.get("recorder", {}).get("parameter", "") is None:
         names = [name for name in RECORDABLE if name in part.metadata["checksum_columns"]]
     num_tokens, hidden_dim = _row_sizes(header, part)
-    schema = RecordingSchema.build(
-        tensors=names,
-        dtypes=_dtypes(header, part, names),
-        num_tokens=num_tokens,
-        hidden_dim=hidden_dim,
-        max_steps=1,
-        every_n_steps=int(part.metadata["every_n_steps"]),
-        own_dtypes=part.metadata.get("own_dtypes"),
-        skippable=SKIPPED in part.metadata["checksum_columns"],
-        key_prefix=part.prefix,
-    )
-    columns = tuple(_as_listed(column, part) for column in schema.columns)
-    return dataclasses.replace(schema, num_rows=part.num_rows, columns=columns)
+    names = (names,) if isinstance(names, str) else tuple(names)
+    dtypes, every_n_steps = _dtypes(header, part, names), int(part.metadata["every_n_steps"])
+    own = {name: dtype for name, dtype in part.metadata.get("own_dtypes", {}).items() if name in names}
+    check_wishes(names, dtypes, own, max_steps=1, every_n_steps=every_n_steps)
+    if num_tokens < 1 or hidden_dim < 1:
+        raise UserError(
+            f"{num_tokens} tokens of width {hidden_dim} are to be recorded, expected at least 1 of each"
+        )
+    codes = {name: DTYPE_CODES[dtypes.get(name, own.get(name, "bfloat16"))] for name in names}
+    codes |= {"recorded_steps": "I64", **SCALAR_COLUMNS}
+    codes |= {SKIPPED: "BOOL"} if SKIPPED in part.metadata["checksum_columns"] else {}
+    columns = notebook_columns(codes, {"V": num_tokens, "D": hidden_dim})
+    listed = tuple(_as_listed(column, part) for column in columns)
+    return RecordingSchema(part.num_rows, listed, every_n_steps, part.prefix)
 
 
 def _as_listed(column: ColumnSpec, part: RunPart) -> ColumnSpec:

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_pl.errors import RunError, Unreachable, UserError
@@ -21,49 +20,12 @@ from flannel_pl.recording.checking.findings import (
     header_damage,
     summarize_findings,
 )
-from flannel_pl.recording.checking.parts import RunPart, parts_of
+from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.checking.presence import missing
 from flannel_pl.recording.experiment_record import read_record
-from flannel_pl.recording.formats.files import Header, is_recording, open_file, read_header
+from flannel_pl.recording.formats.files import is_recording, open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.terminal import make_console
-
-
-@dataclass(frozen=True)
-class CheckedRows:
-    """What `check_rows` found."""
-
-    num_rows: int
-    """Rows that were checked."""
-
-    bad: tuple[tuple[int, str], ...]
-    """Row and column of everything that is not as its checksum says, by row."""
-
-    @property
-    def first_bad_row(self) -> int | None:
-        """The first row with something wrong; None if all are right."""
-        return self.bad[0][0] if self.bad else None
-
-
-def check_rows(
-    path: Path, *, first: int = 0, last: int | None = None, progress: Advance | None = None
-) -> CheckedRows:
-    """Checks rows of a shard, finished or not, against their checksums.
-
-    Args:
-        path: The shard, or the partial file of an unfinished run.
-        first: First row to check.
-        last: First row not to check; None = all from `first` on.
-        progress: Called with the number of bytes of each piece that is done.
-
-    Raises:
-        RunError: If the file cannot be read, or its header is damaged.
-    """
-    with open_file(path) as file:
-        part = _only_part(path, file.header)
-        stop = part.num_rows if last is None else min(last, part.num_rows)
-        bad = bad_cells(file, part, first=first, last=stop, advance=progress)
-        return CheckedRows(max(stop - first, 0), tuple(bad))
 
 
 def num_good_rows(path: Path) -> int:
@@ -83,7 +45,10 @@ def num_good_rows(path: Path) -> int:
         return 0
     try:
         with open_file(path) as file:
-            part = _only_part(path, file.header)
+            parts = [] if header_damage(path, file.header) else parts_of(file.header)
+            if len(parts) != 1 or "runs" in file.header.flannel:
+                return 0
+            (part,) = parts
             if bad_static(file, part.metadata["static_checksums"], prefix=part.prefix):
                 return 0
             written = num_leading_rows(file, part)
@@ -93,17 +58,6 @@ def num_good_rows(path: Path) -> int:
         raise
     except RunError:
         return 0
-
-
-def _only_part(path: Path, header: Header) -> RunPart:
-    """Returns the one run of a shard whose header is right."""
-    damage = header_damage(path, header)
-    if damage:
-        raise RunError(f"{path} cannot be checked: {damage[0]}. flannel-pl verify says what to do.")
-    parts = parts_of(header)
-    if len(parts) != 1 or "runs" in header.flannel:
-        raise RunError(f"{path} holds {len(parts)} runs, expected the recording of one; use verify")
-    return parts[0]
 
 
 def verify(

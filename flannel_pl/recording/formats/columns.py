@@ -156,6 +156,25 @@ NOTEBOOK: dict[str, tuple[tuple[str, ...], str, str, str]] = {
 """Name -> axes, moment, first row and meaning of the columns that schema 1 had."""
 
 
+def notebook_columns(
+    dtypes: Mapping[str, str], sizes: Mapping[str, int], *, parameter: str = ""
+) -> tuple[ColumnSpec, ...]:
+    """Returns some of these, in their order.
+
+    Args:
+        dtypes: Name of each that is wanted -> the code of its dtype.
+        sizes: Axis -> its size.
+        parameter: Name of the recorded parameter.
+    """
+    columns = []
+    for name, (dims, taken, row0, meaning) in NOTEBOOK.items():
+        if name in dtypes:
+            row_shape = tuple(sizes[dim] for dim in dims)
+            of = parameter if "D" in dims or name == "learning_rates" else ""
+            columns.append(ColumnSpec(name, dtypes[name], row_shape, dims, taken, row0, meaning, of))
+    return tuple(columns)
+
+
 def column_of_schema_1(name: str, spec: TensorSpec) -> ColumnSpec:
     """Returns what a column is of which only name, dtype and shape are known.
 

@@ -3,7 +3,7 @@
 Row k of a recording is the state after step t = k * every_n_steps; row 0 is the initial state, before any
 step. R is the number of rows, V the number of recorded tokens (all of the vocabulary by default), D the
 hidden size. What a column is, its quantity declares; `columns.py` has what follows from the names of the
-notebook's, which `RecordingSchema.build` lays out. Each is recorded in the type that it has in training,
+notebook's. Each is recorded in the type that it has in training,
 `losses` in bfloat16, unless another is asked for.
 
 Always there are `recorded_steps`, `losses_f32`, `learning_rates` and `grad_norms`, and `skipped` where a step
@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from flannel_pl.errors import UserError
-from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec
+from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.metadata import dump_metadata, short
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
@@ -115,20 +115,7 @@ _HELD = {"float32": ("bfloat16", "float16"), "float64": ("bfloat16", "float16", 
 
 @dataclass(frozen=True)
 class RecordingSchema:
-    """Every per-row tensor of one run's recording, in order; make one with `build`.
-
-    Example:
-        >>> schema = RecordingSchema.build(
-        ...     tensors=["embeddings", "losses"],
-        ...     dtypes={},
-        ...     num_tokens=100,
-        ...     hidden_dim=8,
-        ...     max_steps=10,
-        ...     every_n_steps=3,
-        ... )
-        >>> schema.num_rows, schema.names
-        (4, ('recorded_steps', 'embeddings', 'losses', 'losses_f32', 'learning_rates', 'grad_norms'))
-    """
+    """Every per-row tensor of one run's recording, in order."""
 
     num_rows: int
     """R = 1 + max_steps // every_n_steps."""
@@ -145,60 +132,6 @@ class RecordingSchema:
 
     version: int = SCHEMA_VERSION
     """Of the file format: an unfinished file is gone on with as it was begun."""
-
-    @classmethod
-    def build(
-        cls,
-        *,
-        tensors: Sequence[str] | str,
-        dtypes: Mapping[str, str],
-        num_tokens: int,
-        hidden_dim: int,
-        max_steps: int,
-        every_n_steps: int,
-        own_dtypes: Mapping[str, str] | None = None,
-        skippable: bool = False,
-        key_prefix: str = "",
-        version: int = SCHEMA_VERSION,
-        parameter: str = "",
-    ) -> "RecordingSchema":
-        """Checks the user's wishes and lays out the columns.
-
-        Args:
-            tensors: Names from `RECORDABLE`, in any order; or one name.
-            dtypes: Tensor -> the type to record it in; its own for those not named.
-            num_tokens: V, recorded tokens.
-            hidden_dim: D, width of an embedding.
-            max_steps: Optimizer steps of the run.
-            every_n_steps: Steps from one row to the next.
-            own_dtypes: Tensor -> the type that it has in training; bfloat16 for those not named.
-            skippable: Whether a step may be left out.
-            key_prefix: Goes before every key of the file.
-            version: Of the file format.
-            parameter: Name of the recorded parameter.
-
-        Raises:
-            UserError: Names everything that is wrong with the arguments, not only the first mistake.
-        """
-        tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
-        own = {name: dtype for name, dtype in (own_dtypes or {}).items() if name in tensors}
-        check_wishes(tensors, dtypes, own, max_steps=max_steps, every_n_steps=every_n_steps)
-        if num_tokens < 1 or hidden_dim < 1:
-            raise UserError(
-                f"{num_tokens} tokens of width {hidden_dim} are to be recorded, expected at least 1 of each"
-            )
-        sizes = {"V": num_tokens, "D": hidden_dim}
-        dtype_of = {"recorded_steps": "I64", **SCALAR_COLUMNS, **({SKIPPED: "BOOL"} if skippable else {})}
-        for name in tensors:
-            dtype_of[name] = DTYPE_CODES[dtypes.get(name, own.get(name, "bfloat16"))]
-        columns = []
-        for name, (dims, taken, row0, meaning) in NOTEBOOK.items():
-            if name in dtype_of:
-                row_shape = tuple(sizes[dim] for dim in dims)
-                of = parameter if "D" in dims or name == "learning_rates" else ""
-                columns.append(ColumnSpec(name, dtype_of[name], row_shape, dims, taken, row0, meaning, of))
-        num_rows = 1 + max_steps // every_n_steps
-        return cls(num_rows, tuple(columns), every_n_steps, key_prefix, own, version)
 
     @property
     def narrowed(self) -> dict[str, tuple[str, str]]:
