@@ -103,6 +103,12 @@ class RunRecording:
         return attempts_of(self.metadata)
 
     @property
+    def has_token_rows(self) -> bool:
+        """Whether there are embeddings with a row for each token; a parameter may have other axes."""
+        column = self.columns.get("embeddings")
+        return "embeddings" in self.names and (column is None or column.dims == ("V", "D"))
+
+    @property
     def num_rows(self) -> int:
         """Number of recorded steps, row 0 included."""
         return len(self.tensor("recorded_steps"))

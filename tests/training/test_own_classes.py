@@ -16,6 +16,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment
 from flannel_pl.launch.events import read_events
 from flannel_pl.recording.checking.verify import verify
+from flannel_pl.recording.formats.attempts import environment_changes
 from flannel_pl.training.cli import parse_config, resolve, to_yaml
 from tests.conftest import SmallData
 from tests.training import lab
@@ -277,8 +278,21 @@ def test_the_default_model_without_a_token_matrix(small_data: SmallData, tmp_pat
 def test_the_file_a_class_is_in_is_part_of_what_decides_bits(tmp_path: Path) -> None:
     assert main(["fit", *NET, *ALL, *words(tmp_path, steps=2)]) == 0
     with flannel_pl.open_recording(tmp_path / "x") as recording:
-        own = recording.run(0).attempts[0].environment["own_source"]
-    assert own.keys() == {"tests.training.lab"}
+        there = recording.run(0).attempts[0].environment
+    assert there["own_source"].keys() == {"tests.training.lab"}
+    (change,) = environment_changes(there, {**there, "own_source": {"tests.training.lab": "another"}})
+    assert change.startswith("own_source.tests.training.lab: ")
+
+
+@pytest.mark.parametrize("parameter", ["net.0.bias", "net.0.weight"])
+def test_a_first_parameter_is_shown_as_what_it_is(tmp_path: Path, parameter: str) -> None:
+    """Only a matrix has a row for each of something, which a report can measure."""
+    given = ["--recorder.parameter", parameter, "--recorder.tensors", "[embeddings, grads, losses]"]
+    assert main(["fit", *NET, *given, *words(tmp_path)]) == 0
+    for verb in ("verify", "info", "report"):
+        assert main([verb, str(tmp_path / "x")]) == 0
+    page = (tmp_path / "x" / "report" / "index.html").read_text()
+    assert ("no parameter with a row for each token is recorded" in page) == (parameter == "net.0.bias")
 
 
 def test_a_folder_of_flat_keys_goes_on_with_the_class_by_its_name(

@@ -94,14 +94,14 @@ def title_of(recording: Recording) -> str:
 
 def _dim(recording: Recording) -> int:
     """Returns D, 0 without embeddings."""
-    return next((run.tensor("embeddings").shape[2] for run in recording if "embeddings" in run.names), 0)
+    return next((run.tensor("embeddings").shape[2] for run in recording if run.has_token_rows), 0)
 
 
 def _alike(recording: Recording) -> list[list[RunRecording]]:
     """Returns the runs that differ in nothing but their seed, in groups of two at least."""
     groups: dict[str, list[RunRecording]] = {}
     for run in recording:
-        if "embeddings" in run.names:
+        if run.has_token_rows:
             groups.setdefault(repr(run.swept), []).append(run)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -119,7 +119,9 @@ def _pairs(groups: list[list[RunRecording]], recording: Recording, advance: Adva
 
 def _check_shapes(run: RunRecording) -> None:
     """Refuses tensors that are not as many per row as their names say, before anything is measured."""
-    axes = dict.fromkeys(("embeddings", "grads", "momentum", "variance"), 3) | {"logits": 2, "checksums": 2}
+    of_parameter = len(run.columns["embeddings"].dims) if "embeddings" in run.columns else 2
+    axes = dict.fromkeys(("embeddings", "grads", "momentum", "variance"), 1 + of_parameter)
+    axes |= {"logits": 2, "checksums": 2}
     shapes = {name: run.tensor(name).shape for name in run.names if name in ALL_NAMES}
     shapes.pop(RECORDED_TOKENS, None)
     num_rows = next((shape[0] for shape in shapes.values()), 0)

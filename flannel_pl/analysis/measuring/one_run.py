@@ -34,6 +34,8 @@ SCALARS = {
 
 NO_EMBEDDINGS = "the embeddings are not recorded; --recorder.tensors [embeddings, losses] would"
 
+NO_TOKENS = "no parameter with a row for each token is recorded; recorder.parameter names one"
+
 STRETCH_BYTES = 24 * 2**20
 """Recorded bytes that a thread takes at a time, of all tensors that are read together."""
 
@@ -62,9 +64,9 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
         ('seed 42', (21,))
     """
     run = recording.run(index)
-    if "embeddings" not in run.names:
+    if not run.has_token_rows:
         return RunMeasures(
-            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, {ALL_METRICS: NO_EMBEDDINGS}),
+            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, {ALL_METRICS: _no_embeddings(run)}),
             skipped_R=skipped_rows(run),
         )
     sets, left_out = token_sets(recording, run)
@@ -93,10 +95,16 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     )
 
 
+def _no_embeddings(run: RunRecording) -> str:
+    """Returns why no token can be measured."""
+    is_of_others = "embeddings" in run.names or any(name.endswith("/values") for name in run.names)
+    return NO_TOKENS if is_of_others else NO_EMBEDDINGS
+
+
 def measured_bytes(recording: Recording, index: int) -> int:
     """Returns how many recorded bytes `measure_run` reads; 0 if there are no embeddings to measure."""
     run = recording.run(index)
-    if "embeddings" not in run.names:
+    if not run.has_token_rows:
         return 0
     W = run.tensor("embeddings")
     return len(W) * (W.row_bytes + OptimizerMeter(recording, run).row_bytes)

@@ -34,7 +34,7 @@ def _empty_rows(run: RunRecording) -> Array:
     if not {"losses_f32", "grad_norms"} <= set(run.names):
         return np.zeros(len(run.steps), np.bool_)
     empty_R: Array = np.asarray(no_batch_counted(run.losses_f32[:], run.grad_norms[:]))
-    if "embeddings" in run.names:
+    if run.has_token_rows:
         for row in np.flatnonzero(empty_R):
             empty_R[row] = row > 0 and run.embeddings[row].tobytes() == run.embeddings[row - 1].tobytes()
     return empty_R

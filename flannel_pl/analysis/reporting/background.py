@@ -109,7 +109,7 @@ def _rows(recording: Recording) -> str:
 
 
 def _tokens(recording: Recording, run: RunRecording) -> str:
-    if "embeddings" not in run.names:
+    if not run.has_token_rows:
         return "their embeddings are not recorded"
     sets, _ = token_sets(recording, run)
     parts = [counted(len(sets["all"]), "token")]

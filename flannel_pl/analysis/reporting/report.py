@@ -195,7 +195,7 @@ def _token_ids(recording: Recording) -> dict[int, dict[str, Array]]:
     """Returns the vocabulary ids of each run's token sets."""
     result = {}
     for run in recording:
-        if "embeddings" in run.names:
+        if run.has_token_rows:
             sets, _ = token_sets(recording, run)
             ids_V = token_ids(run)
             result[run.index] = {name: ids_V[positions] for name, positions in sets.items()}
