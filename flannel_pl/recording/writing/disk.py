@@ -238,6 +238,15 @@ def explained(path: Path, *, need_bytes: int) -> Iterator[None]:
         raise disk_error(error, path, need_bytes=need_bytes) from error
 
 
+def row_error(error: Exception, path: Path, *, row: int, need_bytes: int) -> RunError:
+    """Returns the user's explanation of whatever happened while a row of `path` was written."""
+    if isinstance(error, RunError):
+        return RunError(str(error))
+    if isinstance(error, OSError):
+        return disk_error(error, path, need_bytes=need_bytes)
+    return RunError(f"Cannot write row {row} of {path}: {type(error).__name__}: {error}")
+
+
 def disk_error(error: OSError, path: Path, *, need_bytes: int) -> RunError:
     """Returns the user's explanation of `error`, which happened while writing `path`."""
     reason = error.strerror or str(error)

@@ -22,7 +22,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.files import format_of
 from flannel_pl.recording.formats.schema import RecordingSchema
-from flannel_pl.recording.writing.disk import disk_error, explained, write_file
+from flannel_pl.recording.writing.disk import explained, row_error, write_file
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.journal import Journal, JournalEntry, State
 from flannel_pl.recording.writing.ring import Ring, RowBuffer
@@ -199,7 +199,11 @@ class RecordingWriter:
         """
         with self._changed:
             if self._failure is not None:
-                raise self._explanation(self._failure) from self._failure
+                row = self._tally.rows_written
+                need_bytes = (self.schema.num_rows - row) * self.schema.row_bytes
+                raise row_error(
+                    self._failure, self.partial_path, row=row, need_bytes=need_bytes
+                ) from self._failure
 
     def finish(self, ended: EarlyEnd | None = None) -> None:
         """Waits for the last row, makes everything durable, and gives the file its final name.
@@ -264,16 +268,6 @@ class RecordingWriter:
         self.raise_if_failed()
         if self._closed:
             raise ValueError(f"the writer of {self.final_path} is closed")
-
-    def _explanation(self, failure: Exception) -> RunError:
-        row = self._tally.rows_written
-        if isinstance(failure, RunError):
-            return RunError(str(failure))
-        if isinstance(failure, OSError):
-            rows_left = self.schema.num_rows - row
-            return disk_error(failure, self.partial_path, need_bytes=rows_left * self.schema.row_bytes)
-        what = f"{type(failure).__name__}: {failure}"
-        return RunError(f"Cannot write row {row} of {self.partial_path}: {what}")
 
     def _join(self) -> None:
         with self._changed:
