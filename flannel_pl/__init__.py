@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FlannelData": "flannel_pl.models.flannel_data",
+    "Recorder": "flannel_pl.adapters.loop",
     "StepRecorder": "flannel_pl.adapters.lightning.recorder",
     "TiedGPT2": "flannel_pl.models.tied_gpt2",
     "compare": "flannel_pl.analysis.comparing.compare",
@@ -20,17 +21,21 @@ _HOMES = {
 
 __all__ = [
     "FlannelData",
+    "Recorder",
     "StepRecorder",
     "TiedGPT2",
     "__version__",
     "compare",
     "gather",
+    "hf",
     "open_recording",
     "report",
 ]
 
 if TYPE_CHECKING:
+    from flannel_pl.adapters import hf
     from flannel_pl.adapters.lightning.recorder import StepRecorder
+    from flannel_pl.adapters.loop import Recorder
     from flannel_pl.analysis.comparing.compare import compare
     from flannel_pl.analysis.reporting.report import report
     from flannel_pl.models.flannel_data import FlannelData
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "hf":
+        return importlib.import_module("flannel_pl.adapters.hf")
     if name not in _HOMES:
         raise AttributeError(f"flannel_pl has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

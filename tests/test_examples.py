@@ -38,6 +38,20 @@ def test_world_lines(example_runs: Path, tmp_path: Path) -> None:
     assert (example_runs / "world_lines.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"), [("plain_loop", 51), ("lightning_callback", 51), ("hf_trainer", 21)]
+)
+def test_a_recorded_training_of_at_most_forty_lines(name: str, rows: int, tmp_path: Path) -> None:
+    example = ROOT / "examples" / f"{name}.py"
+    assert len(example.read_text("utf-8").splitlines()) <= 40
+    printed = run(example, tmp_path / "mine", folder=tmp_path).splitlines()[-1]
+    found = re.search(r"seen tokens moved ([\d.]+), others ([\d.]+)$", printed)
+    assert found is not None
+    assert float(found[1]) > 0 < float(found[2])
+    with flannel_pl.open_recording(tmp_path / "mine") as recording:
+        assert recording.run(0).num_rows == rows
+
+
 @pytest.mark.parametrize("code", BLOCKS)
 def test_a_block_of_python(code: str, example_runs: Path) -> None:
     run("-c", code, folder=example_runs)

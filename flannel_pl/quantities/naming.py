@@ -83,14 +83,14 @@ def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     of_tensor: dict[int, str] = {}
     for alias, name in wanted.items():
-        if _is_pattern(name):
+        if is_pattern(name):
             continue
         full, tensor = resolve(module, name)
         if (other := of_tensor.setdefault(id(tensor), alias)) != alias:
             raise UserError(f"recorder.parameters has {other!r} and {alias!r} for {full}; name it once")
         found[alias] = full
     # A pattern makes no other alias of what has one, and takes no name that is one.
-    for name in filter(_is_pattern, wanted.values()):
+    for name in filter(is_pattern, wanted.values()):
         for full, tensor in _like(module, name).items():
             if of_tensor.setdefault(id(tensor), full) == full and found.setdefault(full, full) != full:
                 raise UserError(
@@ -100,7 +100,8 @@ def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _is_pattern(name: str) -> bool:
+def is_pattern(name: str) -> bool:
+    """Tells whether a name stands for several: it has * or ?, or is `all`."""
     return name == EVERY or any(mark in name for mark in "*?[")
 
 

@@ -6,28 +6,30 @@ has them.
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of, run_prefix
 from flannel_pl.recording.formats.files import TensorFile, open_file
+from flannel_pl.recording.formats.first_rows import open_first_rows
 from flannel_pl.recording.formats.lazy import Framework
 from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
 from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.recording.locating import files_of
 from flannel_pl.recording.masks import mask_problems, read_masks
+from flannel_pl.recording.writing.journal import Journal
 
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 
 
-def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recording":
+def open_recording(path: str | Path, *, framework: Framework = "np", unfinished: bool = False) -> "Recording":
     """Opens a recording for reading; tensors are read when they are indexed.
 
     Args:
@@ -36,6 +38,8 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
             runs that are finished.
         framework: What indexing returns: "np" numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
             "pt" torch tensors.
+        unfinished: Whether a run may still be trained, or have broken off: then its folder opens with the
+            rows that are safe so far. Open it again for later ones.
 
     Raises:
         UserError: If there is no recording, it is not finished, or the framework is another.
@@ -50,18 +54,46 @@ def open_recording(path: str | Path, *, framework: Framework = "np") -> "Recordi
     if framework not in ("np", "pt"):
         raise UserError(f"framework is {framework!r}, expected 'np' (numpy arrays) or 'pt' (torch tensors)")
     path = Path(path)
+    run = RunPaths(path)
+    if unfinished and not run.recording.exists() and run.partial.exists():
+        journal = Journal(run.journal).read()
+        return open_unfinished(
+            run.partial, num_rows=0 if journal is None else journal.rows_committed, framework=framework
+        )
+    return _recording_of(path, [(open_file(file), keys) for file, keys in files_of(path)], framework)
+
+
+def open_unfinished(partial: Path, *, num_rows: int, framework: Framework = "np") -> "Recording":
+    """Opens the unfinished file of a run.
+
+    Args:
+        partial: The file.
+        num_rows: How many rows are whole.
+        framework: See `open_recording`.
+
+    Raises:
+        UserError: If no row is whole yet.
+        RunError: If it cannot be read or is damaged.
+    """
+    if num_rows == 0:
+        raise UserError(f"{partial} has no row that is safe yet; open it a moment later")
+    return _recording_of(partial.parent, [(open_first_rows(partial, num_rows), None)], framework)
+
+
+def _recording_of(
+    path: Path, files: Iterable[tuple[TensorFile, Collection[str] | None]], framework: Framework
+) -> "Recording":
     table: dict[str, tuple[TensorFile, str]] = {}
-    for file_path, keys in files_of(path):
-        file = open_file(file_path)
+    for file, keys in files:
         for key in file.header.tensors if keys is None else keys:
             if key not in file.header.tensors:
-                raise RunError(f"{path} expects {key} in {file_path}, which lacks it. Gather again.")
+                raise RunError(f"{path} expects {key} in {file.path}, which lacks it. Gather again.")
             name = run_prefix(file.header.flannel.get("run", 0)) + key if _is_of_run(file, key) else key
             if _RUN_KEY.fullmatch(name) and not file.header.tensors[key].shape:
-                raise RunError(f"{key} in {file_path} has no rows. Bring that file back from a copy.")
+                raise RunError(f"{key} in {file.path} has no rows. Bring that file back from a copy.")
             if name in table:
                 raise RunError(
-                    f"{table[name][0].path} and {file_path} both hold {name}. Open the one you mean."
+                    f"{table[name][0].path} and {file.path} both hold {name}. Open the one you mean."
                 )
             table[name] = (file, key)
     _refuse_others([file for file, _ in table.values()])

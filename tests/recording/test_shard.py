@@ -184,10 +184,9 @@ def test_room_never_runs_out(tmp_path: Path, undisturbed: dict[str, bytes]) -> N
 ENDED = EarlyEnd(4, 6, "enough")
 
 
-def end_early(folder: Path) -> None:
-    writer = make_writer(
-        folder, first_row=4, environment=THERE, metadata=described_in(RunPaths(folder).partial)
-    )
+def end_early(folder: Path, *, reserve: bool = True) -> None:
+    metadata = described_in(RunPaths(folder).partial)
+    writer = make_writer(folder, first_row=4, environment=THERE, metadata=metadata, reserve=reserve)
     try:
         write_rows(writer, [4])
         writer.finish(ENDED)
@@ -195,7 +194,7 @@ def end_early(folder: Path) -> None:
         writer.abort("cleaned up")
 
 
-@pytest.mark.parametrize("room", ["enough", "too little"])
+@pytest.mark.parametrize("room", ["enough", "too little", "not reserved"])
 @pytest.mark.parametrize("name", ["pwrite", "fsync", "replace", "posix_fallocate", "copy_file_range"])
 def test_an_early_end_that_fails_can_be_repeated_or_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], name: str, room: str
@@ -209,7 +208,7 @@ def test_an_early_end_that_fails_can_be_repeated_or_gone_on_from(
         failing, calls = fail_at(name, k, code=IO_ERROR)
         with monkeypatch.context() as patch, contextlib.suppress(RunError):
             patch.setattr(os, name, failing)
-            end_early(folder)
+            end_early(folder, reserve=room != "not reserved")
         if calls[0] < k:
             break
         if not RunPaths(folder).recording.exists():
@@ -219,17 +218,18 @@ def test_an_early_end_that_fails_can_be_repeated_or_gone_on_from(
             go_on(other)
             assert finished(other)[0] == undisturbed
             assert "ended" not in read_layout(RunPaths(other).recording).flannel
-            end_early(folder)
+            end_early(folder, reserve=room != "not reserved")
         layout = read_layout(RunPaths(folder).recording)
         assert EarlyEnd.of(layout.flannel) == ENDED
-        assert layout.unused or room == "too little"
+        assert layout.unused or room != "enough"
+        assert not layout.unused or room != "not reserved"
         tensors = load_file(RunPaths(folder).recording)
         assert {key: x.tobytes() for key, x in tensors.items() if not key.startswith(FILLER)} == {
             key: data[: len(data) * 5 // 7] for key, data in undisturbed.items()
         }
         assert verify(folder).ok
         assert sorted(path.name for path in folder.iterdir()) == ["journal", "recording.safetensors"]
-    assert k > 1 or name == "copy_file_range"
+    assert k > 1 or name in ("copy_file_range", "posix_fallocate")
 
 
 def test_a_reason_may_be_long(tmp_path: Path) -> None:

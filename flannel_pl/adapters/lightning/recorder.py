@@ -26,6 +26,7 @@ from flannel_pl.quantities.core.config import as_config
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.run_file import Note
+from flannel_pl.quantities.core.start import Start
 from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.words import in_words_of_scripts
@@ -145,7 +146,7 @@ class StepRecorder(Callback):
         self.early_end: EarlyEnd | None = None
         """How training has ended, if that was before its last step and on purpose."""
 
-        self._stop_listening: Callable[[], None] = _nothing
+        self._stop_listening: Callable[[], object] = lambda: None
         self._num_steps: int | None = None
         self._ended = ""
         self._is_resumed_at_end = False
@@ -193,7 +194,8 @@ class StepRecorder(Callback):
             UserError: If it cannot be recorded.
         """
         refuse_unrecordable(trainer, module)
-        return self.core.layout(self._training(trainer, module))
+        with in_words_of_scripts(in_experiment=self.core.in_experiment):
+            return Start(self.paths, self.config, self.core.label, self._training(trainer, module)).layout()
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         self._num_steps = num_steps(trainer)
@@ -327,12 +329,8 @@ class StepRecorder(Callback):
 
     def _let_go(self, message: str, *, stopped: bool) -> None:
         self._stop_listening()
-        self._stop_listening = _nothing
+        self._stop_listening = lambda: None
         self.core.abort(message, state="stopped" if stopped else "failed")
-
-
-def _nothing() -> None:
-    """Is what there is to take back where nothing was done."""
 
 
 def _nothing_trained(trainer: Trainer) -> str:

@@ -20,6 +20,7 @@ from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.listening import Listener
 from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.quantities.core.passes import Passes
+from flannel_pl.quantities.core.remembering import go_on_with, remembered
 from flannel_pl.quantities.core.rows import StepEnd
 from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.quantities.core.start import Start, Started
@@ -31,7 +32,7 @@ from flannel_pl.quantities.naming import resolve
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.formats.early_end import EarlyEnd
-from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.reader import Recording, open_recording, open_unfinished
 from flannel_pl.recording.writing.lock import Lock
 from flannel_pl.recording.writing.writer import RecordingWriter
 
@@ -89,18 +90,6 @@ class RunRecorder:
     def is_recording(self) -> bool:
         """Whether it has been started, and neither finished nor aborted."""
         return self._started is not None
-
-    def layout(self, training: Training) -> tuple[RecordingSchema, TokenIds | None]:
-        """Returns what the file of a training that begins would hold: its columns, and the recorded tokens.
-
-        Args:
-            training: What would train.
-
-        Raises:
-            UserError: If it cannot be recorded.
-        """
-        with in_words_of_scripts(in_experiment=self.in_experiment):
-            return Start(self.paths, self.config, self.label, training).layout()
 
     def listen(
         self, module: nn.Module, token_sets: Mapping[str, TokenIds], *, in_training_mode: bool = False
@@ -277,6 +266,28 @@ class RunRecorder:
         watch.end_step()
         returned.clear()
 
+    def flush(self) -> None:
+        """Waits until the rows so far are safe on the disk.
+
+        Raises:
+            RunError: If writing has failed.
+        """
+        if self.writer is not None:
+            self.writer.flush()
+
+    def open(self) -> Recording:
+        """Opens what is recorded so far for reading.
+
+        Raises:
+            UserError: If there is nothing yet.
+            RunError: If writing has failed.
+        """
+        if self.writer is not None:
+            return open_unfinished(self.paths.partial, num_rows=self.writer.flush())
+        if self.is_recording and not self.paths.recording.exists():
+            raise UserError("nothing is recorded yet: the first step tells how large a row is")
+        return open_recording(self.paths.folder)
+
     def finish(self, early_end: EarlyEnd | None) -> None:
         """Gives the recording its name: with all planned rows, or with those there are if it ended early.
 
@@ -319,9 +330,7 @@ class RunRecorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what quantities remember, if any does, and of which step; and which row is logged next."""
-        states = [quantity.state_dict() for quantity in self.config.quantities]
-        remembered = {"quantities": states, "quantities_step": self.step} if any(states) else {}
-        return {**remembered, **self.live.state_dict()}
+        return {**remembered(self.config.quantities, self.step), **self.live.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, step: int) -> None:
         """Lets quantities go on with what they remember.
@@ -333,18 +342,5 @@ class RunRecorder:
         Raises:
             UserError: If it is of other quantities, or of another step.
         """
-        states, quantities = state.get("quantities", []), self.config.quantities
-        if states and len(states) != len(quantities):
-            raise UserError(
-                f"the checkpoint has the state of {len(states)} quantities, and {len(quantities)} are "
-                "recorded now; go on with those that the recording was begun with"
-            )
-        if states and state.get("quantities_step") != step:
-            raise UserError(
-                f"the checkpoint of step {step} has what quantities remember of step "
-                f"{state.get('quantities_step')}, because it was made before the recorder's turn; go on from "
-                "one that the recorder has made (checkpoint_every)"
-            )
-        for quantity, remembered in zip(quantities, states, strict=False):
-            quantity.load_state_dict(remembered)
+        go_on_with(self.config.quantities, state, step=step)
         self.live.load_state_dict(state)

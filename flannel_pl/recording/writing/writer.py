@@ -61,12 +61,6 @@ class RecordingWriter:
         UserError: If `final_path` exists: a recording is never overwritten.
         RunError: If the disk is full, fails, or holds no matching partial file, or if another process has
             taken over the run's lock; later also from every method but `abort`.
-
-    Example:
-        >>> buffer = writer.acquire()                                  # doctest: +SKIP
-        >>> buffer.tensors["embeddings"].copy_(weight)                 # doctest: +SKIP
-        >>> writer.submit(buffer, row=0)                               # doctest: +SKIP
-        >>> writer.finish()                                          # doctest: +SKIP
     """
 
     def __init__(
@@ -169,8 +163,7 @@ class RecordingWriter:
                 raise ValueError(f"got row {row}, expected row {self._next_row} of {self.schema.num_rows}")
             self._ring.hand_over(buffer)
             self._next_row += 1
-            self._jobs.append(partial(self._write_row, buffer, row, ready))
-            self._changed.notify_all()
+            self._queue(partial(self._write_row, buffer, row, ready))
 
     def checkpoint(self, path: Path, data: bytes, *, then: Callable[[], object] | None = None) -> None:
         """Queues a checkpoint behind the rows submitted so far.
@@ -181,15 +174,25 @@ class RecordingWriter:
             path: Its name; it is written as `.partial` beside that, synced and renamed.
             data: Its bytes, opaque to the writer.
             then: Called by the thread once the checkpoint is durable, e.g. to delete older ones.
-
-        Raises:
-            RunError: If writing has failed.
-            ValueError: If the writer is closed.
         """
         with self._changed:
-            self._check_open()
-            self._jobs.append(partial(self._write_checkpoint, path, data, then))
-            self._changed.notify_all()
+            self._queue(partial(self._write_checkpoint, path, data, then))
+
+    def flush(self) -> int:
+        """Waits until the rows submitted so far are safe on the disk; returns their number, or raises."""
+        done = threading.Event()
+        with self._changed:
+            num_rows = self._next_row
+            self._queue(partial(self._commit, "running"))
+            self._queue(done.set)
+        while not done.wait(timeout=0.05):
+            self.raise_if_failed()
+        return num_rows
+
+    def _queue(self, job: Callable[[], object]) -> None:
+        self._check_open()
+        self._jobs.append(job)
+        self._changed.notify_all()
 
     def raise_if_failed(self) -> None:
         """Raises the thread's error, if it had one.

@@ -124,8 +124,10 @@ def reopen_shard(
             said["attempts"] = with_attempt(said, first_row, environment)
         layout = plan_layout(specs, metadata=dump_metadata(said), min_header_bytes=len(there.header))
         if (len(layout.header), layout.total_bytes) != (len(there.header), there.total_bytes):
+            # Of a file that is mostly holes only what is needed, so that they stay holes.
             rows = {key: _first_rows(spec, first_row) for key, spec in schema.specs().items()}
-            fd, layout = _made_anew(path, fd, there, said, specs, kept=rows, reserve=reserve)
+            kept = None if reserve else rows
+            fd, layout = _made_anew(path, fd, there, said, specs, kept=kept, reserve=reserve)
         elif os.pread(fd, len(layout.header), 0) != layout.header:
             rewrite_header(path, fd, layout)
         header_copy_of(path).unlink(missing_ok=True)
@@ -173,7 +175,13 @@ def rewrite_header(path: Path, fd: int, layout: FileLayout) -> None:
 
 
 def end_early(
-    path: Path, fd: int, there: FileLayout, *, schema: RecordingSchema, ended: EarlyEnd
+    path: Path,
+    fd: int,
+    there: FileLayout,
+    *,
+    schema: RecordingSchema,
+    ended: EarlyEnd,
+    most_copied_bytes: int = 0,
 ) -> tuple[int, FileLayout]:
     """Makes an unfinished file say that it has fewer rows than were planned, and why; gives the space back.
 
@@ -183,6 +191,7 @@ def end_early(
         there: Its layout.
         schema: The rows and columns that it has by now.
         ended: Why there are no more.
+        most_copied_bytes: Up to what size the rows are copied into a file without fillers.
 
     Returns:
         Its descriptor and its layout, which may be new ones. The header is synced.
@@ -199,7 +208,7 @@ def end_early(
     layout = plan_layout(
         tensors, metadata=dump_metadata(said), min_header_bytes=len(there.header), reserved=there.tensors
     )
-    if len(layout.header) > len(there.header):
+    if len(layout.header) > len(there.header) or layout.used_bytes <= most_copied_bytes:
         return _made_anew(path, fd, there, said, tensors)
     rewrite_header(path, fd, layout)
     for start, end in layout.unused:

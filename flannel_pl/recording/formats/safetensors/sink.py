@@ -23,6 +23,10 @@ from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.writing.disk import publish, write_at
 from flannel_pl.recording.writing.held import check_held
 
+MOST_COPIED_BYTES = 2**30
+"""A recording of which nobody knew the length is made anew at its end, without the fillers that would make it
+look enormous, as long as that takes no more than a moment."""
+
 
 class SafetensorsSink:
     """Writes one run's safetensors file; see `Sink`. Its whole size is reserved before the first row.
@@ -101,7 +105,10 @@ class SafetensorsSink:
         if ended is not None:
             self._schema = dataclasses.replace(self._schema, num_rows=num_rows)
             self._fd, self._layout = end_early(
-                self._partial, self._fd, self._layout, schema=self._schema, ended=ended
+                *(self._partial, self._fd, self._layout),
+                schema=self._schema,
+                ended=ended,
+                most_copied_bytes=0 if self._reserve else MOST_COPIED_BYTES,
             )
         publish(self._partial, self._final, fd=self._fd)
 

@@ -1,0 +1,245 @@
+"""Records a run that `transformers.Trainer` trains.
+
+Its callbacks see neither the loss of a step nor gradients before they are clipped, so its `training_step` and
+`compute_loss` are wrapped while it trains.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    trainer_utils,
+)
+from typing_extensions import override
+
+from flannel_pl.adapters.options import RecorderOptions
+from flannel_pl.errors import UserError
+from flannel_pl.quantities.core.label import RunLabel
+from flannel_pl.quantities.core.recorder import RunRecorder
+from flannel_pl.quantities.core.training import Training
+from flannel_pl.recording.formats.early_end import EarlyEnd
+from flannel_pl.recording.reader import Recording
+
+STATE_FILE = "flannel_pl.pt"
+"""In a checkpoint's folder: what quantities remember."""
+
+
+def record(trainer: Trainer, folder: str | Path, **options: Any) -> "TrainerRecorder":
+    """Records the next `trainer.train()` into a folder.
+
+    Args:
+        trainer: The Trainer; it is not changed but for one more callback, and while it trains.
+        folder: Where `recording.safetensors` is written.
+        options: See `RecorderOptions`.
+
+    Returns:
+        The recorder; `open` reads what is there, also while training goes on.
+
+    Raises:
+        UserError: If something of it cannot be recorded.
+
+    Example:
+        >>> flannel_pl.hf.record(trainer, "runs/mine", parameters={"E": "wte.weight"})  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+    recorder = TrainerRecorder(trainer, Path(folder), RecorderOptions(**options))
+    trainer.add_callback(recorder)
+    return recorder
+
+
+class TrainerRecorder(TrainerCallback):
+    """Tells the recorder's core of a Trainer's moments; made by `record`.
+
+    Args:
+        trainer: The Trainer.
+        folder: Where the recording is written.
+        options: What is recorded.
+    """
+
+    def __init__(self, trainer: Any, folder: Path, options: RecorderOptions) -> None:
+        if trainer.model is None:
+            raise UserError(
+                "the Trainer has no model yet; give it one (model=...), not model_init, to record it"
+            )
+        self._trainer = trainer
+        self._options = options
+        self._core = RunRecorder(
+            folder,
+            options.config(trainer.model),
+            label=RunLabel(seed=trainer.args.seed if options.seed is None else options.seed),
+            overwrite=options.overwrite,
+        )
+        self._train = trainer.train
+        self._resumes_from: Any = None
+        self._logits: Tensor | None = None
+        self._undo: list[Callable[[], object]] = []
+        self._trainer.train = self._train_recorded
+
+    def open(self) -> Recording:
+        """Opens what is recorded so far for reading, also while training goes on."""
+        return self._core.open()
+
+    def _train_recorded(self, resume_from_checkpoint: Any = None, *arguments: Any, **others: Any) -> Any:
+        """Trains, and lets go of everything, however that ends."""
+        find: Any = trainer_utils.get_last_checkpoint
+        is_last = resume_from_checkpoint is True
+        self._resumes_from = find(self._trainer.args.output_dir) if is_last else resume_from_checkpoint
+        message = "training ended before its last step"
+        try:
+            return self._train(resume_from_checkpoint, *arguments, **others)
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._let_go(message)
+
+    def _let_go(self, message: str) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        self._core.abort(message)
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the recording and writes row 0; or goes on with one."""
+        if args.world_size != 1 or args.n_gpu > 1:
+            raise UserError(
+                f"this Trainer spreads one run over {max(args.world_size, args.n_gpu)} devices, but a "
+                "recorded run has one; set CUDA_VISIBLE_DEVICES to one of them"
+            )
+        trainer, accelerator = self._trainer, self._trainer.accelerator
+        self._core.begin_anew()
+        if state.global_step > 0:
+            self._core.load_state_dict(self._remembered(), step=state.global_step)
+        self._wrap()
+        self._core.listen(trainer.model, self._options.token_sets)
+        scaler = getattr(accelerator, "scaler", None)
+        self._core.start(
+            Training(
+                trainer.model,
+                [_plain(trainer.optimizer)],
+                state.max_steps,
+                step=state.global_step,
+                token_sets=self._options.token_sets,
+                scaler=scaler,
+                may_skip=scaler is not None,
+                may_change_rate=True,
+                go_on="go on with it (trainer.train(resume_from_checkpoint=...))",
+            )
+        )
+
+    def _remembered(self) -> dict[str, Any]:
+        file = Path(self._resumes_from or "") / STATE_FILE
+        state: dict[str, Any] = torch.load(file, weights_only=True) if file.is_file() else {}
+        return state
+
+    def _wrap(self) -> None:
+        """Puts our own functions in the place of two of the Trainer's."""
+        trainer = self._trainer
+        for name, wrapped in (("training_step", self._training_step), ("compute_loss", self._compute_loss)):
+            own = {name: vars(trainer)[name]} if name in vars(trainer) else {}
+            setattr(trainer, name, wrapped(getattr(trainer, name)))
+            self._undo.append(partial(_put_back, vars(trainer), name, own))
+
+    def _training_step(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def step(*arguments: Any, **options: Any) -> Tensor:
+            loss = training_step(*arguments, **options)
+            outputs = {"loss": loss, **({} if self._logits is None else {"logits": self._logits})}
+            self._core.end_batch(outputs)
+            if self._trainer.accelerator.sync_gradients:
+                number = self._trainer.state.global_step + 1
+                self._core.before_step(number, of=type(_plain(self._trainer.optimizer)).__name__)
+            return loss
+
+        return step
+
+    def _compute_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+        def compute(model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+            if not self._trainer.model.training:  # an evaluation in between
+                return compute_loss(model, inputs, *arguments, **options)
+            seen: list[Any] = []
+            handle = self._trainer.model.register_forward_hook(lambda *called: seen.append(called[-1]))
+            listener = self._core.listener
+            try:
+                if listener is None:
+                    result = compute_loss(model, inputs, *arguments, **options)
+                else:
+                    listener.forget()
+                    with listener.hearing():
+                        result = compute_loss(model, inputs, *arguments, **options)
+            finally:
+                handle.remove()
+            returned = seen[-1] if seen else None
+            self._core.heard(inputs, returned)
+            self._logits = _last_logits(returned)
+            return result
+
+        return compute
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes the step's row."""
+        if self._core.is_recording:
+            # Each loss is divided by the number of its step's batches, or of their items.
+            self._core.after_step(state.global_step, divided_by=None)
+
+    @override
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Makes the rows up to a checkpoint safe, and puts what quantities remember beside it."""
+        if self._core.is_recording:
+            self._core.flush()
+            if remembered := self._core.state_dict():
+                torch.save(
+                    remembered, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE_FILE
+                )
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gives the finished recording its final name."""
+        if not self._core.is_recording:
+            return
+        if self._core.step == 0:
+            raise UserError("training ended before its first step, so there is nothing to record")
+        is_whole = state.global_step >= state.max_steps
+        early = None if is_whole else EarlyEnd(state.global_step, state.max_steps, "a callback stopped it")
+        self._core.finish(early)
+
+
+def _put_back(attributes: dict[str, Any], name: str, own: dict[str, Any]) -> None:
+    """Undoes a replacement of an object's attribute that its class has, too."""
+    attributes.pop(name, None)
+    attributes.update(own)
+
+
+def _plain(optimizer: Any) -> Optimizer:
+    """Returns the optimizer that accelerate has wrapped."""
+    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _last_logits(returned: Any) -> Tensor | None:
+    """Returns the logits of the first sequence's last position, (V), if a model has returned any."""
+    logits_BTV = getattr(returned, "logits", None)
+    if logits_BTV is None and isinstance(returned, dict):
+        logits_BTV = returned.get("logits")
+    if not isinstance(logits_BTV, Tensor) or logits_BTV.ndim != 3:
+        return None
+    return logits_BTV[0, -1].detach()
