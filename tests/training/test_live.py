@@ -4,13 +4,15 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lightning.pytorch.loggers import CSVLogger
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import flannel_pl
 from flannel_pl import StepRecorder
@@ -24,7 +26,7 @@ from flannel_pl.recording.writing.journal import Journal
 from flannel_pl.training.metrics_log import MetricsLog
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 from tests.training.test_from_python import half
-from tests.training.test_recorder import fit
+from tests.training.test_recorder import Bigram, batches, fit
 from tests.training.test_resume import SCALED, STEPS, StopAfter, bits_of, stop_after
 from tests.training.test_resume import fit as fit_runs
 
@@ -228,6 +230,50 @@ def test_a_parameter_that_has_no_vectors_is_refused(tmp_path: Path, parameter: s
     recorder = StepRecorder(tmp_path / "a", parameter, live=["speed"], tensors=tensors, parameters=others)
     with pytest.raises(UserError, match=f"a vector for each token, but {what}; leave"):
         fit(recorder, steps=2)
+
+
+class Endless(torch.utils.data.IterableDataset[torch.Tensor]):
+    """Of a length that nobody knows, as a stream is."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(batches(7))
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
+def test_of_unknown_length_with_accumulation(tmp_path: Path) -> None:
+    recorder = StepRecorder(tmp_path / "a", "table.weight", live=NAMES)
+    logger = CSVLogger(tmp_path / "log", name="", version="")
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        log_every_n_steps=1,
+        accumulate_grad_batches=2,
+        callbacks=[recorder],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Bigram(), torch.utils.data.DataLoader(Endless(), batch_size=None))
+    expected = of_report(tmp_path / "a", 1, sets=("all",))
+    assert list(expected) == [0, 1, 2, 3, 4]
+    assert logged(tmp_path / "log" / "metrics.csv") == expected
+
+
+def test_every_logger_gets_the_rows(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loggers = [
+        TensorBoardLogger(tmp_path / "board", name="", version=""),
+        CSVLogger(tmp_path / "log", name="", version=""),
+    ]
+    recorder = StepRecorder(tmp_path / "a", "table.weight", live=NAMES)
+    fit(recorder, steps=3, logger=loggers, log_every_n_steps=1)
+    events = accumulator.EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    rows = logged(tmp_path / "log" / "metrics.csv")
+    for name in rows[3]:
+        seen = {event.step: event.value for event in events.Scalars(name)}
+        assert seen == {step: np.float32(row[name]) for step, row in rows.items() if name in row}
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "live.md").read_text(encoding="utf-8")
