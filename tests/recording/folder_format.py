@@ -15,7 +15,7 @@ from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.files import Format
 from flannel_pl.recording.formats.metadata import CHECKSUM_KEY
-from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.schema import RecordingSchema, ShardPlan
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
 HEADER = "header.json"
@@ -74,22 +74,12 @@ class FolderFile:
 
 
 class FolderSink:
-    def __init__(
-        self,
-        final: Path,
-        partial: Path,
-        *,
-        schema: RecordingSchema,
-        metadata: Mapping[str, Any],
-        static: Mapping[str, Array],
-        environment: Mapping[str, Any] | None,
-        reserve: bool = True,
-    ) -> None:
-        self.final, self.partial, self.schema, self.static = final, partial, schema, static
-        said = json.loads(schema.metadata(metadata, static=static))
+    def __init__(self, plan: ShardPlan) -> None:
+        self.final, self.partial = plan.final, plan.partial
+        self.schema, self.static = plan.schema, plan.static
+        said = json.loads(plan.metadata)
         del said[CHECKSUM_KEY]
-        specs = schema.specs({name: TensorSpec.of(array) for name, array in static.items()})
-        self.header, self.environment = FolderHeader(specs, said, 0), environment
+        self.header, self.environment = FolderHeader(plan.specs, said, 0), plan.environment
         self.columns: dict[str, np.memmap[Any, Any]] = {}
 
     @property

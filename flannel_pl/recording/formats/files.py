@@ -14,7 +14,7 @@ from flannel_pl.arrays import Array
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.formats.safetensors.sink import SafetensorsSink, shard_bytes
-from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema, ShardPlan
 from flannel_pl.recording.formats.specs import TensorSpec
 
 
@@ -117,33 +117,6 @@ class Sink(Protocol):
         """Lets go of the file; raises nothing."""
 
 
-class SinkMaker(Protocol):
-    """Makes the sink of a run; touches no file yet."""
-
-    def __call__(
-        self,
-        final: Path,
-        partial: Path,
-        *,
-        schema: RecordingSchema,
-        metadata: Mapping[str, Any],
-        static: Mapping[str, Array],
-        environment: Mapping[str, Any] | None,
-        reserve: bool = True,
-    ) -> Sink:
-        """Returns it.
-
-        Args:
-            final: Name of the finished file.
-            partial: Its name until then, on the same file system.
-            schema: Rows and columns.
-            metadata: What the file is to say of itself.
-            static: Tensors besides the per-row ones, by name without prefix.
-            environment: In what this attempt is trained; None says nothing of it.
-            reserve: Whether the space for all rows is taken now.
-        """
-
-
 @dataclass(frozen=True)
 class Format:
     """One row of the table."""
@@ -156,7 +129,8 @@ class Format:
     open: Callable[[Path], TensorFile]
     """Opens one, finished or not. Raises RunError if it cannot be read or is damaged."""
 
-    sink: SinkMaker
+    sink: Callable[[ShardPlan], Sink]
+    """Returns what writes one; touches no file yet."""
 
     num_bytes: Callable[[RecordingSchema, Mapping[str, TensorSpec]], int]
     """Returns how large the file of a run is, about, with its tensors besides the per-row ones."""

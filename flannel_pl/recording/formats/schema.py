@@ -16,11 +16,13 @@ bytes.
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.metadata import dump_metadata, short
@@ -184,6 +186,41 @@ class RecordingSchema:
                 "static_checksums": {name: static_checksum(array) for name, array in static.items()},
             }
         )
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What the file of one run is to be."""
+
+    final: Path
+    """Its name once it is finished."""
+
+    partial: Path
+    """Its name until then, on the same file system."""
+
+    schema: RecordingSchema
+
+    run: Mapping[str, Any]
+    """What it is to say of the run, see `RecordingSchema.metadata`."""
+
+    static: Mapping[str, Array]
+    """Tensors besides the per-row ones, by name without prefix."""
+
+    environment: Mapping[str, Any] | None = None
+    """In what this attempt is trained, for the list of attempts; None adds none."""
+
+    reserve: bool = True
+    """Whether the disk gives it the space for all of its rows at once."""
+
+    @property
+    def metadata(self) -> str:
+        """What it is to say of itself, besides its attempts."""
+        return self.schema.metadata(self.run, static=self.static)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Key -> dtype and shape of everything in it."""
+        return self.schema.specs({name: TensorSpec.of(array) for name, array in self.static.items()})
 
 
 def holds(stored: str, own: str) -> bool:

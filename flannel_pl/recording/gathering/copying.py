@@ -2,26 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError
 from flannel_pl.publish import sync
-from flannel_pl.recording.checking.findings import part_damage
+from flannel_pl.recording.checking.findings import Advance, part_damage
 from flannel_pl.recording.checking.parts import RunPart
 from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
 from flannel_pl.recording.gathering.contents import Extras
-from flannel_pl.recording.writing.disk import copy_range, create, explained, publish, write_at
+from flannel_pl.recording.writing.disk import copy_range, create, explained, is_named, publish, write_at
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.space import reserve
-
-Advance = Callable[[int], object]
-"""Called with the number of bytes that were just copied."""
 
 
 class OwnFile:
@@ -46,10 +43,9 @@ class OwnFile:
     def is_there(self) -> bool:
         """Whether its name is still that of this file."""
         try:
-            there, own = self.path.stat(), os.fstat(self._fd)
+            return is_named(self.path, fd=self._fd)
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
     def check(self) -> None:
         """Refuses to go on with any other file.

@@ -16,7 +16,7 @@ from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.publish import sync_folder
 from flannel_pl.recording.checking.expected import problems
-from flannel_pl.recording.checking.findings import header_damage, part_damage
+from flannel_pl.recording.checking.findings import Advance, header_damage, part_damage
 from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.columns import run_prefix
@@ -32,7 +32,6 @@ from flannel_pl.recording.gathering.contents import (
     run_metadata,
 )
 from flannel_pl.recording.gathering.copying import (
-    Advance,
     OwnFile,
     complete,
     copy_damage,

@@ -13,9 +13,7 @@ from flannel_pl.recording.formats.safetensors.layout import FileLayout, is_reada
 from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering.contents import derived_tensors, gathered_metadata
 from flannel_pl.recording.gathering.membership import said_of_run
-
-Specs = dict[str, TensorSpec]
-"""Tensors by key -> dtype and shape."""
+from flannel_pl.recording.gathering.notes import Specs
 
 WAYS_OUT = {
     "single": "--experiment.gather index copies nothing, --experiment.gather none leaves the runs' own files",

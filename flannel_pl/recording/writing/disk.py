@@ -56,7 +56,7 @@ def publish(partial: Path, final: Path, *, fd: int) -> None:
             taken over the folder's lock.
     """
     check_held(final)
-    if not _is_named(partial, fd=fd):
+    if not is_named(partial, fd=fd):
         check_held(final)  # perhaps lost only just now
         raise RunError(
             f"{partial} was replaced by another process while it was written, so it does not become "
@@ -66,7 +66,7 @@ def publish(partial: Path, final: Path, *, fd: int) -> None:
     sync_folder(final.parent)
 
 
-def _is_named(path: Path, *, fd: int) -> bool:
+def is_named(path: Path, *, fd: int) -> bool:
     """Tells whether an open file has that name."""
     try:
         there = path.stat()
@@ -132,7 +132,7 @@ def new_file(final: Path, num_bytes: int) -> Iterator[int]:
             sync(fd)
             publish(partial, final, fd=fd)
         except BaseException:
-            if _is_named(partial, fd=fd):  # else another process writes there by now
+            if is_named(partial, fd=fd):  # else another process writes there by now
                 partial.unlink()
             raise
         finally:

@@ -21,7 +21,7 @@ from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.files import format_of
-from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.schema import RecordingSchema, ShardPlan
 from flannel_pl.recording.writing.disk import explained, row_error, write_file
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.journal import Journal, JournalEntry, State
@@ -90,14 +90,8 @@ class RecordingWriter:
         self._commit_every_s = commit_every_s
         ring = Ring(schema, num_buffers=num_buffers, pin_memory=pin_memory)
         check_held(partial_path)
-        self._sink = format_of(partial_path).sink(
-            *(final_path, partial_path),
-            schema=schema,
-            metadata=metadata,
-            static=static,
-            environment=environment,
-            reserve=reserve,
-        )
+        plan = ShardPlan(final_path, partial_path, schema, metadata, static, environment, reserve)
+        self._sink = format_of(partial_path).sink(plan)
         with explained(partial_path, need_bytes=self._sink.size):
             self._sink.open() if first_row == 0 else self._sink.reopen(first_row)
         # Shared with the thread, guarded by `_changed`.

@@ -11,10 +11,9 @@ other's place.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import flatten
@@ -30,7 +29,7 @@ from flannel_pl.recording.formats.safetensors.layout import (
     plan_layout,
     read_layout,
 )
-from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.schema import RecordingSchema, ShardPlan
 from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.writing.disk import (
     copy_range,
@@ -47,56 +46,43 @@ _MAX_NAMED = 3
 _OF_ATTEMPTS = frozenset({"attempts", "ended", CHECKSUM_KEY})
 """What of the metadata is another one in each attempt."""
 
-Static = Mapping[str, "np.ndarray[Any, Any]"]
-"""Tensors besides the per-row ones, by name without prefix."""
 
+def create_shard(plan: ShardPlan) -> tuple[int, FileLayout]:
+    """Makes the partial file with its full size, header and static tensors; equal plans give an equal header.
 
-def shard_layout(schema: RecordingSchema, metadata: Mapping[str, Any], static: Static) -> FileLayout:
-    """Returns the layout of a new shard; equal arguments give an equal header."""
-    said = schema.metadata(metadata, static=static)
-    return plan_layout(_specs(schema, static), metadata=said, spare_bytes=SPARE_HEADER_BYTES)
+    Returns:
+        Its descriptor and its layout.
 
-
-def create_shard(
-    path: Path, layout: FileLayout, *, schema: RecordingSchema, static: Static, reserve: bool = True
-) -> int:
-    """Makes the partial file with its full size, header and static tensors; returns its descriptor."""
+    Raises:
+        OSError: If the disk fails.
+        RunError: Likewise.
+    """
+    path, environment = plan.partial, plan.environment
+    attempts = {} if environment is None else {"attempts": with_attempt({}, 0, environment)}
+    said = replace(plan, run={**plan.run, **attempts}).metadata
+    layout = plan_layout(plan.specs, metadata=said, spare_bytes=SPARE_HEADER_BYTES)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = create(path)
     try:
         for leftover in (header_copy_of(path), roomier_of(path)):
             leftover.unlink(missing_ok=True)
-        _give_size(fd, layout.total_bytes, reserve=reserve)
+        _give_size(fd, layout.total_bytes, reserve=plan.reserve)
         write_at(fd, layout.header, 0)
-        for name, array in static.items():
-            write_at(fd, array.tobytes(), layout.offsets[schema.key_prefix + name])
+        for name, array in plan.static.items():
+            write_at(fd, array.tobytes(), layout.offsets[plan.schema.key_prefix + name])
     except OSError:
         os.close(fd)
         path.unlink()  # holds no row, and may have taken the last of the disk
         raise
-    return fd
+    return fd, layout
 
 
-def reopen_shard(
-    path: Path,
-    *,
-    schema: RecordingSchema,
-    metadata: Mapping[str, Any],
-    static: Static,
-    first_row: int,
-    environment: Mapping[str, Any] | None,
-    reserve: bool = True,
-) -> tuple[int, FileLayout]:
+def reopen_shard(plan: ShardPlan, first_row: int) -> tuple[int, FileLayout]:
     """Opens the partial file of an earlier attempt, and adds this one to what it says of itself.
 
     Args:
-        path: The partial file.
-        schema: Rows and columns it must have.
-        metadata: What it must say, besides its attempts.
-        static: The static tensors it must have.
+        plan: What it must be, besides its attempts.
         first_row: First row that is made now.
-        environment: In what; None adds no attempt.
-        reserve: Whether it has all of its space.
 
     Returns:
         Its descriptor and its layout.
@@ -105,10 +91,11 @@ def reopen_shard(
         OSError: If the disk fails.
         RunError: If it was begun with something else, or its header is damaged.
     """
+    path, schema, environment = plan.partial, plan.schema, plan.environment
     fd = os.open(path, os.O_RDWR)
     try:
-        there, specs = read_layout(path), _specs(schema, static)
-        wanted = json.loads(schema.metadata(metadata, static=static))
+        there, specs = read_layout(path), plan.specs
+        wanted = json.loads(plan.metadata)
         said = {key: value for key, value in there.flannel.items() if key not in ("ended", CHECKSUM_KEY)}
         has_ended = "ended" in there.flannel
         if has_ended:  # but was cut off before it had its name: whoever goes on decides that anew
@@ -126,8 +113,8 @@ def reopen_shard(
         if (len(layout.header), layout.total_bytes) != (len(there.header), there.total_bytes):
             # Of a file that is mostly holes only what is needed, so that they stay holes.
             rows = {key: _first_rows(spec, first_row) for key, spec in schema.specs().items()}
-            kept = None if reserve else rows
-            fd, layout = _made_anew(path, fd, there, said, specs, kept=kept, reserve=reserve)
+            kept = None if plan.reserve else rows
+            fd, layout = _made_anew(path, fd, there, said, specs, kept=kept, reserve=plan.reserve)
         elif os.pread(fd, len(layout.header), 0) != layout.header:
             rewrite_header(path, fd, layout)
         header_copy_of(path).unlink(missing_ok=True)
@@ -273,10 +260,6 @@ def _give_size(fd: int, num_bytes: int, *, reserve: bool) -> None:
 
 def _first_rows(spec: TensorSpec, num_rows: int) -> TensorSpec:
     return TensorSpec(spec.dtype, (min(num_rows, spec.shape[0]), *spec.shape[1:]))
-
-
-def _specs(schema: RecordingSchema, static: Static) -> dict[str, TensorSpec]:
-    return schema.specs({name: TensorSpec.of(array) for name, array in static.items()})
 
 
 def _differing(wanted: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:

@@ -4,23 +4,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 from flannel_pl.publish import sync
-from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.safetensors.layout import SPARE_HEADER_BYTES, FileLayout, plan_layout
-from flannel_pl.recording.formats.safetensors.shard import (
-    Static,
-    create_shard,
-    end_early,
-    reopen_shard,
-    shard_layout,
-)
-from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.formats.safetensors.shard import create_shard, end_early, reopen_shard
+from flannel_pl.recording.formats.schema import RecordingSchema, ShardPlan
 from flannel_pl.recording.formats.specs import TensorSpec
-from flannel_pl.recording.writing.disk import publish, write_at
+from flannel_pl.recording.writing.disk import is_named, publish, write_at
 from flannel_pl.recording.writing.held import check_held
 
 MOST_COPIED_BYTES = 2**30
@@ -32,59 +23,28 @@ class SafetensorsSink:
     """Writes one run's safetensors file; see `Sink`. Its whole size is reserved before the first row.
 
     Args:
-        final: Name of the finished file.
-        partial: Its name until then, on the same file system.
-        schema: Rows and columns.
-        metadata: Goes into the header.
-        static: Tensors besides the per-row ones, by name without prefix.
-        environment: In what this attempt is trained; goes into the header's list of attempts. None adds none.
-        reserve: Whether the disk gives it all of its space at once.
+        plan: What it is to be.
     """
 
     _layout: FileLayout
 
-    def __init__(
-        self,
-        final: Path,
-        partial: Path,
-        *,
-        schema: RecordingSchema,
-        metadata: Mapping[str, Any],
-        static: Static,
-        environment: Mapping[str, Any] | None,
-        reserve: bool = True,
-    ) -> None:
-        self._final, self._partial = final, partial
-        self._schema, self._metadata, self._static = schema, metadata, static
-        self._environment, self._reserve = environment, reserve
+    def __init__(self, plan: ShardPlan) -> None:
+        self._plan, schema = plan, plan.schema
         self._row_bytes = {one.name: one.row_bytes for one in (*schema.columns, schema.checksum_column)}
         self._fd = -1
 
     @property
     def size(self) -> int:
         """Bytes that the file takes, but for the pages that its metadata fill."""
-        return shard_bytes(self._schema)
+        return shard_bytes(self._plan.schema)
 
     def open(self) -> None:
         """Makes the file."""
-        environment = self._environment
-        begun = {} if environment is None else {"attempts": with_attempt({}, 0, environment)}
-        self._layout = shard_layout(self._schema, {**self._metadata, **begun}, self._static)
-        self._fd = create_shard(
-            self._partial, self._layout, schema=self._schema, static=self._static, reserve=self._reserve
-        )
+        self._fd, self._layout = create_shard(self._plan)
 
     def reopen(self, first_row: int) -> None:
         """Opens the file of an earlier attempt, which must have the same header but for the attempts."""
-        self._fd, self._layout = reopen_shard(
-            self._partial,
-            schema=self._schema,
-            metadata=self._metadata,
-            static=self._static,
-            first_row=first_row,
-            environment=self._environment,
-            reserve=self._reserve,
-        )
+        self._fd, self._layout = reopen_shard(self._plan, first_row)
 
     def rows(self, name: str, rows: range) -> bytes:
         """Returns some rows of a column."""
@@ -102,21 +62,22 @@ class SafetensorsSink:
 
     def publish(self, num_rows: int, ended: EarlyEnd | None) -> None:
         """Gives the file its name; what it has no rows for is given back to the disk before."""
+        plan = self._plan
         if ended is not None:
-            self._schema = dataclasses.replace(self._schema, num_rows=num_rows)
+            schema = dataclasses.replace(plan.schema, num_rows=num_rows)
             self._fd, self._layout = end_early(
-                *(self._partial, self._fd, self._layout),
-                schema=self._schema,
+                *(plan.partial, self._fd, self._layout),
+                schema=schema,
                 ended=ended,
-                most_copied_bytes=0 if self._reserve else MOST_COPIED_BYTES,
+                most_copied_bytes=0 if plan.reserve else MOST_COPIED_BYTES,
             )
-        publish(self._partial, self._final, fd=self._fd)
+        publish(plan.partial, plan.final, fd=self._fd)
 
     def abort(self) -> None:
         """Removes the file if it still is this one, and nobody else's."""
-        check_held(self._partial)
-        if os.path.samestat(os.fstat(self._fd), self._partial.stat()):
-            self._partial.unlink()
+        check_held(self._plan.partial)
+        if is_named(self._plan.partial, fd=self._fd):
+            self._plan.partial.unlink()
 
     def close(self) -> None:
         """Lets go of it."""
@@ -124,7 +85,7 @@ class SafetensorsSink:
             os.close(self._fd)
 
     def _start(self, name: str) -> int:
-        return self._layout.offsets[self._schema.key_prefix + name]
+        return self._layout.offsets[self._plan.schema.key_prefix + name]
 
 
 def shard_bytes(
