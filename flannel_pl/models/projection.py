@@ -54,7 +54,8 @@ def projected_loss(
         hidden_BTD: The last hidden state.
         W_VD: The output projection's weight.
         labels_BT: int64. Like the model's own loss this one trains position t on label t + 1.
-        publish: Is given the log-probabilities of each piece of positions, (n, V) float32, as `log_probs`.
+        publish: Is given the log-probabilities of each piece of positions, (n, V) float32, as `log_probs`,
+            and once all logits, (B, T, V) bfloat16, as `logits`.
 
     Returns:
         The loss, a float32 scalar, and the logits of the first sequence's last position, (V) bfloat16, which
@@ -75,6 +76,8 @@ class _ProjectedLoss(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, W_VD: Tensor, targets_N: Tensor, row: int, publish: Publish | None
     ) -> tuple[Tensor, Tensor]:
         logits_NV = F.linear(hidden_ND, W_VD)
+        if publish is not None:
+            publish("logits", logits_NV.view(-1, row + 1, len(W_VD)))
         last_V = logits_NV[row].clone()
         picked_N1 = _log_probs_of_targets(logits_NV, targets_N, into_gradient=torch.ones(()), publish=publish)
         # The mean over the picked column alone, each as its row's class 0, adds up in the same order.

@@ -70,8 +70,9 @@ class TiedGPT2(LightningModule):
     EMBEDDING = "gpt2.transformer.wte.weight"
     """Name of the embedding among the module's parameters; shape (V, D)."""
 
-    streams = ("log_probs",)
-    """What `publish` is given of every training step, in pieces: log-probabilities (n, V) float32."""
+    streams = ("log_probs", "logits")
+    """What `publish` is given of every training step: log-probabilities in pieces (n, V), float32; and logits
+    as a whole (B, T, V)."""
 
     publish: Publish | None = None
     """Set by a recorder that wants to see the streams."""
@@ -181,7 +182,9 @@ class TiedGPT2(LightningModule):
             output = self.gpt2(input_ids=batch["input_ids"], labels=batch["labels"])
             loss, logits_V = output.loss, output.logits[0, -1].detach()
             if self.publish is not None:
-                publish_log_probs(output.logits, self.publish)
+                self.publish("logits", output.logits.detach())
+                if "log_probs" in getattr(self.publish, "names", self.streams):
+                    publish_log_probs(output.logits, self.publish)
         self.log("loss", loss.detach(), prog_bar=True)
         return {"loss": loss, "logits": logits_V}
 

@@ -1,6 +1,7 @@
 """What is taken of every step, one file for each quantity; needs torch only."""
 
 from flannel_pl.quantities.hidden_mean import HiddenMean
+from flannel_pl.quantities.logits_at import LogitsAt
 from flannel_pl.quantities.norms import GradientNorms, UpdateNorms
 from flannel_pl.quantities.parameters import OptimizerState, ParameterGradients, ParameterValues
 from flannel_pl.quantities.quantity import Column, Quantity, Row, Values
@@ -13,6 +14,7 @@ __all__ = [
     "Column",
     "GradientNorms",
     "HiddenMean",
+    "LogitsAt",
     "OptimizerState",
     "ParameterGradients",
     "ParameterValues",

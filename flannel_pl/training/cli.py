@@ -181,11 +181,19 @@ def built(config: dict[str, Any]) -> FlannelCLI:
 
 def recorder_arguments(recorder: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `StepRecorder` that a config says, with quantities in place of paths."""
-    kind = list[Quantity] | None
+    if recorder.get("quantities") is None:
+        return dict(recorder)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--quantities", type=kind)
-    parsed = parser.parse_object({"quantities": typed(recorder.get("quantities"))})
-    return {**recorder, "quantities": parser.instantiate_classes(parsed).quantities}
+    # Not `| None`, which would tell of types in place of what a class says when it is made.
+    parser.add_argument("--quantities", type=list[Quantity])
+    parsed = parser.parse_object({"quantities": typed(recorder["quantities"])})
+    try:
+        return {**recorder, "quantities": parser.instantiate_classes(parsed).quantities}
+    except UserError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"recorder.quantities: one of them cannot be made: {what}") from error
 
 
 def to_yaml(config: dict[str, Any]) -> str:

@@ -89,3 +89,10 @@ class Batches(Quantity):
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_seen = state["num_seen"]
+
+
+class Unmade(Batches):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise ZeroDivisionError("division")

@@ -16,6 +16,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.quantities import (
     GradientNorms,
     HiddenMean,
+    LogitsAt,
     OptimizerState,
     Quantity,
     TokenProbability,
@@ -35,6 +36,7 @@ ALL: dict[str, Any] = {
     "gradients": GradientNorms,
     "updates": UpdateNorms,
     "state": lambda: OptimizerState("max_exp_avg_sq", "largest"),
+    "logits": lambda: LogitsAt([[1], [-1]], of="head"),
     "own": Batches,
 }
 
@@ -119,6 +121,7 @@ def expected_rows(*, accumulate: int = 1) -> list[dict[str, Array]]:
                 "update_norms": np.array([np.linalg.norm(after[name] - before[name]) for name in named]),
                 "update_norms/values": np.array([np.linalg.norm(after[name]) for name in named]),
                 "largest": optimizer.state[module.table.weight]["max_exp_avg_sq"].double().numpy().copy(),
+                "logits_at": logits[: len(seen[0])][[1, -1]],
                 "seen": np.array(step * accumulate * 8),
                 "first": seen[0][0, 0].numpy(),
             }
@@ -222,6 +225,10 @@ class Failing(Amsgrad):
         ),
         (lambda: HiddenMean(of="table.weight"), "the model has no module 'table.weight'"),
         (lambda: OptimizerState("exp_avg", "momentum"), "both declare a column momentum"),
+        (lambda: LogitsAt([[0]]), "Amsgrad has no stream logits; it has log_probs"),
+        (lambda: LogitsAt([[0]], of="haed"), "the model has no module 'haed'; expected one of, e.g., head"),
+        (lambda: LogitsAt([[4]], of="head"), r"the places \[\[4\]\], which logits of shape \(4, 12\) do not"),
+        (lambda: LogitsAt([[0, 1]], of="head"), r"the logits have shape \(4, 12\); give each place an index"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_start(tmp_path: Path, quantity: Any, sentence: str) -> None:

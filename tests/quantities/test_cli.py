@@ -19,6 +19,7 @@ QUANTITIES = [
     {"class_path": "flannel_pl.quantities.TokenProbability", "init_args": {"of": "dead"}},
     {"class_path": "flannel_pl.quantities.TopTokens", "init_args": {"k": 4}},
     "flannel_pl.quantities.GradientNorms",
+    {"class_path": "flannel_pl.quantities.LogitsAt", "init_args": {"places": [[0, -1], [2, 3]]}},
     {"class_path": "tests.quantities.own.Batches", "init_args": {"factor": 2}},
 ]
 
@@ -48,6 +49,9 @@ def test_two_runs(small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureF
             dead = recording.masks["dead_indices"]
             of_dead = run.token_probability[1:][:, dead].sum(axis=1)
             np.testing.assert_allclose(run.tensor("token_probability/dead")[1:], of_dead, rtol=1e-5)
+            assert run.logits_at.shape == (5, 2, SMALL_VOCAB_SIZE)
+            assert run.logits_at[1:, 0].tobytes() == run.logits[1:].tobytes()
+            assert np.isnan(run.logits_at[0].astype(np.float32)).all()
             assert run.seen[:].tolist() == [2 * 4 * 16 * step for step in range(5)]
             assert run.columns["gradient_norms"].labels["parameter"][0] == "gpt2.transformer.wte.weight"
     assert main(["compare", f"{tmp_path}/x", f"{tmp_path}/x"]) == 0
@@ -61,7 +65,7 @@ def test_the_probability_of_the_pieces_is_that_of_all_logits(small_data: SmallDa
     def step(self: Any, batch: Any, batch_idx: int) -> Any:
         publish, self.publish = self.publish, None
         with torch.no_grad():
-            seen.append(self.gpt2(input_ids=batch["input_ids"]).logits.double().softmax(dim=-1))
+            seen.append(self.gpt2(input_ids=batch["input_ids"]).logits)
         self.publish = publish
         return original(self, batch, batch_idx)
 
@@ -69,8 +73,10 @@ def test_the_probability_of_the_pieces_is_that_of_all_logits(small_data: SmallDa
         patch.setattr(TiedGPT2, "training_step", step)
         assert main(words("fit", small_data, tmp_path)) == 0
     with flannel_pl.open_recording(tmp_path / "x") as recording:
-        for row, probability in enumerate(seen, start=1):
-            expected = probability.flatten(0, 1).mean(dim=0).numpy()
+        for row, logits in enumerate(seen, start=1):
+            other = torch.from_numpy(recording.run(0).logits_at[row, 1].astype(np.float32))
+            assert torch.equal(other, logits[2, 3].float())
+            expected = logits.double().softmax(dim=-1).flatten(0, 1).mean(dim=0).numpy()
             np.testing.assert_allclose(recording.run(0).token_probability[row], expected, rtol=1e-4)
 
 
@@ -81,6 +87,11 @@ def test_the_probability_of_the_pieces_is_that_of_all_logits(small_data: SmallDa
         ("[{class_path: flannel_pl.quantities.TopTokens, init_args: {kk: 3}}]", "kk"),
         ("[{class_path: flannel_pl.quantities.TopTokens, init_args: {k: 3000}}]", "TopTokens: 3000 of 100"),
         ("[pathlib.Path]", "recorder.quantities"),
+        ("[{class_path: flannel_pl.quantities.LogitsAt, init_args: {places: []}}]", "error: LogitsAt has"),
+        (
+            "[{class_path: tests.quantities.own.Unmade, init_args: {}}]",
+            "cannot be made: ZeroDivisionError: di",
+        ),
     ],
 )
 def test_a_mistake_is_refused_before_there_is_a_folder(

@@ -8,6 +8,7 @@ import torch
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.row import FilledRow
 from flannel_pl.quantities.quantity import Column
+from flannel_pl.recording.writing.ring import RowBuffer
 
 COLUMNS = {
     "weights": Column("weights", ("V", "D"), like=torch.empty(5, 2), row0="initial"),
@@ -24,8 +25,8 @@ def make_row(**changes: Any) -> tuple[FilledRow, dict[str, torch.Tensor]]:
         "loss": torch.tensor(7.0, dtype=torch.bfloat16),
         "steps": torch.tensor(7),
     }
-    arguments: dict[str, Any] = {"token_ids": torch.tensor([1, 4]), "rounded": (), "non_blocking": False}
-    return FilledRow(tensors, COLUMNS, **(arguments | changes)), tensors
+    arguments: dict[str, Any] = {"token_ids": torch.tensor([1, 4]), "rounded": (), "device": None}
+    return FilledRow(RowBuffer(tensors, {}, {}), COLUMNS, **(arguments | changes)), tensors
 
 
 def test_recorded_tokens_are_picked_along_their_axis() -> None:

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
+from flannel_pl.errors import UserError
+from flannel_pl.quantities import Column, Quantity
 from flannel_pl.quantities.core.watched import RecordedParameter
 from flannel_pl.recording.writing import ring as ring_module
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
@@ -128,6 +130,55 @@ def test_rows_are_whole_and_nobody_else_waits(
     monkeypatch.undo()
     fit(StepRecorder(tmp_path / "cpu", "table.weight", **options), steps=6, module=kind())
     assert bits_of(tmp_path / "device") == bits_of(tmp_path / "cpu")
+
+
+class Numbers(Quantity):
+    """Thirty numbers, and a vector."""
+
+    @override
+    def columns(self, subject: Any) -> Any:
+        numbers = [Column(f"number{index}", dtype=torch.float32) for index in range(30)]
+        like = torch.empty(subject.parameter.shape[1], device="meta")
+        return [*numbers, Column("sums", ("D",), like=like)]
+
+    @override
+    def after_step(self, row: Any, step: Any) -> None:
+        sums_D = step.subject.parameter.detach().sum(dim=0)
+        row["sums"] = sums_D
+        for index in range(30):
+            row[f"number{index}"] = sums_D[index % 3] + index
+
+
+def test_many_numbers_come_in_one_copy(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"tensors": ["embeddings"], "quantities": [Numbers()]}
+    fit(StepRecorder(tmp_path / "device", "table.weight", **options), steps=6)
+    # A row has the weights, the sums, all float32 numbers; the last copy of a test of ours is row 0's.
+    assert device.num_copies == 6 * 3
+    monkeypatch.undo()
+    fit(StepRecorder(tmp_path / "cpu", "table.weight", **options), steps=6)
+    assert bits_of(tmp_path / "device") == bits_of(tmp_path / "cpu")
+
+
+class Changes(Quantity):
+    """Changes a number after the row has it."""
+
+    @override
+    def columns(self, subject: Any) -> Any:
+        return [Column("norm", dtype=torch.float32)]
+
+    @override
+    def after_step(self, row: Any, step: Any) -> None:
+        norm = step.subject.parameter.detach().norm()
+        row["norm"] = norm
+        norm += 1
+
+
+def test_a_number_that_is_changed_before_it_is_copied_is_refused(tmp_path: Path, device: Device) -> None:
+    recorder = StepRecorder(tmp_path, "table.weight", tensors=["losses"], quantities=[Changes()])
+    with pytest.raises(UserError, match="norm was changed in place after it was given to the row"):
+        fit(recorder, steps=2)
 
 
 def watched(tensor: Tensor) -> StorageWeakRef:

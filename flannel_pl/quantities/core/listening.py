@@ -6,6 +6,7 @@ computes a part again) is not heard.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -52,6 +53,7 @@ class Listener:
         self._every_n_steps = every_n_steps
         self._outputs: dict[str, list[tuple[Any, int]]] = {}
         self._published: dict[str, Any] = {}
+        self._publisher: _Publisher | None = None
         self._in_training_mode, self._is_pass = in_training_mode, False
         self._handles: list[Any] = []
         streams = {name for quantity in quantities for name in _names(quantity.pieces_of)}
@@ -76,13 +78,13 @@ class Listener:
             self._handles.append(named[name].register_forward_hook(self._hook(name)))
         if streams:
             self._published = {name: vars(module)[name] for name in ("publish",) if name in vars(module)}
-            self._module.publish = self._piece
+            self._module.publish = self._publisher = _Publisher(self._piece, frozenset(streams))
 
     def close(self) -> None:
         """Lets go of the module."""
         for handle in self._handles:
             handle.remove()
-        if vars(self._module).get("publish") == self._piece:
+        if self._publisher is not None and vars(self._module).get("publish") is self._publisher:
             del self._module.publish
             self._module.__dict__.update(self._published)
         self._handles, self.is_wanted = [], False
@@ -147,6 +149,17 @@ class Listener:
                 self._outputs.setdefault(name, []).append((output, _version(output)))
 
         return keep
+
+
+@dataclass(frozen=True)
+class _Publisher:
+    """What a module hands the pieces of its streams to; those in `names` somebody wants to see."""
+
+    piece: Callable[[str, Tensor], object]
+    names: frozenset[str]
+
+    def __call__(self, name: str, value: Tensor) -> None:
+        self.piece(name, value)
 
 
 def _names(names: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A row while it is filled: where values go, and what is refused."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.quantity import Column
 from flannel_pl.recording.formats.schema import holds
+from flannel_pl.recording.writing.ring import RowBuffer
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -59,26 +61,29 @@ class HeldRow:
 class FilledRow:
     """Takes the values of one row, each column once, without waiting for the device that computes them.
 
+    Numbers that a device has come together, in one copy for each type.
+
     Args:
-        tensors: Column -> its place in the ring.
+        buffer: Where each column has its place in the ring.
         columns: Column -> what was declared of it.
         token_ids: Which rows of an axis `V` are recorded, on the parameter's device; None for all.
         rounded: Columns of which it was asked that they be stored in another type.
-        non_blocking: Whether values are on another device.
+        device: The device that computes the values, if that is not the host.
     """
 
     def __init__(
         self,
-        tensors: Mapping[str, Tensor],
+        buffer: RowBuffer,
         columns: Mapping[str, Column],
         *,
         token_ids: Tensor | None,
         rounded: Collection[str],
-        non_blocking: bool,
+        device: torch.device | None,
     ) -> None:
-        self._tensors, self._columns = tensors, columns
-        self._token_ids, self._rounded, self._non_blocking = token_ids, rounded, non_blocking
-        self._empty = set(tensors)
+        self._tensors, self._columns, self._staged = buffer.tensors, columns, buffer.staged
+        self._token_ids, self._rounded, self._device = token_ids, rounded, device
+        self._empty = set(self._tensors)
+        self._numbers: dict[torch.dtype, dict[str, tuple[Tensor, int]]] = {}
 
     def has(self, name: str) -> bool:
         """Tells whether there is such a column."""
@@ -107,7 +112,11 @@ class FilledRow:
             got, expected = tuple(value.shape), tuple(target.shape)
             raise UserError(f"{name} was given a value of shape {got}, expected {expected}")
         # To the type on the device: a copy that has to change it as well makes the host wait.
-        target.copy_(value.to(target.dtype), non_blocking=self._non_blocking)
+        value = value.to(target.dtype)
+        if value.ndim == 0 and value.device == self._device:
+            self._numbers.setdefault(value.dtype, {})[name] = (value, value._version)
+        else:
+            target.copy_(value, non_blocking=self._device is not None)
 
     def begin(self) -> None:
         """Fills every column with what row 0 has if nobody fills it."""
@@ -115,14 +124,17 @@ class FilledRow:
             tensor.fill_(float("nan") if self._columns[name].row0 == "nan" else 0)
         self._empty = {name for name, column in self._columns.items() if column.row0 == "initial"}
 
-    def end(self, *, without_passes: bool = False) -> None:
-        """Refuses a row that lacks something.
+    def end(self, *, without_passes: bool = False) -> Callable[[], object] | None:
+        """Refuses a row that lacks something, and starts the last copies.
 
         Args:
             without_passes: Whether no batch of the step counts: then what is taken of one is NaN, or 0.
 
+        Returns:
+            A function that waits until all copies are done; None if they already are.
+
         Raises:
-            UserError: Names what was not filled.
+            UserError: Names what was not filled, or was changed meanwhile.
         """
         if without_passes:
             for name in [name for name in self._empty if self._columns[name].taken == "forward"]:
@@ -130,6 +142,25 @@ class FilledRow:
                 self[name] = float("nan") if tensor.is_floating_point() else 0
         if self._empty:
             raise UserError(f"{', '.join(sorted(self._empty))} was declared, and not filled in this step")
+        if self._device is None:
+            return None
+        for dtype, numbers in self._numbers.items():
+            changed = [name for name, (value, version) in numbers.items() if value._version != version]
+            if changed:
+                raise UserError(f"{', '.join(changed)} was changed in place after it was given to the row")
+            together = torch.stack([value for value, _ in numbers.values()])
+            self._staged[dtype][: len(numbers)].copy_(together, non_blocking=True)
+        # The thread that waits for it sleeps; one that is not blocking would spin on a core.
+        event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return partial(self._wait, event)
+
+    def _wait(self, event: Any) -> None:
+        """Waits for the copies, and puts numbers where they belong."""
+        event.synchronize()
+        for dtype, numbers in self._numbers.items():
+            for name, number in zip(numbers, self._staged[dtype], strict=False):
+                self._tensors[name].copy_(number)
 
     def _refuse_rounding(self, name: str, value: Tensor) -> None:
         stored, own = dtype_name(self._tensors[name]), dtype_name(value)
@@ -144,17 +175,3 @@ def _refuse_name(name: str, is_declared: bool, *, is_filled: bool) -> None:
     if is_filled or not is_declared:
         what = "is filled twice" if is_declared else "was not declared by any quantity"
         raise UserError(f"{name} {what}; a quantity fills each column that it declares once per row")
-
-
-def copies_done(*, non_blocking: bool) -> Callable[[], object] | None:
-    """Returns a function that waits until the copies queued so far are done; None if they already are.
-
-    Args:
-        non_blocking: Whether the host does not compute the values.
-    """
-    if not non_blocking:
-        return None
-    # The thread that waits for it sleeps; one that is not blocking would spin on a core.
-    event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return lambda: event.synchronize()

@@ -14,7 +14,7 @@ from torch import Tensor
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.blame import blamed
 from flannel_pl.quantities.core.passes import Passes
-from flannel_pl.quantities.core.row import FilledRow, HeldRow, NoRow, copies_done
+from flannel_pl.quantities.core.row import FilledRow, HeldRow, NoRow
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.step import Optimizing, Step
 from flannel_pl.quantities.subject import Subject
@@ -86,7 +86,8 @@ class Rows:
         self._optional = optional
         self._columns = {name: column for name, (_, column) in declared.items()}
         self._every_n_steps, self._token_ids = every_n_steps, token_ids
-        self._rounded, self._non_blocking = rounded, non_blocking
+        self._rounded = rounded
+        self._device = subject.parameter.device if non_blocking else None
         self._held: list[tuple[int, HeldRow, bool]] = []
         self._buffer: RowBuffer | None = None
         self._row: FilledRow | HeldRow | NoRow = NoRow()
@@ -178,8 +179,7 @@ class Rows:
     def _end_row(self, number: int, *, is_empty: bool) -> None:
         row, self._row = self._row, NoRow()
         if isinstance(row, FilledRow):
-            row.end(without_passes=is_empty)
-            self._submit(number)
+            self._submit(number, row.end(without_passes=is_empty))
         elif isinstance(row, HeldRow):
             self._held.append((number, row, is_empty))
             if number > 0:
@@ -206,23 +206,22 @@ class Rows:
             if number == 0:
                 filled.begin()
             held.pour(filled)
-            filled.end(without_passes=without_passes)
-            self._submit(number)
+            self._submit(number, filled.end(without_passes=without_passes))
         self._held.clear()
 
     def _filled(self, buffer: RowBuffer) -> FilledRow:
         return FilledRow(
-            buffer.tensors,
+            buffer,
             self._columns,
             token_ids=self._token_ids,
             rounded=self._rounded,
-            non_blocking=self._non_blocking,
+            device=self._device,
         )
 
-    def _submit(self, number: int) -> None:
+    def _submit(self, number: int, ready: Callable[[], object] | None) -> None:
         assert self.writer is not None
         assert self._buffer is not None
-        self.writer.submit(self._buffer, number, copies_done(non_blocking=self._non_blocking))
+        self.writer.submit(self._buffer, number, ready)
 
 
 def kept_as_it_is(rate: float | Tensor) -> float | Tensor:

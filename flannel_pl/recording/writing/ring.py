@@ -1,7 +1,7 @@
 """The ring of rows in memory: one allocation, divided among a few buffers that are filled again and again."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +29,9 @@ class RowBuffer:
 
     row_bytes: dict[str, memoryview]
     """The same memory as bytes."""
+
+    staged: dict[torch.dtype, torch.Tensor]
+    """Type of numbers -> a place for all of that type, so that one copy from a device brings them."""
 
     def cells(self) -> Iterator[tuple[str, memoryview]]:
         """Yields what the row has in each column, as bytes, and at last the checksums of these."""
@@ -91,14 +94,20 @@ class Ring:
 
 def _make_buffers(schema: RecordingSchema, *, num_buffers: int, pin_memory: bool) -> list[RowBuffer]:
     """Divides one allocation among `num_buffers` rows; every column starts aligned."""
+    numbers = Counter(column.dtype for column in schema.columns if not column.sizes)
+    sizes = {column.name: column.row_bytes for column in schema.columns}
+    sizes |= {code: count * TORCH_DTYPES[code].itemsize for code, count in numbers.items()}
     starts, end = {}, 0
-    for column in schema.columns:
-        starts[column.name] = end
-        end += math.ceil(column.row_bytes / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+    for name, num_bytes in sizes.items():
+        starts[name] = end
+        end += math.ceil(num_bytes / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     ring = torch.zeros((num_buffers, end), dtype=torch.uint8, pin_memory=pin_memory)
     buffers = []
     for memory in ring:
-        cells = {c.name: memory[starts[c.name] : starts[c.name] + c.row_bytes] for c in schema.columns}
+        parts = {name: memory[start : start + sizes[name]] for name, start in starts.items()}
+        cells = {c.name: parts[c.name] for c in schema.columns}
+        staged = {TORCH_DTYPES[code]: parts[code].view(TORCH_DTYPES[code]) for code in numbers}
         tensors = {c.name: cells[c.name].view(TORCH_DTYPES[c.dtype]).view(c.sizes) for c in schema.columns}
-        buffers.append(RowBuffer(tensors, {name: cell.numpy().data for name, cell in cells.items()}))
+        of_bytes = {name: cell.numpy().data for name, cell in cells.items()}
+        buffers.append(RowBuffer(tensors, of_bytes, staged))
     return buffers
