@@ -7,9 +7,9 @@ their places. All of it is escaped but the figures' SVG, which has to be our own
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 _NUMBER = re.compile(r"^[-+\u2212]?[\d.][\d.,]*(e[-+]?\d+)?( ?(%|\u00b1.*))?$")
 
@@ -49,7 +49,7 @@ class Picture:
     files: Mapping[str, str] = field(default_factory=dict)
     """What a link says -> the file, relative to the page."""
 
-    def embedded(self, number: int) -> Markup:
+    def embedded(self, number: int) -> str:
         """Returns its svg element, fit to stand beside others: its ids are its own, and it has a name.
 
         Args:
@@ -57,8 +57,7 @@ class Picture:
         """
         svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", self.svg, flags=re.DOTALL)
         svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>p{number}-", svg)
-        name = Markup('<svg role="img" aria-label="{}" ').format(self.heading)
-        return Markup(svg.replace("<svg ", name, 1).strip())
+        return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.heading)}" ', 1).strip()
 
 
 @dataclass(frozen=True)
