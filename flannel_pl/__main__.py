@@ -138,7 +138,7 @@ def _is_begun(words: list[str]) -> bool:
     """Guesses whether the experiment's folder is there. The parser would know, but takes all the imports."""
     import yaml
 
-    from flannel_pl.experiment import ExperimentConfig
+    from flannel_pl.config import ExperimentConfig
 
     settings: dict[str, Any] = {"output_dir": ExperimentConfig.output_dir, "name": ExperimentConfig.name}
     try:

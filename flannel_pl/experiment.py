@@ -4,7 +4,6 @@ An experiment is one resolved config. It expands to numbered runs: the product o
 and `experiment.seeds` (inner). How its files are called is in `paths.py`.
 """
 
-import copy
 import difflib
 import itertools
 import os
@@ -13,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from flannel_pl.config import Config, flatten
 from flannel_pl.errors import UserError
 from flannel_pl.paths import ExperimentPaths as ExperimentPaths  # an experiment has them
 from flannel_pl.paths import RunPaths as RunPaths
@@ -25,74 +25,6 @@ MAX_RUNS = 100_000
 
 MAX_PATH_BYTES = 4000
 """Linux takes 4096, and the files of an experiment come behind its folder."""
-
-
-@dataclass
-class ExperimentConfig:
-    """Which runs there are, and where their files go."""
-
-    name: str = "flannel"
-    """Name of the experiment: its folder and its gathered file are called so."""
-
-    seeds: int | list[int] | str = 42
-    """One run per seed: 42..51 (both ends included), [42, 43] or 7."""
-
-    sweep: dict[str, list[Any]] = field(default_factory=dict)
-    """Values to try, per config key, e.g. {model.init_scale: [0.01, 0.02]}; every combination is run with
-    every seed."""
-
-    output_dir: Path = Path("runs")
-    """Folder in which the experiment's own folder is made."""
-
-    gather: Literal["single", "index", "none"] = "single"
-    """What to make of the finished runs: one file, an index over the runs' files (nothing is copied), or
-    nothing."""
-
-    keep_shards: bool = True
-    """Whether a run's own file stays once it is copied into the gathered one; false saves that much disk. An
-    index and no gathering always keep them."""
-
-    run: int | None = None
-    """Train only the run of this number, and do not gather; null = every run."""
-
-
-@dataclass
-class LaunchConfig:
-    """Which devices the runs use, and how they share them."""
-
-    launcher: str = "local"
-    """Where the runs are trained: on this host, or as jobs of a cluster. Each launcher that is installed has
-    a name, and keys of its own below that."""
-
-    devices: int | list[int] | Literal["auto"] = "auto"
-    """Devices to use: auto = all there are, a number of them, or a list of their numbers as nvidia-smi shows
-    them, among those that are visible. `trainer.devices` means the same. On the CPU a number is the number
-    of runs trained side by side."""
-
-    runs_per_device: int | Literal["auto"] = "auto"
-    """Runs trained side by side on one device; auto = 1 on an accelerator, on the CPU one per core as far as
-    the memory reaches."""
-
-    threads_per_run: int | Literal["auto"] = "auto"
-    """CPU threads of one run; auto = cores // runs trained side by side. Another number of threads adds up in
-    another order, so it can change the last bit of a recording."""
-
-    max_retries: int = 2
-    """How often a run whose process was killed or raised an error is started again, from its last checkpoint,
-    on another device if there is one."""
-
-    checkpoint_every: int = 100
-    """Steps between the checkpoints that an interrupted run goes on from; another is made when it is asked to
-    stop."""
-
-    mix_environments: bool = False
-    """Whether a run that was begun goes on where something that can change bits differs from where it was
-    begun: versions, the model of the processor or GPU, settings of torch. Its file then says which rows were
-    made where."""
-
-    detach: bool = False
-    """Whether fit returns once jobs that outlive it are handed over, instead of showing their progress to the
-    end."""
 
 
 @dataclass(frozen=True)
@@ -149,40 +81,41 @@ class RunMemory:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One resolved config and the runs it expands to.
+    """One resolved config and the runs it expands to."""
 
-    Args:
-        config: The complete config as plain nested dicts, the way LightningCLI groups it.
-
-    Raises:
-        UserError: If seeds, sweep, name or run number are malformed.
-    """
-
-    config: dict[str, Any]
+    config: Config
     runs: tuple[Run, ...]
     paths: ExperimentPaths
     memory_of: Mapping[int, RunMemory] = field(default_factory=dict)
     """Number of a run -> what was measured of it; of others the config tells."""
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Experiment":
-        """Expands `config` into its runs."""
-        settings = config["experiment"]
-        name = settings["name"]
+    def from_config(cls, content: dict[str, Any]) -> "Experiment":
+        """Expands a config into its runs.
+
+        Args:
+            content: The complete config as plain nested dicts, the way LightningCLI groups it.
+
+        Raises:
+            UserError: If seeds, sweep, name or run number are malformed.
+        """
+        config = Config.of(content)
+        settings = config.experiment
+        name = settings.name
         if not is_plain_name(name):
             raise UserError(f"experiment.name is {name!r}, expected a plain folder name, e.g. flannel3")
         if name.startswith("."):
             raise UserError(f"experiment.name is {name!r}, whose files would be hidden; begin it otherwise")
-        seeds = parse_seeds(settings["seeds"])
-        combinations = list(_combinations(config, settings["sweep"]))
+        seeds = parse_seeds(settings.seeds)
+        combinations = list(_combinations(content, settings.sweep))
         runs = tuple(
             Run(index, seed, swept)
             for index, (swept, seed) in enumerate(itertools.product(combinations, seeds))
         )
-        only = settings["run"]
+        only = settings.run
         if only is not None and not 0 <= only < len(runs):
             raise UserError(f"experiment.run is {only}, but the experiment has runs 0 to {len(runs) - 1}")
-        folder = local_path(settings["output_dir"], key="experiment.output_dir").absolute() / name
+        folder = local_path(settings.output_dir, key="experiment.output_dir").absolute() / name
         if "::" in str(folder):
             raise UserError(
                 f"{folder} has '::' in it, which Lightning takes for a chain of addresses, and would write "
@@ -193,17 +126,13 @@ class Experiment:
     @property
     def selected(self) -> tuple[Run, ...]:
         """The runs to train: all, or only `experiment.run`."""
-        only = self.config["experiment"]["run"]
+        only = self.config.experiment.run
         return self.runs if only is None else (self.runs[only],)
 
-    def run_config(self, run: Run) -> dict[str, Any]:
+    def run_config(self, run: Run) -> Config:
         """Returns the complete config of one run: swept values in place, and only this run selected."""
-        config = copy.deepcopy(self.config)
-        for key, value in run.swept.items():
-            set_value(config, key, value)
-        config["experiment"]["run"] = run.index
-        config["experiment"]["output_dir"] = str(self.paths.folder.parent)
-        return config
+        place = {"experiment.run": run.index, "experiment.output_dir": str(self.paths.folder.parent)}
+        return self.config.but({**run.swept, **place})
 
     def record(self, provenance: dict[str, Any], *, settled: dict[str, Any]) -> dict[str, Any]:
         """Returns what `experiment.json` holds.
@@ -216,7 +145,7 @@ class Experiment:
         return {
             "schema": 1,
             "name": self.paths.name,
-            "config": self.config,
+            "config": self.config.content,
             "runs": runs,
             "provenance": provenance,
             "settled": settled,
@@ -299,20 +228,3 @@ def _combinations(config: dict[str, Any], sweep: dict[str, list[Any]]) -> Iterat
             local_path(value, key=f"experiment.sweep has {key}, of which one value")
     for combination in itertools.product(*sweep.values()):
         yield dict(zip(sweep, combination, strict=True))
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of nested dicts."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def set_value(config: dict[str, Any], dotted_key: str, value: Any) -> None:
-    """Sets a dotted key of nested dicts."""
-    *groups, key = dotted_key.split(".")
-    for group in groups:
-        config = config[group]
-    config[key] = value

@@ -12,7 +12,7 @@ import pkgutil
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from flannel_pl.experiment import LaunchConfig
+from flannel_pl.config import LaunchConfig
 
 LAUNCHERS = "flannel_pl.launchers"
 """Entry point group of launchers."""

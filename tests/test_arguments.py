@@ -14,8 +14,9 @@ import pytest
 import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.arguments import Text
+from flannel_pl.config import flatten, set_value
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, flatten, set_value
+from flannel_pl.experiment import Experiment
 from flannel_pl.training.cli import parse_config, parser_of, resolve, to_yaml
 from tests.conftest import SmallData
 from tests.test_bad_input import Refuser, refuse
@@ -82,6 +83,7 @@ def with_text(text: str) -> dict[str, Any]:
     config = copy.deepcopy(resolve(["--launch.launcher", "slurm"]))  # the keys of others are left out
     around: dict[str, Any] = {
         "recorder.tensors": [text],
+        "recorder.live": [text],
         "launch.slurm.extra": [text, f"{text}2"],
         "recorder.dtypes": {"grads": text, text: "x"},
         "recorder.parameters": {"w": text, text: "x"},
@@ -142,7 +144,7 @@ def test_a_swept_text_stays_that_text(tmp_path: Path, text: str) -> None:
     sweep = f"{{data.corpus_path: {to_json([text, text + '2'])}}}"
     experiment = Experiment.from_config(resolve(["--experiment.sweep", sweep, "--experiment.seeds", "1..2"]))
     for run, expected in zip(experiment.runs, [text, text, text + "2", text + "2"], strict=True):
-        config = experiment.run_config(run)
+        config = experiment.run_config(run).content
         assert config["data"]["corpus_path"] == expected
         trained = parse_config(config)["data.corpus_path"]
         assert (trained, type(trained)) == (expected, str)
@@ -158,7 +160,8 @@ def to_json(value: object) -> str:
 
 def test_a_swept_number_in_quotes_is_that_number() -> None:
     config = resolve(["--experiment.sweep", '{"model.learning_rate": ["3e-4"], "model.n_layer": ["1_0"]}'])
-    parsed = parse_config(Experiment.from_config(config).run_config(Experiment.from_config(config).runs[0]))
+    experiment = Experiment.from_config(config)
+    parsed = parse_config(experiment.run_config(experiment.runs[0]).content)
     assert (parsed["model.learning_rate"], parsed["model.n_layer"]) == (3e-4, 10)
 
 

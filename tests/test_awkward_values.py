@@ -116,7 +116,7 @@ def test_runs_that_differ_mean_something_else(sweep: dict[str, object]) -> None:
     config = resolve(["--experiment.sweep", json.dumps(sweep), "--trainer.max_steps", "3"])
     experiment = Experiment.from_config(config)
     meant = [
-        json.dumps(meaning(experiment.run_config(run), accelerator="cuda", known=run.swept))
+        json.dumps(meaning(experiment.run_config(run).content, accelerator="cuda", known=run.swept))
         for run in experiment.runs
     ]
     assert len(set(meant)) == len(meant)

@@ -40,13 +40,13 @@ def test_flannel3_is_the_notebook_and_its_size_is_the_true_one() -> None:
     configs = {path.stem: resolve(["--config", str(path)]) for path in CONFIGS}
     flannel3 = Experiment.from_config(configs["flannel3"])
     assert [run.seed for run in flannel3.runs] == list(range(42, 52))
-    model: dict[str, Any] = flannel3.config["model"]
+    model: dict[str, Any] = dict(flannel3.config.model.arguments)
     schema = build_schema(
-        tensors=flannel3.config["recorder"]["tensors"],
+        tensors=flannel3.config.recorder.arguments["tensors"],
         dtypes={},
         num_tokens=model["vocab_size"],
         hidden_dim=model["hidden_dim"],
-        max_steps=flannel3.config["trainer"]["max_steps"],
+        max_steps=flannel3.config.trainer.max_steps,
         every_n_steps=1,
     )
     notebook = {"recorded_steps", "embeddings", "grads", "momentum", "variance", "logits", "losses"}

@@ -165,7 +165,7 @@ def _understand(words: list[str]) -> _Request:
     plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
     if record is not None:
         record = as_begun(experiment, record, settled_changes(record, plan.settled))
-    if experiment.config["experiment"]["run"] is None:
+    if experiment.config.experiment.run is None:
         check_gatherable(experiment, checked, plan.slots[0])
     elsewhere, slot = plan.capacity.elsewhere, plan.slots[0]
     check_environments(experiment, plan.runs, slot, elsewhere=elsewhere)
@@ -184,7 +184,7 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
     the one file of live and dead tokens that all of them are read with.
     """
     checked: dict[str, CheckedRun] = {}
-    own_data = has_own_data(experiment.config["experiment"]["sweep"])
+    own_data = has_own_data(experiment.config.experiment.sweep)
     runs = experiment.runs if own_data else experiment.selected
     for run in runs:
         key = json.dumps(run.swept, sort_keys=True)
@@ -210,7 +210,7 @@ def _refuse_equal_runs(experiment: Experiment, checked: dict[int, CheckedRun], *
         if swept not in meanings:
             of_run = checked[run.index]
             known = {"trainer.precision": str(of_run.arithmetic), "data": of_run.digests}
-            config = experiment.run_config(run)
+            config = experiment.run_config(run).content
             meanings[swept] = meaning(config, accelerator=accelerator, known=known)
         meant = with_seed(meanings[swept], run.seed)
         first = trained.setdefault(json.dumps(meant, sort_keys=True), run)
@@ -263,7 +263,7 @@ def _fit_all(request: _Request, plan: Plan) -> int:
         runs, slots = [run.index for run in plan.runs], [slot.name for slot in plan.slots]
         with events.launch(runs=runs, slots=slots, command=sys.argv):
             background = None
-            if experiment.config["experiment"]["gather"] == "single":
+            if experiment.config.experiment.gather == "single":
                 background = BackgroundGather(experiment.paths, events=events)
             with background or nullcontext():
                 outcomes = train_all(
@@ -283,9 +283,9 @@ def _fit_all(request: _Request, plan: Plan) -> int:
 def _fit_as_jobs(request: _Request) -> int:
     """Hands over what is to be trained, unless that was done before, and waits for it, if that is wanted."""
     experiment, launcher, paths = request.experiment, request.launcher, request.experiment.paths
-    settings = experiment.config["experiment"]
-    gathers = settings["gather"] != "none" and settings["run"] is None
-    if request.plan is None and not (gathers and not is_gathered(paths, mode=settings["gather"])):
+    mode = experiment.config.experiment.gather
+    gathers = mode != "none" and experiment.config.experiment.run is None
+    if request.plan is None and (not gathers or mode == "none" or is_gathered(paths, mode=mode)):
         return _finish(experiment)
     launcher.check()
     jobs = find_jobs(launcher)
@@ -306,7 +306,7 @@ def _fit_as_jobs(request: _Request) -> int:
     )
     print(f"look at them with: flannel-pl status {shlex.quote(str(paths.folder))} --watch")
     print(f"stop them, with a checkpoint each, with: {stop}")
-    if experiment.config["launch"]["detach"]:
+    if experiment.config.launch.detach:
         return 0
     runs = [experiment.runs[index] for index in jobs.tasks]
     try:
@@ -316,7 +316,7 @@ def _fit_as_jobs(request: _Request) -> int:
         raise
     if not _summarized(request, outcomes):
         return 1
-    if gather and not is_gathered(paths, mode=experiment.config["experiment"]["gather"]):
+    if gather and mode != "none" and not is_gathered(paths, mode=mode):
         print(f"job {gather} has not gathered (see {paths.gather_log}), so it is done here")
     return _finish(experiment)
 
@@ -435,8 +435,8 @@ def _finish(
     experiment: Experiment, *, background: BackgroundGather | None = None, is_locked: bool = False
 ) -> int:
     """Gathers the recordings if that is wanted and not done yet, and says where everything is."""
-    mode, paths = experiment.config["experiment"]["gather"], experiment.paths
-    if experiment.config["experiment"]["run"] is not None or mode == "none":
+    mode, paths = experiment.config.experiment.gather, experiment.paths
+    if experiment.config.experiment.run is not None or mode == "none":
         for run in experiment.selected:
             print(f"finished: {paths.run(run.index).recording}")
         return 0

@@ -97,7 +97,7 @@ class _Launch:
     ) -> None:
         self.launcher, self.experiment = launcher, launcher.experiment
         self.work, self.events, self.progress, self.finished = work, events, progress, finished
-        self.max_retries = self.experiment.config["launch"]["max_retries"]
+        self.max_retries = self.experiment.config.launch.max_retries
         self.waiting = deque(_Try(run) for run in runs)
         self.free = list(slots)
         self.workers: list[_Worker] = []

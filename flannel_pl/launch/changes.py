@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flannel_pl.experiment import Experiment, ExperimentConfig, Run, parse_seeds
+from flannel_pl.config import ExperimentConfig
+from flannel_pl.experiment import Experiment, Run, parse_seeds
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.sameness import as_read, decisive, differences, has_own_data
 from flannel_pl.texts import for_file
-
-_DEFAULTS = dataclasses.asdict(ExperimentConfig())
 
 
 def config_changes(experiment: Experiment, record: ExperimentRecord) -> list[str]:
@@ -23,10 +22,10 @@ def config_changes(experiment: Experiment, record: ExperimentRecord) -> list[str
     Returns:
         One line per difference; empty if the experiment may go on in that folder.
     """
-    ours, theirs = _settings(experiment.config), _settings(record.config)
+    ours, theirs = _settings(experiment.config.experiment), _settings(record.settings.experiment)
     # The config of a single run has that run's value where a key is swept.
     swept = {*ours["experiment.sweep"], *theirs["experiment.sweep"]}
-    ours |= decisive(experiment.config, without=swept)
+    ours |= decisive(experiment.config.content, without=swept)
     theirs |= decisive(record.config, without=swept)
     changes = [
         f"{key}: {json.dumps(there)} there, {json.dumps(now)} now"
@@ -43,7 +42,7 @@ def data_changes(experiment: Experiment, record: ExperimentRecord, digests: Mapp
         record: What the folder's `experiment.json` says.
         digests: Name of each data file -> hash of its content now.
     """
-    if has_own_data(experiment.config["experiment"]["sweep"]):
+    if has_own_data(experiment.config.experiment.sweep):
         return []  # every run has its own; each recording has the hashes of what it was trained on
     theirs = record.data_digests
     return [
@@ -63,19 +62,18 @@ def settled_changes(record: ExperimentRecord, settled: Mapping[str, Any]) -> lis
     ]
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(settings: ExperimentConfig) -> dict[str, Any]:
     """Returns which runs an experiment has, and what becomes of their files."""
-    settings = {**_DEFAULTS, **config["experiment"]}
     return {
-        "experiment.seeds": parse_seeds(settings["seeds"]),
+        "experiment.seeds": parse_seeds(settings.seeds),
         "experiment.sweep": {
             key: list(map(as_read, values)) if isinstance(values, list) else values
-            for key, values in settings["sweep"].items()
+            for key, values in settings.sweep.items()
         },
         # The keys in the runs' files depend on it, see gathering/gather.py; single and none have the same.
-        "experiment.gather": "index" if settings["gather"] == "index" else "single",
+        "experiment.gather": "index" if settings.gather == "index" else "single",
         # Whether files are deleted is not changed by the way.
-        "experiment.keep_shards": settings["keep_shards"],
+        "experiment.keep_shards": settings.keep_shards,
     }
 
 

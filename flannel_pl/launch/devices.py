@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.launch.cgroups import Limit, core_limit, memory_limit
 
@@ -17,7 +18,7 @@ MEMORY_FACTS = Path("/proc/meminfo")
 """Where Linux says how much memory is free."""
 
 
-def chosen_devices(config: dict[str, Any]) -> tuple[str, list[int | None]]:
+def chosen_devices(config: Config) -> tuple[str, list[int | None]]:
     """Resolves `trainer.accelerator`, `trainer.devices` and `launch.devices`.
 
     Returns:
@@ -28,23 +29,24 @@ def chosen_devices(config: dict[str, Any]) -> tuple[str, list[int | None]]:
     Raises:
         UserError: If a device is not there or a value has no meaning.
     """
-    wanted, trainer = config["launch"]["devices"], config["trainer"]
+    trainer = config.trainer
+    wanted: list[int] | str | int = config.launch.devices
     if wanted == "auto":
-        wanted = trainer["devices"]
-    elif trainer["devices"] not in ("auto", wanted):
+        wanted = trainer.devices
+    elif trainer.devices not in ("auto", wanted):
         raise UserError(
-            f"launch.devices is {wanted} and trainer.devices is {trainer['devices']}; they mean the same, so "
+            f"launch.devices is {wanted} and trainer.devices is {trainer.devices}; they mean the same, so "
             "give one of them"
         )
     there = available_devices()
-    accelerator = trainer["accelerator"]
+    accelerator = trainer.accelerator
     if accelerator == "auto":
         accelerator = next(iter(there))
     elif accelerator == "gpu":
         accelerator = "mps" if "mps" in there else "cuda"
     if accelerator not in there:
         raise UserError(
-            f"trainer.accelerator is {trainer['accelerator']}, but there is no such device here; there is "
+            f"trainer.accelerator is {trainer.accelerator}, but there is no such device here; there is "
             f"{', '.join(f'{name} ({count})' for name, count in there.items())}"
         )
     return accelerator, _numbers(_parsed(wanted), accelerator, there[accelerator])

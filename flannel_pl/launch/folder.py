@@ -6,8 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.config import LaunchConfig
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths, LaunchConfig, Run, RunPaths, Slot
+from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.jobs import Jobs
 from flannel_pl.paths import final_of, is_run_folder
@@ -213,13 +214,17 @@ def write_run_config(
             depend on it.
         to_yaml: Turns a config into the YAML text that `fit --config` reads.
     """
-    config = experiment.run_config(run)
-    config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1}
-    config["launch"] |= {"launcher": LaunchConfig.launcher, "devices": "auto", "runs_per_device": 1}
-    config["launch"]["threads_per_run"] = slot.threads
+    launch = {"launcher": LaunchConfig.launcher, "devices": "auto", "runs_per_device": 1}
+    launch["threads_per_run"] = slot.threads
+    config = experiment.run_config(run).but(
+        {
+            **{"trainer.accelerator": slot.accelerator, "trainer.devices": 1},
+            **{f"launch.{key}": value for key, value in launch.items()},
+        }
+    )
     path = experiment.paths.run(run.index).config
     make_folder(path.parent)
-    write_file(path, to_yaml(config).encode())
+    write_file(path, to_yaml(config.content).encode())
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from flannel_pl.config import Config
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.status import waiting_run
@@ -61,7 +61,7 @@ def last_words(paths: RunPaths, pid: int | None) -> str:
 
 
 def give_up(
-    paths: ExperimentPaths, config: Mapping[str, Any], run: Run, cause: str, *, attempt: int | None = None
+    paths: ExperimentPaths, config: Config, run: Run, cause: str, *, attempt: int | None = None
 ) -> None:
     """Tells the journal of a run that it has failed and is not started again.
 
@@ -111,7 +111,7 @@ def told_to_script(paths: RunPaths) -> Iterator[None]:
         raise
 
 
-def _first_entry(config: Mapping[str, Any], run: Run) -> JournalEntry:
+def _first_entry(config: Config, run: Run) -> JournalEntry:
     now_s = time.time()
     return JournalEntry(
         run=run.index,
@@ -145,14 +145,14 @@ def main(words: Sequence[str]) -> None:
         record = read_record(paths)
         for run in record.runs:
             if _says_it_is_running(paths.run(run.index)):
-                _give_up_locked(paths, record.config, run, NO_WORD, None)
+                _give_up_locked(paths, record.settings, run, NO_WORD, None)
         return
     paths = ExperimentPaths.find(folder.parent)
     record = read_record(paths)
     run = record.runs[RunPaths(folder).number]
     code, attempt, pid = (int(word) for word in words[1:])
     cause = describe_exit(paths.run(run.index), 128 - code if code > 128 else code, pid)
-    _give_up_locked(paths, record.config, run, cause, attempt)
+    _give_up_locked(paths, record.settings, run, cause, attempt)
 
 
 def _says_it_is_running(paths: RunPaths) -> bool:
@@ -163,7 +163,7 @@ def _says_it_is_running(paths: RunPaths) -> bool:
 
 
 def _give_up_locked(
-    paths: ExperimentPaths, config: Mapping[str, Any], run: Run, cause: str, attempt: int | None
+    paths: ExperimentPaths, config: Config, run: Run, cause: str, attempt: int | None
 ) -> None:
     """Gives a run up, unless another process trains it by now."""
     lock = Lock(paths.run(run.index).lock, what=f"run {run.index} of {paths.folder}")

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flannel_pl.experiment import ExperimentPaths, flatten
+from flannel_pl.config import Config, flatten
+from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.plugins import launchers
 from flannel_pl.recording.sameness import INCIDENTAL
 from flannel_pl.recording.writing.disk import write_file
@@ -98,7 +99,7 @@ def _of_arrays(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: Config) -> dict[str, Any]:
     """Returns, by dotted key, what jobs are started with besides that which decides the recorded bits.
 
     Not whether `fit` waits for them, which is nothing to them, nor the keys of other launchers.
@@ -106,17 +107,17 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: An experiment's config.
     """
-    trainer, experiment, launch = config["trainer"], config["experiment"], config["launch"]
-    left_out = {"detach", *launchers()} - {launch["launcher"]}
+    left_out = {"detach", *launchers()} - {config.launch.launcher}
+    trainer = config.trainer.arguments
     groups = {
-        "launch": {key: value for key, value in launch.items() if key not in left_out},
+        "launch": {key: value for key, value in config.content["launch"].items() if key not in left_out},
         "trainer": {key: value for key, value in trainer.items() if f"trainer.{key}" in INCIDENTAL},
-        "experiment": {key: experiment[key] for key in ("gather", "keep_shards")},
+        "experiment": {"gather": config.experiment.gather, "keep_shards": config.experiment.keep_shards},
     }
     return dict(flatten(groups))
 
 
-def setting_changes(jobs: Jobs, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def setting_changes(jobs: Jobs, config: Config) -> dict[str, tuple[Any, Any]]:
     """Returns each differing key -> what the jobs were started with, and what is asked for now."""
     ours, theirs = settings_of(config), jobs.settings
     if theirs is None:

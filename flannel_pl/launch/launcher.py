@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.launch.cgroups import Limit
@@ -139,7 +140,7 @@ class Launcher(ABC):
 
     def __init__(self, name: str, experiment: Experiment) -> None:
         self.name, self.experiment = name, experiment
-        keys = experiment.config["launch"].get(name, {})
+        keys = experiment.config.launchers.get(name, {})
         self.own: Any = None if self.settings is None else self.settings(**keys)
 
     def check(self) -> None:  # noqa: B027 - most can be used everywhere
@@ -233,7 +234,7 @@ class Launcher(ABC):
         return set(changes)
 
 
-def threads_per_run(config: Mapping[str, Any], record: ExperimentRecord | None, *, auto: int) -> int:
+def threads_per_run(config: Config, record: ExperimentRecord | None, *, auto: int) -> int:
     """Returns the CPU threads of a run, on which bits depend.
 
     Args:
@@ -244,7 +245,7 @@ def threads_per_run(config: Mapping[str, Any], record: ExperimentRecord | None, 
     Raises:
         UserError: If there would be none.
     """
-    threads = config["launch"]["threads_per_run"]
+    threads = config.launch.threads_per_run
     if threads == "auto":
         return (record and record.threads_per_run) or auto
     if threads < 1:
@@ -262,7 +263,7 @@ def find_launcher(experiment: Experiment, name: str | None = None) -> Launcher:
     Raises:
         UserError: If there is none of that name, or it cannot be loaded.
     """
-    name = experiment.config["launch"]["launcher"] if name is None else name
+    name = experiment.config.launch.launcher if name is None else name
     point = launchers().get(name)
     if point is None:
         raise UserError(

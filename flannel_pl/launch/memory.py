@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, RunMemory
 from flannel_pl.launch.cgroups import Limit
@@ -106,7 +107,7 @@ def gb(num_bytes: float) -> str:
 
 
 def host_need(
-    config: dict[str, Any],
+    config: Config,
     *,
     accelerator: str,
     where: Literal["forked", "apart", "here"],
@@ -129,7 +130,7 @@ def host_need(
     return Need(own, shared if where == "forked" else 0)
 
 
-def device_need(config: dict[str, Any], *, accelerator: str, measured: RunMemory | None = None) -> Need:
+def device_need(config: Config, *, accelerator: str, measured: RunMemory | None = None) -> Need:
     """Estimates what runs take of the memory of an accelerator that they share; like `host_need`."""
     model = _model_bytes(config, measured, accelerator=accelerator)
     return Need(_library_bytes() + _ring_bytes(config, measured) + model)
@@ -173,22 +174,23 @@ def _library_bytes() -> int:
     return GPU_LIBRARY_BYTES if torch.version.cuda or torch.version.hip else LIBRARY_BYTES
 
 
-def _ring_bytes(config: dict[str, Any], measured: RunMemory | None) -> int:
+def _ring_bytes(config: Config, measured: RunMemory | None) -> int:
     """Returns the size of the recorder's ring of four rows, of four tensors where that was not measured."""
     if measured is not None:
         return 4 * measured.row_bytes
-    return int(config["model"]["vocab_size"] * config["model"]["hidden_dim"] * 4 * 4 * 2)
+    model = config.model.arguments
+    return int(model["vocab_size"] * model["hidden_dim"] * 4 * 4 * 2)
 
 
-def _live_bytes(config: dict[str, Any], measured: RunMemory | None) -> int:
+def _live_bytes(config: Config, measured: RunMemory | None) -> int:
     """Returns what live metrics take: the row before, and some three copies of a row in float64."""
     bytes_per_weight = 2 + 3 * 8
     ring_bytes_per_weight = 4 * 4 * 2
-    is_live = bool(config["recorder"].get("live"))
+    is_live = bool(config.recorder.live)
     return is_live * _ring_bytes(config, measured) * bytes_per_weight // ring_bytes_per_weight
 
 
-def _model_bytes(config: dict[str, Any], measured: RunMemory | None, *, accelerator: str) -> int:
+def _model_bytes(config: Config, measured: RunMemory | None, *, accelerator: str) -> int:
     """Estimates what training takes.
 
     The logits (B, T, V), on the CPU under bfloat16 autocast once in bfloat16 (see models/projection.py) and
@@ -198,10 +200,10 @@ def _model_bytes(config: dict[str, Any], measured: RunMemory | None, *, accelera
     """
     if measured is not None:
         return 10 * measured.parameter_bytes
-    in_pieces = accelerator == "cpu" and config["trainer"]["precision"] == "bf16-mixed"
-    model = config["model"]
+    in_pieces = accelerator == "cpu" and config.trainer.precision == "bf16-mixed"
+    model = config.model.arguments
     vocab_size, seq_len, dim = model["vocab_size"], model["max_seq_len"], model["hidden_dim"]
-    logits: int = config["data"]["batch_size"] * seq_len * vocab_size
+    logits: int = config.data.arguments["batch_size"] * seq_len * vocab_size
     parameters: int = (vocab_size + seq_len) * dim + 12 * model["n_layer"] * dim**2
     parameter_bytes = 2 if model["param_dtype"] == "bfloat16" else 4
     return logits * (4 if in_pieces else 16) + parameters * 10 * parameter_bytes

@@ -73,8 +73,8 @@ def make_plan(
     Raises:
         UserError: If a device is not there, a number is out of range, or memory or disk are too small.
     """
-    config = experiment.config
-    copies = config["experiment"]["gather"] == "single" and config["experiment"]["run"] is None
+    settings = experiment.config.experiment
+    copies = settings.gather == "single" and settings.run is None
     launcher = find_launcher(experiment)
     capacity = launcher.capacity(num_runs=max(1, len(runs)), record=record)
     plan = Plan(
@@ -85,7 +85,7 @@ def make_plan(
         largest_bytes=max(bytes_of.values()),
         recording_bytes=sum(bytes_of[run.index] for run in runs),
         gathered_bytes=sum(bytes_of.values()) if copies else 0,
-        keeps_shards=config["experiment"]["keep_shards"],
+        keeps_shards=settings.keep_shards,
         free_bytes=_free_bytes(experiment, runs),
         memory=capacity.memory or memory_of(experiment, accelerator=capacity.slots[0].accelerator),
     )

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from flannel_pl.config import Config
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.signs import silence_s
@@ -31,12 +31,10 @@ def read_status(folder: Path) -> ExperimentStatus:
     """
     paths = ExperimentPaths.find(folder.absolute())
     record = read_record(paths)
-    return collect_status(paths, record.config, record.runs)
+    return collect_status(paths, record.settings, record.runs)
 
 
-def collect_status(
-    paths: ExperimentPaths, config: Mapping[str, Any], runs: Sequence[Run]
-) -> ExperimentStatus:
+def collect_status(paths: ExperimentPaths, config: Config, runs: Sequence[Run]) -> ExperimentStatus:
     """Reads how far some runs of an experiment are.
 
     Args:
@@ -58,20 +56,20 @@ def collect_status(
                 waiting_run(config, run),
                 num_bytes,
                 gathered,
-                every_n_steps=config["recorder"]["every_n_steps"],
+                every_n_steps=config.recorder.every_n_steps,
             )
             for status, run, num_bytes in zip(told, runs, shard_bytes, strict=True)
         ),
-        gather=config["experiment"]["gather"],
+        gather=config.experiment.gather,
         gathered=has_recording(paths),
         launching=_is_beating(paths.lock),
     )
 
 
-def waiting_run(config: Mapping[str, Any], run: Run) -> RunStatus:
+def waiting_run(config: Config, run: Run) -> RunStatus:
     """Returns the status of a run that was never started."""
-    max_steps = run.swept.get("trainer.max_steps", config["trainer"]["max_steps"])
-    num_rows = 1 + max_steps // config["recorder"]["every_n_steps"]
+    max_steps = run.swept.get("trainer.max_steps", config.trainer.max_steps)
+    num_rows = 1 + max_steps // config.recorder.every_n_steps
     return RunStatus(run.index, run.seed, run.swept, max_steps, num_rows)
 
 
@@ -96,12 +94,12 @@ class _Gathered:
             return cls(trouble=str(error))
 
 
-def _told(paths: RunPaths, config: Mapping[str, Any], run: Run) -> RunStatus:
+def _told(paths: RunPaths, config: Config, run: Run) -> RunStatus:
     """Returns what a run's journal says of it."""
     status = waiting_run(config, run)
     try:
         entry = Journal(paths.journal).read()
-        every_n_steps = config["recorder"]["every_n_steps"]
+        every_n_steps = config.recorder.every_n_steps
         if entry is None:
             return status
         silent = entry.state == "running" and silence_s(paths.journal, entry.updated_s) > SILENT_S

@@ -44,7 +44,7 @@ def submit(launcher: Launcher, runs: Sequence[Run], capacity: Capacity, *, gathe
     """
     experiment = launcher.experiment
     jobs = Jobs(launcher.name, {}, None, settings_of(experiment.config), time.time())
-    slots, retries = capacity.slots, experiment.config["launch"]["max_retries"]
+    slots, retries = capacity.slots, experiment.config.launch.max_retries
 
     def task_of(place: int) -> Task:
         run, started = runs[place], list(jobs.tasks.values())
@@ -137,7 +137,7 @@ def refuse_beside_jobs(experiment: Experiment) -> None:
     """
     paths = experiment.paths
     jobs = Jobs.read(paths)
-    if jobs is None or not jobs.names or jobs.launcher == experiment.config["launch"]["launcher"]:
+    if jobs is None or not jobs.names or jobs.launcher == experiment.config.launch.launcher:
         return
     if os.environ.get(JOB_VARIABLE) == str(paths.folder):
         return

@@ -5,9 +5,7 @@ what is computed with them; what comes of both is said in one line, and decides 
 recorded.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flannel_pl.errors import UserError
 
@@ -46,13 +44,16 @@ class Arithmetic:
     autocast: str | None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Arithmetic":
-        """Returns the arithmetic of a run's complete config.
+    def of(cls, weights: str, asked: str | int | None) -> "Arithmetic":
+        """Returns the arithmetic of a run.
+
+        Args:
+            weights: `model.param_dtype`.
+            asked: `trainer.precision`.
 
         Raises:
             UserError: If it asks for float32 and for weights that are not.
         """
-        weights, asked = config["model"]["param_dtype"], config["trainer"]["precision"]
         precision = unified(asked)
         if asked is not None and precision == "32-true" and weights != "float32":
             raise UserError(

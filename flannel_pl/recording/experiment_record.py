@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flannel_pl.config import Config
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, Run, is_plain_name, parse_seeds
 from flannel_pl.recording.formats.metadata import num_marks, parse_json, short
 from flannel_pl.recording.formats.opening import unreachable
-from flannel_pl.recording.formats.schema import has_tokens
+from flannel_pl.recording.formats.tokens import has_tokens
 from flannel_pl.small_files import read_small
 from flannel_pl.texts import from_file
 
@@ -81,16 +82,20 @@ class ExperimentRecord:
             content=content,
         )
 
+    @functools.cached_property
+    def settings(self) -> Config:
+        """The config with types, and defaults for what it lacks."""
+        return Config.of(self.config)
+
     @property
     def gather(self) -> GatherMode:
         """What is to be made of the finished runs."""
-        mode: GatherMode = self.config["experiment"]["gather"]
-        return mode
+        return self.settings.experiment.gather
 
     @property
     def keeps_shards(self) -> bool:
         """Whether runs keep their own recordings once they are gathered."""
-        return bool(self.config["experiment"].get("keep_shards", True))
+        return self.settings.experiment.keep_shards
 
     @property
     def swept_keys(self) -> frozenset[str]:
@@ -99,8 +104,8 @@ class ExperimentRecord:
 
     def num_rows(self, run: Run) -> int:
         """Returns how many rows a run has if it does not end early."""
-        max_steps = run.swept.get("trainer.max_steps", self.config["trainer"]["max_steps"])
-        return int(1 + max_steps // self.config["recorder"]["every_n_steps"])
+        max_steps = run.swept.get("trainer.max_steps", self.settings.trainer.max_steps)
+        return int(1 + max_steps // self.settings.recorder.every_n_steps)
 
     @property
     def has_tokens(self) -> bool:

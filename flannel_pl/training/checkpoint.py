@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flannel_pl.adapters.lightning.checkpoint import checkpoint_digest
+from flannel_pl.config import Config
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.quantities.core.hold import is_row
@@ -35,7 +36,7 @@ class RunIdentity:
     """Which run goes on; what it goes on from has to be of the same."""
 
     run: Run
-    config: Mapping[str, Any]
+    config: Config
     """The run's config."""
 
     digests: Mapping[str, str]
@@ -98,7 +99,7 @@ def _refuse_other_partial(path: Path, whose: RunIdentity) -> None:
     except RunError:
         return
     if metadata:
-        wrong = run_contradictions(metadata, whose.run, config=whose.config, digests=whose.digests)
+        wrong = run_contradictions(metadata, whose.run, config=whose.config.content, digests=whose.digests)
         _refuse(path, whose, list(wrong))
 
 
@@ -117,11 +118,11 @@ def _refuse_other_checkpoint(path: Path, data: bytes, step: int, partial: Path, 
     ]
     if "config" in told:
         metadata = {"config": json.loads(told["config"])}
-        wrong += other_config(metadata, whose.config, swept=whose.run.swept)
+        wrong += other_config(metadata, whose.config.content, swept=whose.run.swept)
     # Where Lightning averages weights, it puts the average in the place of those that are trained.
     weights = content.get("current_model_state") or content.get("state_dict", {})
     # At the end of a training that ended early it has done so for good, and nothing is trained any more.
-    weight = None if "ended" in told else weights.get(whose.config["recorder"]["parameter"])
+    weight = None if "ended" in told else weights.get(whose.config.recorder.parameter)
     if not wrong and weight is not None and not is_row(weight, step, partial):
         wrong = [f"its weights are not those that {partial.name} has of step {step}"]
     _refuse(path, whose, wrong)

@@ -26,7 +26,7 @@ def check_environments(
     Raises:
         UserError: If one of them was begun elsewhere, and that is not to be mixed.
     """
-    if experiment.config["launch"]["mix_environments"]:
+    if experiment.config.launch.mix_environments:
         return
     now = {**host_environment(slot.accelerator), "threads": slot.threads}
     if elsewhere:
@@ -35,6 +35,6 @@ def check_environments(
         paths = experiment.paths.run(run.index)
         checkpoints = paths.checkpoints()
         if checkpoints and is_there(paths.partial):
-            first_row = 1 + checkpoints[0][0] // experiment.config["recorder"]["every_n_steps"]
+            first_row = 1 + checkpoints[0][0] // experiment.config.recorder.every_n_steps
             with contextlib.suppress(RunError):  # a damaged file is not gone on with
                 refuse_other_environment(paths, now, first_row)

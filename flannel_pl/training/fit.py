@@ -18,6 +18,7 @@ from flannel_pl import provenance
 from flannel_pl.adapters.lightning.checkpoint import remove_checkpoints
 from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
+from flannel_pl.config import Config, TrainerConfig
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import Interrupted, RunError, UserError
 from flannel_pl.experiment import Experiment, Run, RunMemory, RunPaths, Slot
@@ -49,7 +50,7 @@ from flannel_pl.terminal import drawn_upon
 from flannel_pl.texts import for_file
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import RunIdentity, find_resume_point
-from flannel_pl.training.classes import DEFAULTS, has_corpus, is_own
+from flannel_pl.training.classes import DEFAULTS, has_corpus
 from flannel_pl.training.cli import parse_config, recorder_arguments
 from flannel_pl.training.device import check_device
 from flannel_pl.training.metrics_log import MetricsKeeper, MetricsLog
@@ -116,19 +117,19 @@ def check(experiment: Experiment, run: Run) -> CheckedRun:
         UserError: If anything in the config or the data would stop the run.
     """
     config = experiment.run_config(run)
-    _check_trainer(config["trainer"], every_n_steps=config["recorder"]["every_n_steps"])
-    wanted = as_config(**recorder_arguments(config["recorder"]), in_experiment=True)
-    Checkpoints(RunPaths(Path()), every=config["launch"]["checkpoint_every"], asked=lambda: None)
-    check_logged(wanted, config["trainer"]["log_every_n_steps"])
+    _check_trainer(config.trainer, every_n_steps=config.recorder.every_n_steps)
+    wanted = as_config(**recorder_arguments(config.recorder.arguments), in_experiment=True)
+    Checkpoints(RunPaths(Path()), every=config.launch.checkpoint_every, asked=lambda: None)
+    check_logged(wanted, config.trainer.log_every_n_steps)
     # With no token matrix to size by, a model of ours is like any other.
-    as_any_other = is_own(config) or wanted.parameter is None
+    as_any_other = config.has_classes or wanted.parameter is None
     return _check_own(config, run) if as_any_other else _check_default(config, wanted)
 
 
-def _check_own(config: dict[str, Any], run: Run) -> CheckedRun:
+def _check_own(config: Config, run: Run) -> CheckedRun:
     """Checks a run of classes that only they themselves can tell of: they are made."""
-    parse_config(config)
-    recorder = StepRecorder(Path(), **recorder_arguments(config["recorder"]), in_experiment=True)
+    parse_config(config.content)
+    recorder = StepRecorder(Path(), **recorder_arguments(config.recorder.arguments), in_experiment=True)
     tried = try_out(config, recorder, seed=run.seed)
     data: Any = tried.data
     num_tokens = None if tried.token_ids is None else len(tried.token_ids)
@@ -143,29 +144,27 @@ def _check_own(config: dict[str, Any], run: Run) -> CheckedRun:
     )
 
 
-def _check_default(config: dict[str, Any], wanted: RecorderConfig) -> CheckedRun:
+def _check_default(config: Config, wanted: RecorderConfig) -> CheckedRun:
     """Checks a run of the default classes, which need not be made for that."""
-    parsed = parse_config(config)  # the types of swept values
+    parsed = parse_config(config.content)  # the types of swept values
     model: Any = DEFAULTS["model"](**parsed["model"])
     data: Any = DEFAULTS["data"](**parsed["data"])
-    _check_parameter(
-        wanted.parameter or "", model.parameter_shapes(), num_tokens=config["model"]["vocab_size"]
-    )
-    arithmetic = Arithmetic.of(config)
+    sizes, vocab_size = model.hparams, model.hparams.vocab_size
+    _check_parameter(wanted.parameter or "", model.parameter_shapes(), num_tokens=vocab_size)
+    arithmetic = Arithmetic.of(sizes.param_dtype, config.trainer.precision)
     corpus = data.load()
-    _check_batches(config["data"]["batch_size"], corpus.num_tokens - config["model"]["max_seq_len"])
-    vocab_size = config["model"]["vocab_size"]
+    _check_batches(data.hparams.batch_size, corpus.num_tokens - sizes.max_seq_len)
     ids = recorded_token_ids(wanted.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
-    shape = (vocab_size, config["model"]["hidden_dim"])
+    shape = (vocab_size, sizes.hidden_dim)
     weights = torch.empty(shape, dtype=getattr(torch, arithmetic.weights), device="meta")
-    own_dtypes, may_skip = torch_dtypes(arithmetic.own_dtypes), _is_scaling(config["trainer"])
+    own_dtypes, may_skip = torch_dtypes(arithmetic.own_dtypes), _is_scaling(config.trainer)
     sets = {name: torch.from_numpy(ids) for name, ids in data.token_sets.items()}
     subject = Subject(weights, wanted.parameter or "", own_dtypes, may_skip, sets, model.on_meta())
     schema = schema_of(
         declared_columns(wanted.all_quantities(subject.module, weights), subject),
         dtypes=wanted.dtypes,
         num_token_ids=None if ids is None else len(ids),
-        max_steps=config["trainer"]["max_steps"],
+        max_steps=config.trainer.max_steps,
         every_n_steps=wanted.every_n_steps,
         own_dtypes=arithmetic.own_dtypes,
     )
@@ -229,9 +228,9 @@ def _planned_metadata(run: Run, checked: CheckedRun, label: RunLabel) -> dict[st
     return parse_json(checked.schema.metadata(known, static=checked.static))
 
 
-def _is_scaling(trainer: dict[str, Any]) -> bool:
+def _is_scaling(trainer: TrainerConfig) -> bool:
     """Tells whether a loss scaler is asked for, which may leave steps out."""
-    return unified(trainer["precision"]) == "16-mixed" or "scaler" in str(trainer["plugins"])
+    return unified(trainer.precision) == "16-mixed" or "scaler" in str(trainer.plugins)
 
 
 def _check_parameter(parameter: str, shapes: dict[str, tuple[int, ...]], *, num_tokens: int) -> None:
@@ -253,39 +252,39 @@ def _check_batches(batch_size: int, num_windows: int) -> None:
         )
 
 
-def _check_trainer(trainer: dict[str, Any], *, every_n_steps: int) -> None:
+def _check_trainer(trainer: TrainerConfig, *, every_n_steps: int) -> None:
     """Refuses Trainer settings that a recorded run cannot have."""
-    if trainer["max_steps"] < 1:
+    if trainer.max_steps < 1:
         raise UserError(
-            f"trainer.max_steps is {trainer['max_steps']}, expected at least 1; give the steps of a run, "
+            f"trainer.max_steps is {trainer.max_steps}, expected at least 1; give the steps of a run, "
             "e.g. --trainer.max_steps 1000"
         )
-    if every_n_steps > trainer["max_steps"]:
+    if every_n_steps > trainer.max_steps:
         raise UserError(
-            f"recorder.every_n_steps is {every_n_steps}, more than trainer.max_steps {trainer['max_steps']}: "
+            f"recorder.every_n_steps is {every_n_steps}, more than trainer.max_steps {trainer.max_steps}: "
             "nothing but the initial state would be recorded"
         )
-    if trainer["max_epochs"] == 0:
+    if trainer.max_epochs == 0:
         raise UserError("trainer.max_epochs is 0, which trains nothing; leave it out, max_steps decides")
-    if trainer["accumulate_grad_batches"] < 1:
+    if trainer.accumulate_grad_batches < 1:
         raise UserError(
-            f"trainer.accumulate_grad_batches is {trainer['accumulate_grad_batches']}, expected at least 1"
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, expected at least 1"
         )
-    if (trainer["gradient_clip_val"] or 0) < 0:
+    if (trainer.gradient_clip_val or 0) < 0:
         raise UserError(
-            f"trainer.gradient_clip_val is {trainer['gradient_clip_val']}, expected 0 or more, or null"
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected 0 or more, or null"
         )
-    if (trainer["min_steps"] or 0) > trainer["max_steps"]:
+    if (trainer.min_steps or 0) > trainer.max_steps:
         raise UserError(
-            f"trainer.min_steps is {trainer['min_steps']}, more than trainer.max_steps {trainer['max_steps']}"
+            f"trainer.min_steps is {trainer.min_steps}, more than trainer.max_steps {trainer.max_steps}"
         )
-    if trainer["fast_dev_run"]:
+    if trainer.fast_dev_run:
         raise UserError(
             "trainer.fast_dev_run trains without recording; use --trainer.max_steps 1 for a quick trial"
         )
-    if trainer["num_nodes"] != 1 or trainer["strategy"] not in ("auto", "single_device"):
+    if trainer.num_nodes != 1 or trainer.strategy not in ("auto", "single_device"):
         raise UserError(
-            f"trainer.strategy is {trainer['strategy']} on {trainer['num_nodes']} node(s), but every run has "
+            f"trainer.strategy is {trainer.strategy} on {trainer.num_nodes} node(s), but every run has "
             "one device; leave both at their defaults: several devices train several runs"
         )
 
@@ -379,19 +378,16 @@ def _train(
     _refuse_other_data(experiment, digests)
     label = _label(experiment, run, slot, attempt=attempt, data_digests=digests)
     whose = RunIdentity(run, config, digests)
-    resume = find_resume_point(
-        paths, every_n_steps=config["recorder"]["every_n_steps"], note=_say, whose=whose
-    )
+    resume = find_resume_point(paths, every_n_steps=config.recorder.every_n_steps, note=_say, whose=whose)
     if resume is None:
         remove_checkpoints(paths, keep=0)
     else:
         _say(f"going on after step {resume.step}, from {resume.checkpoint.name}")
         label = dataclasses.replace(label, metadata=resume.metadata)
-    checkpoint_every = config["launch"]["checkpoint_every"]
     recorder = StepRecorder(
         paths.folder,
-        **recorder_arguments(config["recorder"]),
-        checkpoint_every=checkpoint_every,
+        **recorder_arguments(config.recorder.arguments),
+        checkpoint_every=config.launch.checkpoint_every,
         label=label,
         note=note,
         in_experiment=True,
@@ -402,7 +398,7 @@ def _train(
             environment(device), 1 + resume.step // recorder.config.every_n_steps
         )
     trainer: Any = cli.trainer
-    looks = [Positions(recorder, _say)] if is_own(config) else []  # those of ours go on
+    looks = [Positions(recorder, _say)] if config.has_classes else []  # those of ours go on
     trainer.callbacks[:0] = [StopOnSignal(recorder), RandomNumbers(), *looks, recorder]
     for log in trainer.loggers:
         if isinstance(log, MetricsLog):
@@ -429,7 +425,7 @@ def _train(
 
 def _refuse_other_data(experiment: Experiment, digests: dict[str, str]) -> None:
     """Refuses data files that have changed since the experiment was described."""
-    is_swept = has_own_data(experiment.config["experiment"]["sweep"])
+    is_swept = has_own_data(experiment.config.experiment.sweep)
     if is_swept or not is_there(experiment.paths.record):
         return
     if wrong := list(other_data({"data": digests}, read_record(experiment.paths).data_digests)):
@@ -475,14 +471,14 @@ def _label(
 ) -> RunLabel:
     config = experiment.run_config(run)
     # An index refers to the shards themselves, so there every key has to be unique over all runs.
-    prefix = run_prefix(run.index) if config["experiment"]["gather"] == "index" else ""
+    prefix = run_prefix(run.index) if config.experiment.gather == "index" else ""
     metadata = for_file(
         {
             "experiment": experiment.paths.folder.name,
-            "config": config,
+            "config": config.content,
             "provenance": {"data": data_digests},
         }
     )
-    mixing = config["launch"]["mix_environments"]
+    mixing = config.launch.mix_environments
     swept = for_file(run.swept)
     return RunLabel(run.index, run.seed, swept, prefix, attempt, slot.name, metadata, mixing)

@@ -29,9 +29,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from typing_extensions import override
 
+from flannel_pl.config import Config, TrainerConfig
 from flannel_pl.errors import Interrupted, UserError
 from flannel_pl.experiment import Experiment, Run, Slot
-from flannel_pl.training.classes import class_paths, is_own
 from flannel_pl.training.cli import FlannelCLI
 from flannel_pl.training.trainer import MISTAKES, build, classes, interruption, is_a, name_mistake, shown
 from flannel_pl.training.used import refuse_replaced
@@ -62,7 +62,7 @@ def rehearse(
     Raises:
         UserError: If a run would end because of a setting of the Trainer.
     """
-    trainer = experiment.config["trainer"]
+    trainer = experiment.config.trainer
     elsewhere = elsewhere and slot.accelerator != "cpu"
     if elsewhere:
         slot = Slot("cpu", None, slot.threads)  # this host may have none of the cluster's devices
@@ -71,11 +71,12 @@ def rehearse(
         _refuse_callbacks(trainer, ProgressBar, why=why)
     why = "which trains with other values than the config has, and than the file would say; leave it out"
     _refuse_callbacks(trainer, (BatchSizeFinder, LearningRateFinder), why=why)
-    configs: dict[str, dict[str, Any]] = {}
+    configs: dict[str, Config] = {}
     for run in runs:
         config = experiment.run_config(run)
-        settings = [config["trainer"], config["model"].get("param_dtype"), class_paths(config)]
-        small = config if is_own(config) else _small(config)
+        kinds = [config.model.arguments.get("param_dtype"), config.model.class_path, config.data.class_path]
+        settings = [config.trainer.arguments, *kinds]
+        small = config if config.has_classes else _small(config)
         configs.setdefault(json.dumps(settings, sort_keys=True), small)
     with silence(), settings_kept(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
         for config in configs.values():
@@ -83,21 +84,21 @@ def rehearse(
             _check_monitors(config, Path(folder), slot)
 
 
-def _refuse_callbacks(trainer: dict[str, Any], kind: type | tuple[type, ...], *, why: str) -> None:
-    if refused := [shown(callback) for callback in classes(trainer["callbacks"]) if is_a(callback, kind)]:
+def _refuse_callbacks(trainer: TrainerConfig, kind: type | tuple[type, ...], *, why: str) -> None:
+    if refused := [shown(callback) for callback in classes(trainer.callbacks) if is_a(callback, kind)]:
         raise UserError(f"trainer.callbacks has {', '.join(refused)}, {why}")
 
 
-def _small(config: dict[str, Any]) -> dict[str, Any]:
+def _small(config: Config) -> Config:
     """Returns a config of a model that needs next to no memory and time, but logs the same."""
-    return {**config, "model": config["model"] | {"hidden_dim": config["model"]["n_head"], "n_layer": 1}}
+    return config.but({"model.hidden_dim": config.model.arguments["n_head"], "model.n_layer": 1})
 
 
-def _start(config: dict[str, Any], *, folder: Path, slot: Slot, elsewhere: bool) -> None:
+def _start(config: Config, *, folder: Path, slot: Slot, elsewhere: bool) -> None:
     """Makes everything of a run, and lets training begin, up to its first batch."""
     cli = build(config, folder, slot, progress_bar=False)
     refuse_replaced(cli.trainer, config, slot, elsewhere=elsewhere)
-    if is_own(config):
+    if config.has_classes:
         return  # it has been tried, see trial.py
     if slot.accelerator != "cpu":
         cli = build(_on_cpu(config), folder, Slot("cpu", None, slot.threads), progress_bar=False)
@@ -115,9 +116,9 @@ def _start(config: dict[str, Any], *, folder: Path, slot: Slot, elsewhere: bool)
     raise ValueError("there is nothing to train")
 
 
-def _on_cpu(config: dict[str, Any]) -> dict[str, Any]:
+def _on_cpu(config: Config) -> Config:
     """Returns a config with what every CPU can do."""
-    return {**config, "trainer": config["trainer"] | {"precision": None, "plugins": None}}
+    return config.but({"trainer.precision": None, "trainer.plugins": None})
 
 
 def _may_start(callback: Callback) -> bool:
@@ -151,9 +152,9 @@ def start_with(cli: FlannelCLI, *further: Callback) -> Any:
     return trainer
 
 
-def _check_monitors(config: dict[str, Any], folder: Path, slot: Slot) -> None:
+def _check_monitors(config: Config, folder: Path, slot: Slot) -> None:
     """Makes a step if a callback monitors something, and refuses what is not logged in it."""
-    callbacks = classes(config["trainer"]["callbacks"])
+    callbacks = classes(config.trainer.callbacks)
     monitoring = [callback for callback in callbacks if callback.get("init_args", {}).get("monitor")]
     if not monitoring or not all(callback["class_path"].startswith("lightning.") for callback in callbacks):
         return  # callbacks of others may log what is monitored
@@ -168,12 +169,12 @@ def _check_monitors(config: dict[str, Any], folder: Path, slot: Slot) -> None:
             )
 
 
-def _logged_in_a_step(config: dict[str, Any], folder: Path, slot: Slot) -> set[str]:
+def _logged_in_a_step(config: Config, folder: Path, slot: Slot) -> set[str]:
     """Returns the names of everything that is logged in an epoch of one step of one sequence."""
     config = config if slot.accelerator == "cpu" else _on_cpu(config)
     shortest = {"fast_dev_run": True, "overfit_batches": 0.0, "log_every_n_steps": 1, "profiler": None}
-    data = config["data"] if is_own(config) else config["data"] | {"batch_size": 1}
-    config = {**config, "trainer": config["trainer"] | shortest, "data": data}
+    small = {} if config.has_classes else {"data.batch_size": 1}
+    config = config.but({**{f"trainer.{key}": value for key, value in shortest.items()}, **small})
     trainer = start_with(build(config, folder, Slot("cpu", None, slot.threads), progress_bar=False))
     return set(trainer.callback_metrics)
 

@@ -10,7 +10,7 @@ import re
 import signal
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flannel_pl.config import Config
 from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place
 from flannel_pl.experiment import Slot, local_path
 from flannel_pl.training.classes import has_corpus
@@ -37,9 +38,7 @@ _NO_MISTAKES = (UserError, RunError, Interrupted, OSError, MemoryError)
 """What says itself whose fault it is."""
 
 
-def build(
-    config: dict[str, Any], folder: Path, slot: Slot, *, progress_bar: bool | None = None
-) -> FlannelCLI:
+def build(config: Config, folder: Path, slot: Slot, *, progress_bar: bool | None = None) -> FlannelCLI:
     """Makes Trainer, module and data of one run; nothing of it is used yet, and nothing is written.
 
     Args:
@@ -49,18 +48,18 @@ def build(
         progress_bar: Whether Lightning shows one, unless a callback is one; None = as the config says.
     """
     _silence_noise()
-    settings = _run_settings(config["trainer"], folder, slot, progress_bar)
-    cli = built({**config, "trainer": settings})
+    settings = _run_settings(dict(config.trainer.arguments), folder, slot, progress_bar)
+    cli = built({**config.content, "trainer": settings})
     limits = ("max_epochs", "limit_train_batches", "overfit_batches")
     data: Any = cli.datamodule
     if has_corpus(data) and all(settings[key] in (None, 0.0) for key in limits):
         # As many as max_steps can need. Without a number Lightning's progress bar counts up to epoch -2.
-        num_batches = settings["max_steps"] * settings["accumulate_grad_batches"]
+        num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
         cli.trainer.fit_loop.max_epochs = math.ceil(num_batches / data.order.batches_per_epoch)
     return cli
 
 
-def name_mistake(config: dict[str, Any], attempt: Callable[[dict[str, Any]], Result]) -> Result:
+def name_mistake(config: Config, attempt: Callable[[Config], Result]) -> Result:
     """Returns what `attempt` makes of a run's config, or says which key of the Trainer it fails for.
 
     Raises:
@@ -71,19 +70,19 @@ def name_mistake(config: dict[str, Any], attempt: Callable[[dict[str, Any]], Res
     except _NO_MISTAKES:
         raise
     except Exception as error:
-        trainer, last = config["trainer"], error
+        given, changed, last = config.trainer.arguments, config, error
         # One key after the other is put back to its default: wrong is the one with which it begins to work.
-        for key, default in _defaults(trainer).items():
-            trainer = {**trainer, key: default}
+        for key, default in _defaults(given).items():
+            changed = changed.but({f"trainer.{key}": default})
             try:
-                attempt({**config, "trainer": trainer})
+                attempt(changed)
             except _NO_MISTAKES:
                 raise
             except Exception as other:
                 last = other
             else:
                 raise UserError(
-                    f"trainer.{key} is {shown(config['trainer'][key])}, which cannot work: {reason(last)}; "
+                    f"trainer.{key} is {shown(given[key])}, which cannot work: {reason(last)}; "
                     "change it, or leave it out"
                 ) from error
         where = f" ({place})" if (place := foreign_place(last)) else ""
@@ -92,7 +91,7 @@ def name_mistake(config: dict[str, Any], attempt: Callable[[dict[str, Any]], Res
         ) from error
 
 
-def _defaults(trainer: dict[str, Any]) -> dict[str, Any]:
+def _defaults(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the defaults of the Trainer's keys that have another value and can do without."""
     known = inspect.signature(Trainer).parameters
     return {

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.adapters.lightning.stepping import refuse_unrecordable
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
 from flannel_pl.quantities.core.tokens import TokenIds
@@ -46,7 +47,7 @@ class Tried:
     """Why a run that is interrupted begins anew; empty if it goes on."""
 
 
-def try_out(config: dict[str, Any], recorder: StepRecorder, *, seed: int) -> Tried:
+def try_out(config: Config, recorder: StepRecorder, *, seed: int) -> Tried:
     """Makes everything of a run and lets its training begin; leaves no file.
 
     Args:
@@ -62,12 +63,12 @@ def try_out(config: dict[str, Any], recorder: StepRecorder, *, seed: int) -> Tri
         return name_mistake(config, partial(_try, recorder=recorder, folder=Path(folder)))
 
 
-def _try(config: dict[str, Any], *, recorder: StepRecorder, folder: Path) -> Tried:
+def _try(config: Config, *, recorder: StepRecorder, folder: Path) -> Tried:
     cli = build(config, folder, Slot("cpu", None, torch.get_num_threads()), progress_bar=False)
     trainer: Any = cli.trainer
     trainer.loggers = [DummyLogger()] * bool(trainer.loggers)
     trainer.profiler = PassThroughProfiler()
-    look = _Look(recorder, unified(config["trainer"]["precision"]))
+    look = _Look(recorder, unified(config.trainer.precision))
     try:
         start_with(cli, look)
     except Enough:

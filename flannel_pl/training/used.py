@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import nn
 
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
 from flannel_pl.recording.arithmetic import unified
@@ -20,7 +21,7 @@ from flannel_pl.recording.sameness import INCIDENTAL, comparable
 from flannel_pl.training.trainer import shown
 
 
-def refuse_replaced(trainer: Any, config: dict[str, Any], slot: Slot, *, elsewhere: bool = False) -> None:
+def refuse_replaced(trainer: Any, config: Config, slot: Slot, *, elsewhere: bool = False) -> None:
     """Refuses a run that would be trained with other settings than its config has.
 
     Args:
@@ -39,7 +40,7 @@ def refuse_replaced(trainer: Any, config: dict[str, Any], slot: Slot, *, elsewhe
             f"this run is to be trained on {slot.name}, but Lightning would train it on {device}; leave out "
             "trainer.plugins"
         )
-    asked = {key: value for key, value in config["trainer"].items() if value is not None}
+    asked = {key: value for key, value in config.trainer.arguments.items() if value is not None}
     if elsewhere:
         asked.pop("precision", None)
     for key in inspect.signature(Trainer).parameters.keys() & asked.keys():
@@ -71,15 +72,15 @@ def _is_same(key: str, asked: Any, used: Any) -> bool:
     return bool(asked == used and (asked != 1 or comparable(key, asked) == comparable(key, used)))
 
 
-def _refuse_other_weights(precision_plugin: Any, config: dict[str, Any]) -> None:
+def _refuse_other_weights(precision_plugin: Any, config: Config) -> None:
     """Refuses a precision that gives the weights another type than the model's."""
-    asked = config["model"].get("param_dtype")
-    if "class_path" in config["model"] or asked is None:
+    asked = config.model.arguments.get("param_dtype")
+    if config.model.class_path is not None or asked is None:
         return  # what it makes of its weights is its own business, and the file says what is recorded
     weights = nn.ParameterList([torch.zeros(1, dtype=getattr(torch, asked))])
     used = str(next(precision_plugin.convert_module(weights).parameters()).dtype).removeprefix("torch.")
     if used != asked:
-        precision = shown(config["trainer"]["precision"])
+        precision = shown(config.trainer.precision)
         raise UserError(
             f"model.param_dtype is {asked}, but with trainer.precision {precision} Lightning would train "
             f"weights of type {used}, and the recording would not say so; leave out trainer.precision, or "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.config import Config
 from flannel_pl.experiment import Experiment, ExperimentPaths, Run
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 
@@ -22,7 +23,7 @@ def make_experiment(
         "recorder": {"every_n_steps": 1},
     }
     runs = tuple(Run(index, 42 + index, dict(swept[index % len(swept)])) for index in range(num_runs))
-    experiment = Experiment(config, runs, ExperimentPaths(folder, folder.name))
+    experiment = Experiment(Config.of(config), runs, ExperimentPaths(folder, folder.name))
     folder.mkdir(parents=True)
     write_record(experiment)
     return experiment

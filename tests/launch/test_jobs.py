@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_pl.__main__ import main
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.launch.jobs import Jobs, setting_changes
@@ -58,7 +59,7 @@ def test_the_settings_of_an_older_version_are_no_change(tmp_path: Path) -> None:
     found = Jobs.read(paths)
     assert found is not None
     config["launch"]["of_a_plugin"] = {"key": 1}
-    changes = setting_changes(found, config)
+    changes = setting_changes(found, Config.of(config))
     assert changes.pop("launch.of_a_plugin.key") == (None, 1), "unless nobody knows it is a launcher"
     assert changes == {"launch.slurm.array_limit": (2, 3)}
 
@@ -110,7 +111,6 @@ def test_without_slurm_commands_old_jobs_are_taken_for_ended(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     experiment = make_experiment(tmp_path / "exp", 3)
-    experiment.config["launch"] = {"launcher": "local"}
     paths, now_s = experiment.paths, time.time()
     refuse_beside_jobs(experiment)  # nothing was submitted
     for path, content in (

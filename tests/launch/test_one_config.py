@@ -1,7 +1,6 @@
 """One folder, one config: whatever is there of an experiment, a command for another one changes nothing."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import re
@@ -15,8 +14,9 @@ import pytest
 
 import flannel_pl.cli.fit
 from flannel_pl.__main__ import main
+from flannel_pl.config import flatten
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths, flatten, set_value
+from flannel_pl.experiment import Experiment, ExperimentPaths
 from flannel_pl.launch.folder import begun_record, find_beginning, write_folder
 from flannel_pl.launch.launchers.slurm.submitting import SlurmLauncher
 from flannel_pl.recording.checking.verify import verify
@@ -133,7 +133,7 @@ def test_a_finished_experiment_is_replaced_by_no_other(
 
 RUNS_AND_FILES = ("experiment.seeds", "experiment.sweep", "experiment.gather", "experiment.keep_shards")
 NO_BITS = re.compile(
-    r"launch\..*|seed_everything|data\.\w+_path|experiment\.(name|output_dir|run)|trainer\.(accelerator|devices|logger"
+    r"launch\..*|seed_everything|recorder\.live|data\.\w+_path|experiment\.(name|output_dir|run)|trainer\.(accelerator|devices|logger"
     r"|log_every_n_steps|profiler|enable_\w+|default_root_dir|model_registry)"
 )
 """Keys that change no bit of a recording; what decides it of launch is compared as it was settled."""
@@ -165,9 +165,8 @@ def test_any_key_that_decides_bits_makes_another_experiment(
         (shard, partial(contradictions, index=0)),
         (gathered, gathered_contradictions),
     ]
-    for key, value in flatten(experiment.config):
-        config = copy.deepcopy(experiment.config)
-        set_value(config, key, another(value))
+    for key, value in flatten(experiment.config.content):
+        config = experiment.config.but({key: another(value)})
         changed = dataclasses.replace(experiment, config=config)
         if NO_BITS.fullmatch(key):
             assert begun_record(changed) is not None, key
@@ -176,7 +175,7 @@ def test_any_key_that_decides_bits_makes_another_experiment(
                 begun_record(changed)
             for metadata, find in look:
                 if metadata is not None:
-                    said = list(find({**metadata, "config": config}, record))
+                    said = list(find({**metadata, "config": config.content}, record))
                     assert [one.startswith(f"its {key} is ") for one in said] == [True], said
 
 

@@ -18,7 +18,8 @@ from typing_extensions import override
 import flannel_pl
 from flannel_pl import plugins
 from flannel_pl.__main__ import main
-from flannel_pl.experiment import Experiment, ExperimentPaths, LaunchConfig, RunPaths, Slot
+from flannel_pl.config import LaunchConfig
+from flannel_pl.experiment import Experiment, ExperimentPaths, RunPaths, Slot
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.folder import write_run_config
 from flannel_pl.launch.jobs import Jobs, settings_of
@@ -166,7 +167,9 @@ def test_a_config_has_the_keys_of_its_own_launcher_only(tmp_path: Path) -> None:
     assert written["launch"].keys() == LaunchConfig.__dataclass_fields__.keys(), (
         "read where it is not installed"
     )
-    assert {key for key in settings_of(config) if key.count(".") > 1} == {"launch.background.slots"}
+    assert {key for key in settings_of(experiment.config) if key.count(".") > 1} == {
+        "launch.background.slots"
+    }
     # What earlier versions wrote has the keys of every launcher.
     written["launch"]["slurm"] = {"partition": "gpu", "time": "04:00:00", "array_limit": None, "extra": []}
     assert parse_config(written)["launch"]["slurm"]["partition"] == "gpu"

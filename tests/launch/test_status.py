@@ -185,7 +185,8 @@ def test_a_journal_that_cannot_be_read_is_a_state_not_an_exception(tmp_path: Pat
 
 def test_steps_of_swept_and_sparse_recordings(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path / "exp", 2, swept=[{"trainer.max_steps": 60}, {}])
-    experiment.config["recorder"]["every_n_steps"] = 7
+    sparse = experiment.config.but({"recorder.every_n_steps": 7})
+    experiment = dataclasses.replace(experiment, config=sparse)
     experiment.paths.record.write_text(json.dumps(experiment.record({}, settled={})))
     now_s = time.time()
     write_journal(experiment, 0, rows_written=4, started_s=now_s - 10, updated_s=now_s)

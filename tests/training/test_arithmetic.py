@@ -118,5 +118,4 @@ def test_what_would_not_be_what_it_is_called_is_refused(
 
 @pytest.mark.parametrize("precision", [None, "32", 32, "32-true"])
 def test_words_of_lightning_for_one_arithmetic(precision: Any) -> None:
-    config = {"model": {"param_dtype": "float32"}, "trainer": {"precision": precision}}
-    assert str(Arithmetic.of(config)) == "weights and optimizer state float32, no autocast"
+    assert str(Arithmetic.of("float32", precision)) == "weights and optimizer state float32, no autocast"

@@ -14,6 +14,7 @@ from typing_extensions import override
 import flannel_pl
 from flannel_pl import StepRecorder
 from flannel_pl.adapters.lightning.checkpointing import Checkpoints
+from flannel_pl.config import Config
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.quantities.core.optimizing import OptimizerWatch
@@ -173,7 +174,7 @@ def test_averages_that_a_training_ends_with_are_no_other_runs_weights(
         raise ArithmeticError("trip")
 
     early: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 2}
-    config = {"recorder": {"parameter": "table.weight"}}
+    config = Config.of({"recorder": {"parameter": "table.weight"}})
     whose = RunIdentity(Run(0, 1, {}), config, {})
     monkeypatch.setattr("flannel_pl.recording.writing.writer.RecordingWriter.finish", trip)
     with pytest.raises(ArithmeticError):

@@ -61,7 +61,7 @@ def test_every_spelling_is_the_same_config(tmp_path: Path) -> None:
     ):
         assert resolve(spelling) == flat, spelling
     run = Experiment.from_config(flat).run_config(Experiment.from_config(flat).runs[0])
-    (tmp_path / "run.yaml").write_text(to_yaml(run))
+    (tmp_path / "run.yaml").write_text(to_yaml(run.content))
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["init_args"]["width"] == 7
     again = resolve(["--config", str(tmp_path / "run.yaml")])
     assert again["model"] == flat["model"]
@@ -98,7 +98,7 @@ def test_classes_are_swept_like_any_key() -> None:
     classes = ["tests.training.lab.Net", "tests.training.lab.Validated"]
     config = resolve([*NET, "--experiment.sweep", json.dumps({"model.class_path": classes})])
     experiment = Experiment.from_config(config)
-    assert [experiment.run_config(run)["model"]["class_path"] for run in experiment.runs] == classes
+    assert [experiment.run_config(run).model.class_path for run in experiment.runs] == classes
 
 
 def test_its_arguments_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

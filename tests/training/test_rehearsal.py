@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flannel_pl.__main__ import main
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Slot
 from flannel_pl.training.cli import resolve
@@ -211,7 +212,7 @@ def test_a_run_that_would_end_so_again_ends_as_wrong_usage(
 
 
 def test_a_device_that_is_not_the_one_of_the_slot(small_data: SmallData, tmp_path: Path) -> None:
-    config = resolve([*small_data.arguments, "--trainer.max_steps", "3"])
+    config = Config.of(resolve([*small_data.arguments, "--trainer.max_steps", "3"]))
     trainer = build(config, tmp_path, Slot("cpu", None, 1)).trainer
     with pytest.raises(UserError, match="to be trained on cuda:1, but Lightning would train it on cpu"):
         refuse_replaced(trainer, config, Slot("cuda", 1, 1))

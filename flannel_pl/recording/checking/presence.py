@@ -52,7 +52,7 @@ def check_presence(
                 yield CheckedPart(files.recording, index, 0, 0, 0.0, unfinished=True)
     if not (finished and record.gather == "single" and not record.keeps_shards):
         yield from lost  # else what is lost is the one file that had them
-    if finished and not growing and record.config["experiment"].get("run") is None:
+    if finished and not growing and record.settings.experiment.run is None:
         yield from _missing_recording(paths, record)
 
 

@@ -27,6 +27,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.metadata import dump_metadata, short
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
+from flannel_pl.recording.formats.tokens import has_tokens
 
 SCHEMA_VERSION = 2
 """Raised by every change to the file format, see docs/format.md."""
@@ -96,16 +97,6 @@ def experiment_tensors_of(config: Mapping[str, Any], digests: Mapping[str, Any])
         keys = {name: key.removeprefix("model.") for name, key in CONFIG_SCALARS.items() if "model." in key}
         absent |= {name for name, key in keys.items() if type(model.get(key)) not in (int, float)}
     return tuple(name for name in EXPERIMENT_TENSORS if name not in absent)
-
-
-def has_tokens(config: Mapping[str, Any], digests: Mapping[str, Any]) -> bool:
-    """Tells whether an experiment has live and dead tokens: all do whose data are not of another class.
-
-    Args:
-        config: Of the experiment, by group.
-        digests: Name of each data file -> the hash of its content.
-    """
-    return "class_path" not in config.get("data", {}) or "masks" in digests
 
 
 DTYPE_CODES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64"}

@@ -1,7 +1,8 @@
 """Which slots this host has: devices, cores, and how many runs its memory is enough for."""
 
-from typing import Any, Literal
+from typing import Literal
 
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, Slot
 from flannel_pl.launch.cgroups import Limit
@@ -51,17 +52,17 @@ def _memory(experiment: Experiment) -> Memory:
 
 
 def _slots(
-    config: dict[str, Any],
+    config: Config,
     *,
     num_runs: int,
     memory: Memory,
     num_cores: int,
     record: ExperimentRecord | None,
 ) -> tuple[Slot, ...]:
-    launch = config["launch"]
+    launch = config.launch
     accelerator, devices = chosen_devices(config)
-    per_device = launch["runs_per_device"]
-    is_open = {per_device, str(launch["devices"]), str(config["trainer"]["devices"])} <= {"auto", "-1"}
+    per_device = launch.runs_per_device
+    is_open = {per_device, str(launch.devices), str(config.trainer.devices)} <= {"auto", "-1"}
     if per_device == "auto":
         # On the CPU one thread each was measured faster than several threads for fewer runs.
         per_device = 1 if devices else num_cores

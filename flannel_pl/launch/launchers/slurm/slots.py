@@ -1,10 +1,9 @@
 """What a run gets on a Slurm cluster: its slot, and a look at the settings that only Slurm has."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from flannel_pl.config import Config
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Slot
 from flannel_pl.launch.launcher import threads_per_run
@@ -23,7 +22,7 @@ _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
 def slurm_slots(
-    config: Mapping[str, Any],
+    config: Config,
     slurm: SlurmConfig,
     *,
     folder: Path,
@@ -42,11 +41,11 @@ def slurm_slots(
     Raises:
         UserError: If a key asks for what a task of one run cannot have.
     """
-    launch, trainer = config["launch"], config["trainer"]
+    launch, trainer = config.launch, config.trainer
     for key, value in (
-        ("trainer.devices", trainer["devices"]),
-        ("launch.devices", launch["devices"]),
-        ("launch.runs_per_device", launch["runs_per_device"]),
+        ("trainer.devices", trainer.devices),
+        ("launch.devices", launch.devices),
+        ("launch.runs_per_device", launch.runs_per_device),
     ):
         if value not in ("auto", 1):
             raise UserError(
@@ -62,7 +61,7 @@ def slurm_slots(
     if "\\" in str(folder):
         raise UserError(f"{folder} has a backslash, which sbatch does not take; rename the folder")
     accelerator = {"gpu": "cuda", "auto": "cuda" if slurm.gpus_per_run else "cpu"}.get(
-        trainer["accelerator"], trainer["accelerator"]
+        trainer.accelerator, trainer.accelerator
     )
     if accelerator not in ("cuda", "cpu"):
         raise UserError(
