@@ -144,6 +144,25 @@ def test_within_analysis_imports_lead_one_way() -> None:
     assert not strangers
 
 
+def test_within_recording_imports_lead_one_way() -> None:
+    """How a file lies on the disk and how it is written belong together; all else stands on that."""
+    order = [("formats", "writing"), ("integrity",), ("gathering",), ("checking",)]
+    rooms = [room for floor in order for room in floor]
+    before = {
+        room: {*(lower for below in order[: number + 1] for lower in below)}
+        for number, floor in enumerate(order)
+        for room in floor
+    }
+    strangers = {
+        f"{file.relative_to(PACKAGE)} imports {name}"
+        for room, allowed in before.items()
+        for file in (PACKAGE / "recording" / room).rglob("*.py")
+        for name in imports_of(file)
+        if name.startswith("flannel_pl.recording.") and name.split(".")[2] in set(rooms) - allowed
+    }
+    assert not strangers
+
+
 def test_analysis_leaves_files_of_recordings_to_their_room() -> None:
     """What `open_recording` opens may be of any format."""
     formats = (

@@ -12,9 +12,9 @@ from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Sl
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.jobs import Jobs
 from flannel_pl.paths import final_of, is_run_folder
+from flannel_pl.recording.belonging import refuse_foreign_shard
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.gathering.contents import refuse_foreign_shard
 from flannel_pl.recording.gathering.gathered import gathered_runs
 from flannel_pl.recording.writing.disk import explained, make_folder, why_not_writable, write_file
 from flannel_pl.recording.writing.journal import Journal

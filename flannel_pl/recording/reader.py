@@ -14,6 +14,7 @@ from typing import Any
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.recording.belonging import index_contradictions
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of, run_prefix
 from flannel_pl.recording.formats.files import TensorFile, open_file
@@ -21,7 +22,6 @@ from flannel_pl.recording.formats.first_rows import open_first_rows
 from flannel_pl.recording.formats.lazy import Framework
 from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
-from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.recording.locating import files_of
 from flannel_pl.recording.masks import mask_problems, read_masks
 from flannel_pl.recording.writing.journal import Journal

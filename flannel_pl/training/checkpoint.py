@@ -14,10 +14,10 @@ from flannel_pl.config import Config
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import Run, RunPaths
 from flannel_pl.quantities.core.hold import is_row
+from flannel_pl.recording.belonging import other_config, run_contradictions
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.opening import is_there, unreachable
-from flannel_pl.recording.gathering.contents import other_config, run_contradictions
 from flannel_pl.small_files import open_regular
 
 

@@ -31,6 +31,7 @@ from flannel_pl.quantities.core.tokens import TokenIds, recorded_token_ids
 from flannel_pl.quantities.core.watching import check_logged, check_measurable
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.arithmetic import Arithmetic, unified
+from flannel_pl.recording.belonging import other_data
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.attempts import with_attempt
 from flannel_pl.recording.formats.columns import run_prefix
@@ -40,7 +41,6 @@ from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS, RecordingSchema
 from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering import limits as gather_limits
-from flannel_pl.recording.gathering.contents import other_data
 from flannel_pl.recording.sameness import has_own_data
 from flannel_pl.recording.writing.disk import disk_error
 from flannel_pl.recording.writing.held import check_held

@@ -19,10 +19,10 @@ from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths
 from flannel_pl.launch.folder import begun_record, find_beginning, write_folder
 from flannel_pl.launch.launchers.slurm.submitting import SlurmLauncher
+from flannel_pl.recording.belonging import contradictions, gathered_contradictions
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.experiment_record import read_record
 from flannel_pl.recording.formats.safetensors.layout import read_layout
-from flannel_pl.recording.gathering.contents import contradictions, gathered_contradictions
 from flannel_pl.recording.gathering.gatherer import Gatherer
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.fit import hold_run

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.recording.checking.cells import bad_cells
-from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.formats.files import open_file
+from flannel_pl.recording.integrity.cells import bad_cells
+from flannel_pl.recording.integrity.parts import parts_of
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.checking.findings import describe_part
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats import lazy
 from flannel_pl.recording.gathering.gather import gather
+from flannel_pl.recording.integrity.findings import describe_part
 from flannel_pl.recording.reader import open_recording
 from tests.recording.recording_samples import (
     bits,

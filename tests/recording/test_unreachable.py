@@ -13,11 +13,11 @@ from flannel_pl.adapters.lightning.checkpoint import checkpoint_digest
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, Run, RunPaths
 from flannel_pl.launch.folder import unfinished_runs
-from flannel_pl.recording.checking.findings import describe_part
 from flannel_pl.recording.checking.verify import num_good_rows, verify
 from flannel_pl.recording.gathering.gather import gather
 from flannel_pl.recording.gathering.gathered import gathered_runs
 from flannel_pl.recording.gathering.gatherer import Gatherer
+from flannel_pl.recording.integrity.findings import describe_part
 from flannel_pl.training.checkpoint import find_resume_point
 from tests.recording.gathering_samples import experiment
 from tests.recording.recording_samples import make_writer, write_rows

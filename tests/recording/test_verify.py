@@ -11,12 +11,12 @@ import safetensors.numpy
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.recording.checking import cells
 from flannel_pl.recording.checking.verify import num_good_rows, verify, verify_verb
 from flannel_pl.recording.formats.metadata import dump_metadata
 from flannel_pl.recording.formats.safetensors.layout import plan_layout, read_layout
 from flannel_pl.recording.formats.specs import TensorSpec
 from flannel_pl.recording.gathering.gather import gather
+from flannel_pl.recording.integrity import cells
 from tests.recording.damage import bad_rows, flipped, write_byte
 from tests.recording.recording_samples import (
     MAX_STEPS,

@@ -9,12 +9,12 @@ import torch
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
-from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.files import open_file
 from flannel_pl.recording.formats.lazy import LazyTensor
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
+from flannel_pl.recording.integrity.parts import parts_of
 from flannel_pl.recording.writing.disk import explained, make_folder
 from flannel_pl.recording.writing.lock import Lock
 

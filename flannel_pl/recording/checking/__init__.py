@@ -1,1 +1,1 @@
-"""Whether what is there is what was written."""
+"""Whether everything of an experiment is there, right, and agrees."""

@@ -9,20 +9,20 @@ from typing import Any
 
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.checking.findings import CheckedPart
-from flannel_pl.recording.checking.presence import check_presence
-from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
-from flannel_pl.recording.formats.files import read_header
-from flannel_pl.recording.gathering.contents import (
+from flannel_pl.recording.belonging import (
     contradictions,
-    experiment_tensors,
     gathered_contradictions,
+    index_contradictions,
     not_belonging,
 )
+from flannel_pl.recording.checking.presence import check_presence
+from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
+from flannel_pl.recording.experiment_tensors import experiment_tensors
+from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.gathering.copying import copy_damage
 from flannel_pl.recording.gathering.index import index_content
-from flannel_pl.recording.gathering.membership import index_contradictions
 from flannel_pl.recording.gathering.notes import GatherNotes
+from flannel_pl.recording.integrity.findings import CheckedPart
 from flannel_pl.recording.masks import mask_problems, read_masks
 from flannel_pl.small_files import read_small
 

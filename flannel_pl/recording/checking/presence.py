@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.recording.checking.findings import CheckedPart
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.gathering.gathered import runs_in_finished_file, was_finished
+from flannel_pl.recording.integrity.findings import CheckedPart
 
 
 def missing(path: Path, sentence: str) -> CheckedPart:

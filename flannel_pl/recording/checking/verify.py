@@ -8,9 +8,13 @@ from pathlib import Path
 from flannel_pl.errors import RunError, Unreachable, UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.paths import is_growing, is_index, run_folders
-from flannel_pl.recording.checking.cells import bad_cells, bad_static, num_leading_rows
 from flannel_pl.recording.checking.consistency import check_folder, check_index
-from flannel_pl.recording.checking.findings import (
+from flannel_pl.recording.checking.presence import missing
+from flannel_pl.recording.experiment_record import read_record
+from flannel_pl.recording.formats.files import is_recording, open_file, read_header
+from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.integrity.cells import bad_cells, bad_static, num_leading_rows
+from flannel_pl.recording.integrity.findings import (
     Advance,
     CheckedPart,
     Findings,
@@ -20,11 +24,7 @@ from flannel_pl.recording.checking.findings import (
     header_damage,
     summarize_findings,
 )
-from flannel_pl.recording.checking.parts import parts_of
-from flannel_pl.recording.checking.presence import missing
-from flannel_pl.recording.experiment_record import read_record
-from flannel_pl.recording.formats.files import is_recording, open_file, read_header
-from flannel_pl.recording.formats.opening import is_there
+from flannel_pl.recording.integrity.parts import parts_of
 from flannel_pl.terminal import make_console
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from flannel_pl.errors import RunError
 from flannel_pl.publish import sync
-from flannel_pl.recording.checking.findings import Advance, part_damage
-from flannel_pl.recording.checking.parts import RunPart
+from flannel_pl.recording.experiment_tensors import Extras
 from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.file import SafetensorsFile
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
-from flannel_pl.recording.gathering.contents import Extras
+from flannel_pl.recording.integrity.findings import Advance, part_damage
+from flannel_pl.recording.integrity.parts import RunPart
 from flannel_pl.recording.writing.disk import copy_range, create, explained, is_named, publish, write_at
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.space import reserve

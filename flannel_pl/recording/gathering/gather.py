@@ -7,13 +7,9 @@ from pathlib import Path
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
+from flannel_pl.recording.experiment_tensors import experiment_tensors
 from flannel_pl.recording.formats.opening import is_there
-from flannel_pl.recording.gathering.contents import (
-    experiment_tensors,
-    gathered_metadata,
-    read_shard,
-    run_metadata,
-)
+from flannel_pl.recording.gathering.contents import gathered_metadata, read_shard, run_metadata
 from flannel_pl.recording.gathering.gathered import Mode
 from flannel_pl.recording.gathering.gatherer import Gatherer
 from flannel_pl.recording.gathering.index import write_index

@@ -37,7 +37,7 @@ def is_complete(paths: ExperimentPaths, record: ExperimentRecord) -> bool:
         Unreachable: If it is there and cannot be read.
         RunError: If it is whole and another experiment's: it is neither this one's recording, nor replaced.
     """
-    from flannel_pl.recording.gathering.contents import gathered_contradictions, refuse_foreign
+    from flannel_pl.recording.belonging import gathered_contradictions, refuse_foreign
 
     if not is_there(paths.gathered):
         return False

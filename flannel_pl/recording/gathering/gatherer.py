@@ -15,22 +15,14 @@ from typing import Any
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.publish import sync_folder
-from flannel_pl.recording.checking.expected import problems
-from flannel_pl.recording.checking.findings import Advance, header_damage, part_damage
-from flannel_pl.recording.checking.parts import parts_of
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
+from flannel_pl.recording.experiment_tensors import Extras, experiment_tensors
 from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.files import open_file, read_header
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
 from flannel_pl.recording.formats.safetensors.shard import is_shortened
-from flannel_pl.recording.gathering.contents import (
-    Extras,
-    Shard,
-    experiment_tensors,
-    read_shard,
-    run_metadata,
-)
+from flannel_pl.recording.gathering.contents import Shard, read_shard, run_metadata
 from flannel_pl.recording.gathering.copying import (
     OwnFile,
     complete,
@@ -47,6 +39,9 @@ from flannel_pl.recording.gathering.notes import (
     plan_notes,
     specs_of,
 )
+from flannel_pl.recording.integrity.expected import problems
+from flannel_pl.recording.integrity.findings import Advance, header_damage, part_damage
+from flannel_pl.recording.integrity.parts import parts_of
 from flannel_pl.recording.writing.disk import explained, readable_bytes
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.space import free_bytes

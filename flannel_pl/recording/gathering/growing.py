@@ -6,10 +6,11 @@ from pathlib import Path
 from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.paths import partial_of
+from flannel_pl.recording.belonging import copy_contradictions
 from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.experiment_tensors import Extras
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.safetensors.layout import FileLayout
-from flannel_pl.recording.gathering.contents import Extras, copy_contradictions
 from flannel_pl.recording.gathering.copying import OwnFile, make_growing_file
 from flannel_pl.recording.gathering.gathered import refuse_loss, refuse_lost_notes
 from flannel_pl.recording.gathering.notes import GatherNotes

@@ -6,13 +6,14 @@ from typing import Any
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
+from flannel_pl.recording.belonging import said_of_run
 from flannel_pl.recording.experiment_record import ExperimentRecord, GatherMode
+from flannel_pl.recording.experiment_tensors import derived_tensors
 from flannel_pl.recording.formats.columns import run_prefix
 from flannel_pl.recording.formats.safetensors import layout
 from flannel_pl.recording.formats.safetensors.layout import FileLayout, is_readable, plan_layout
 from flannel_pl.recording.formats.specs import TensorSpec
-from flannel_pl.recording.gathering.contents import derived_tensors, gathered_metadata
-from flannel_pl.recording.gathering.membership import said_of_run
+from flannel_pl.recording.gathering.contents import gathered_metadata
 from flannel_pl.recording.gathering.notes import Specs
 
 WAYS_OUT = {

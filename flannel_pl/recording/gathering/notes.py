@@ -14,18 +14,14 @@ import xxhash
 
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.experiment_tensors import Extras
 from flannel_pl.recording.formats.columns import run_prefix, with_columns
 from flannel_pl.recording.formats.metadata import check_metadata
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.safetensors.layout import PAGE_BYTES, FileLayout, is_readable, plan_layout
 from flannel_pl.recording.formats.safetensors.shard import is_shortened
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
-from flannel_pl.recording.gathering.contents import (
-    Extras,
-    Shard,
-    gathered_metadata,
-    run_metadata,
-)
+from flannel_pl.recording.gathering.contents import Shard, gathered_metadata, run_metadata
 from flannel_pl.recording.writing.disk import write_file
 from flannel_pl.small_files import read_small
 

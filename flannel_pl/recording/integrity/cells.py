@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from flannel_pl.recording.checking.parts import RunPart
 from flannel_pl.recording.formats.files import TensorFile
 from flannel_pl.recording.formats.schema import (
     static_checksum,
 )
+from flannel_pl.recording.integrity.parts import RunPart
 
 PIECE_BYTES = 8 * 2**20
 """Read at once by each thread."""

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.arrays import Array
-from flannel_pl.recording.checking.parts import RunPart
 from flannel_pl.recording.experiment_record import ExperimentRecord
+from flannel_pl.recording.experiment_tensors import derived_tensors
 from flannel_pl.recording.formats.files import TensorFile
 from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.formats.specs import TensorSpec
-from flannel_pl.recording.gathering.contents import derived_tensors
+from flannel_pl.recording.integrity.parts import RunPart
 from flannel_pl.recording.masks import differs, masks_of, other_counts
 from flannel_pl.recording.sameness import has_own_data
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from flannel_pl.errors import UserError
-from flannel_pl.recording.checking.parts import REQUIRED, RunPart
 from flannel_pl.recording.formats.columns import NOTEBOOK, ColumnSpec, notebook_columns
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.files import Header
@@ -21,6 +20,7 @@ from flannel_pl.recording.formats.schema import (
     experiment_tensors_of,
 )
 from flannel_pl.recording.formats.specs import TensorSpec
+from flannel_pl.recording.integrity.parts import REQUIRED, RunPart
 
 
 def problems(header: Header, part: RunPart) -> Iterator[str]:

@@ -11,11 +11,11 @@ from flannel_pl.errors import RunError, Unreachable
 from flannel_pl.experiment import ExperimentPaths, RunPaths
 from flannel_pl.paths import is_extras, is_finished_file, is_growing, is_partial
 from flannel_pl.recording.begun import how_it_goes_on
-from flannel_pl.recording.checking.cells import bad_cells, bad_static, num_leading_rows
-from flannel_pl.recording.checking.expected import problems, shared_problems
-from flannel_pl.recording.checking.implied import experiment_problems, token_problems
-from flannel_pl.recording.checking.parts import RunPart, num_bytes_of, parts_of
 from flannel_pl.recording.formats.files import Header, TensorFile, open_file
+from flannel_pl.recording.integrity.cells import bad_cells, bad_static, num_leading_rows
+from flannel_pl.recording.integrity.expected import problems, shared_problems
+from flannel_pl.recording.integrity.implied import experiment_problems, token_problems
+from flannel_pl.recording.integrity.parts import RunPart, num_bytes_of, parts_of
 from flannel_pl.recording.writing.disk import readable_bytes
 
 Advance = Callable[[int], object]
