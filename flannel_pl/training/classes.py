@@ -152,7 +152,9 @@ def find_class(path: Any, group: str) -> type | None:
         ]
         nearest = difflib.get_close_matches(name, [*there, *vars(module)], n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; it has {', '.join(there) or 'none'}"
-        raise UserError(f"{group}.class_path is {path}, but {module_name} has no {name}{hint}")
+        raise UserError(
+            f"{group}.class_path is {path}, but {module_name} has no {name}{hint}{_in_its_way(module_name)}"
+        )
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
             f"{group}.class_path is {path}, expected a class made from lightning.pytorch.{base.__name__}"
@@ -187,10 +189,20 @@ def _import(name: str, path: str, group: str) -> Any:
         raise UserError(_failed(name, path, group, error)) from error
 
 
+def _in_its_way(name: str) -> str:
+    """Says so if an installed module hides one of the working folder."""
+    top = name.partition(".")[0]
+    here, found = Path.cwd() / f"{top}.py", str(getattr(sys.modules.get(top), "__file__", ""))
+    if not here.is_file() or found == str(here):
+        return ""
+    return f". That is {found}, and {here} is hidden by it; give that file another name"
+
+
 def _failed(name: str, path: str, group: str, error: Exception) -> str:
-    *_, last = traceback.extract_tb(error.__traceback__)
-    where = f"{last.filename}, line {last.lineno}"
-    what = f"{type(error).__name__}: {error} ({where})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[0] != "<"]
+    own = [frame for frame in frames if not frame.filename.startswith(str(Path(__file__).parents[1]))]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    what = f"{type(error).__name__}: {error}{where}"
     return f"{group}.class_path is {path}, but importing {name} fails with {what}"
 
 

@@ -20,7 +20,7 @@ from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.config import Config, TrainerConfig
 from flannel_pl.corpus.store import Corpus
-from flannel_pl.errors import Interrupted, RunError, UserError
+from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place
 from flannel_pl.experiment import Experiment, Run, RunMemory, RunPaths, Slot
 from flannel_pl.quantities.core.columns import declared_columns, schema_of, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig, as_config
@@ -417,7 +417,10 @@ def _train(
     except Exception as error:
         check_held(paths.folder)  # where it was removed, loggers fail in ways of their own
         if _is_mistake(error, trainer, first_step=0 if resume is None else resume.step):
-            raise UserError(f"this cannot be trained: {reason(error)}; change trainer or model") from error
+            where = f" ({place})" if (place := foreign_place(error)) else ""
+            raise UserError(
+                f"this cannot be trained: {reason(error)}{where}; change trainer or model"
+            ) from error
         raise
     if recorder.early_end is not None:
         _say(str(recorder.early_end))

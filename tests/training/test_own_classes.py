@@ -1,6 +1,7 @@
 """Anybody's model and data, by class_path: read, refused, recorded, and gone on with."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,39 @@ def test_what_cannot_be_is_refused_before_there_is_a_file(
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+FILES = {
+    "test.py": "class Net: pass\n",
+    "broken_lab.py": "import torch\nclass Net(\n",
+    "failing_lab.py": "import torch\nraise OSError('no such device')\n",
+    "lacking_lab.py": "import no_such_package\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("test.Net", "test.py is hidden by it; give that file another name"),
+        (
+            "broken_lab.Net",
+            "broken_lab fails with SyntaxError: '(' was never closed (broken_lab.py, line 2)",
+        ),
+        ("failing_lab.Net", "fails with OSError: no such device (/"),
+        ("lacking_lab.Net", "fails with ModuleNotFoundError: No module named 'no_such_package' (/"),
+    ],
+)
+def test_a_file_in_the_working_folder_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, sentence: str
+) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    with pytest.raises(UserError) as refused:
+        resolve(["--model", path])
+    assert sentence in str(refused.value)
+    assert "frozen" not in str(refused.value)
 
 
 @pytest.mark.parametrize("mode", ["single", "index", "none"])
