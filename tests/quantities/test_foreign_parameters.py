@@ -8,6 +8,7 @@ import torch
 
 import flannel_pl
 from flannel_pl import StepRecorder
+from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.quantities import TokenProbability, TopTokens
 from flannel_pl.recording.checking.verify import verify
@@ -99,3 +100,20 @@ def test_what_needs_tokens_is_refused_without_them(
     with pytest.raises(UserError, match=sentence):
         fit(StepRecorder(tmp_path / "x", **settings), steps=2, module=Module())
     assert not list(tmp_path.rglob("recording.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("net.scale", "(row 1): "), ("net.conv.weight", "element [0, 0, 0, 0]")]
+)
+def test_two_of_any_shape_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, place: str
+) -> None:
+    for kind in (torch.optim.AdamW, torch.optim.SGD):
+        recorder = StepRecorder(tmp_path / kind.__name__, name, tensors=["embeddings", "losses"])
+        fit(recorder, steps=2, module=Module(kind))
+    one, other = (str(tmp_path / kind) for kind in ("AdamW", "SGD"))
+    assert main(["compare", one, one]) == 0
+    assert main(["compare", one, other]) == 1
+    said = capsys.readouterr().out
+    assert place in said
+    assert "token" not in said

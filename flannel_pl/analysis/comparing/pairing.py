@@ -239,7 +239,7 @@ def _tokens(run: RunRecording) -> Array:
 
 def _has_tokens(run: RunRecording, name: str) -> bool:
     column = run.columns.get(name)
-    return name in WITH_TOKENS or (column is not None and column.dims[:1] == ("V",))
+    return name in WITH_TOKENS if column is None else column.dims[:1] == ("V",)
 
 
 def _row_tensors(run: RunRecording) -> list[str]:

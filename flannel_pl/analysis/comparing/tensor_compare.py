@@ -75,6 +75,9 @@ class Element:
     ulps: int | None
     """Distance in units in the last place, see `ulp_distance`; None if one is NaN or they are no floats."""
 
+    indices: tuple[int, ...] = ()
+    """Where in its row it is; empty where the first axis is one of tokens, or of what is named."""
+
 
 @dataclass(frozen=True)
 class TensorComparison:
@@ -253,6 +256,7 @@ def _element(alignment: Alignment, number: int, place: Any, a: Any, b: Any) -> E
         values=(a.item(), b.item()),
         bits=(int(_bits(a_1)[0]), int(_bits(b_1)[0])),
         ulps=int(ulp_distance(a_1, b_1)[0]) if has_ulps else None,
+        indices=tuple(map(int, place)) if labels is None else (),
     )
 
 

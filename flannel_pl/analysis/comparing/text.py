@@ -138,9 +138,11 @@ def _element(element: Element, name: str) -> str:
     if element.row_a != element.row_b:
         rows += f" of A, row {element.row_b} of B"
     place = f"step {element.step} ({rows})"
-    if element.column is not None:
+    if element.indices:
+        place += f", element {list(element.indices)}"
+    elif element.column is not None:
         place += f", {'of' if name == 'checksums' else 'token'} {element.column}"
-    if element.dim is not None:
+    if element.dim is not None and not element.indices:
         place += f", dimension {element.dim}"
     values = zip("AB", element.values, element.bits, strict=True)
     words = " and ".join(f"{_number(value, bits)} in {side}" for side, value, bits in values)
