@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+import flannel_pl.cli.as_jobs
+import flannel_pl.cli.beginning
 import flannel_pl.cli.fit
 from flannel_pl.__main__ import main
+from flannel_pl.cli.beginning import locked_experiment, write_run_configs
+from flannel_pl.cli.request import understand
 from flannel_pl.config import flatten
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths
@@ -317,15 +321,14 @@ def test_what_was_begun_may_not(
 
 def pause_once(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
     """Lets something happen when the next command has understood what is asked for and not begun."""
-    understand = flannel_pl.cli.fit._understand
 
     def pause(words: list[str]) -> Any:
         request = understand(words)
-        monkeypatch.setattr(flannel_pl.cli.fit, "_understand", understand)
+        monkeypatch.setattr(flannel_pl.cli.fit, "understand", understand)
         meanwhile()
         return request
 
-    monkeypatch.setattr(flannel_pl.cli.fit, "_understand", pause)
+    monkeypatch.setattr(flannel_pl.cli.fit, "understand", pause)
 
 
 OTHER = ("--model.learning_rate", "0.5")
@@ -342,7 +345,7 @@ def test_whoever_was_paused_meets_what_others_have_begun(
     how_far: str,
 ) -> None:
     monkeypatch.setattr(SlurmLauncher, "check", lambda launcher: None)
-    monkeypatch.setattr(flannel_pl.cli.fit, "submit", lambda *arguments, **more: pytest.fail("submitted"))
+    monkeypatch.setattr(flannel_pl.cli.as_jobs, "submit", lambda *arguments, **more: pytest.fail("submitted"))
     held = contextlib.ExitStack()
 
     def meanwhile() -> None:
@@ -376,7 +379,7 @@ def test_the_holder_of_the_lock_is_named_only_if_the_config_is_the_same(
     new.begin()
     new.paths.run(0).folder.mkdir()
     new.paths.run(0).journal.touch()
-    with flannel_pl.cli.fit._locked(new.experiment()):
+    with locked_experiment(new.experiment()):
         assert new("fit", *OTHER) == 2
         assert "Different: model.learning_rate" in capsys.readouterr().err
 
@@ -467,7 +470,7 @@ def test_a_refused_start_leaves_no_folder(
         raise UserError("no")
 
     shutil.rmtree(new.paths.folder)
-    monkeypatch.setattr(flannel_pl.cli.fit, "write_folder", refuse)
+    monkeypatch.setattr(flannel_pl.cli.beginning, "write_folder", refuse)
     assert new("fit") == 2
     assert not new.paths.folder.exists()
 
@@ -481,13 +484,12 @@ def test_data_files_that_change_before_a_run_starts_are_refused(
 ) -> None:
     corpus = tmp_path / "corpus.txt"
     shutil.copy(small_data.corpus, corpus)
-    write = flannel_pl.cli.fit._write_run_configs
 
     def change(*arguments: Any) -> None:  # the experiment is described, and the run about to start
-        write(*arguments)
+        write_run_configs(*arguments)
         corpus.write_bytes(corpus.read_bytes() + b" " + corpus.read_bytes()[:200])
 
-    monkeypatch.setattr(flannel_pl.cli.fit, "_write_run_configs", change)
+    monkeypatch.setattr(flannel_pl.cli.fit, "write_run_configs", change)
     assert new("fit", "--data.corpus_path", str(corpus), "--data.mask_path", "null") == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert f"the data files are not those that {new.paths.record} was written for: " in message
