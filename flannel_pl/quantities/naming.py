@@ -23,7 +23,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name.replace(_COMPILED, ""): tensor for name, tensor in named}
 
 
-def resolve(module: nn.Module, name: str) -> tuple[str, Tensor]:
+def find_named(module: nn.Module, name: str) -> tuple[str, Tensor]:
     """Returns the full name of a parameter or buffer, and the tensor.
 
     Args:
@@ -52,7 +52,7 @@ def path_of(module: nn.Module, name: str) -> str:
 
     Args:
         module: What is trained.
-        name: Full name, as `resolve` gives it.
+        name: Full name, as `find_named` gives it.
     """
     paths = dict(module.named_parameters(remove_duplicate=False))
     return next((path for path in paths if path.replace(_COMPILED, "") == name), name)
@@ -63,7 +63,7 @@ def place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
     Args:
         module: What is trained.
-        name: Full name, as `resolve` gives it.
+        name: Full name, as `find_named` gives it.
     """
     owner, _, last = name.rpartition(".")
     return {one.replace(_COMPILED, ""): each for one, each in module.named_modules()}[owner], last
@@ -74,8 +74,8 @@ def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         module: What is trained.
-        wanted: Alias -> a name, see `resolve`; or a pattern with * or ?, or `all` for every parameter: then
-            each has its full name for an alias.
+        wanted: Alias -> a name, see `find_named`; or a pattern with * or ?, or `all` for every parameter:
+            then each has its full name for an alias.
 
     Raises:
         UserError: If a name or a pattern stands for nothing.
@@ -85,7 +85,7 @@ def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
     for alias, name in wanted.items():
         if is_pattern(name):
             continue
-        full, tensor = resolve(module, name)
+        full, tensor = find_named(module, name)
         if (other := of_tensor.setdefault(id(tensor), alias)) != alias:
             raise UserError(f"recorder.parameters has {other!r} and {alias!r} for {full}; name it once")
         found[alias] = full

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.naming import expand, place_of, resolve, what_there_is
+from flannel_pl.quantities.naming import expand, find_named, place_of, what_there_is
 from flannel_pl.quantities.quantity import Column, Quantity, Row
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
@@ -42,7 +42,7 @@ class OfParameter(Quantity):
         if self.of is None:
             return subject.parameter_name, subject.parameter
         if self._found is None or self._found[0] is not subject:  # which a plan has another of
-            full = resolve(subject.module, self.of)[0]
+            full = find_named(subject.module, self.of)[0]
             self._found = (subject, full, *place_of(subject.module, full))
         _, full, owner, attribute = self._found
         return full, getattr(owner, attribute)  # a module may put another buffer there at any time
@@ -152,7 +152,7 @@ def leading(module: nn.Module, parameter: str | None, further: Mapping[str, str]
             f"module has {what_there_is(module)}. Name one, or record every one (recorder.parameters all)"
         )
     trained = {id(one) for one in module.parameters()}
-    return next((name for name in names if id(resolve(module, name)[1]) in trained), names[0])
+    return next((name for name in names if id(find_named(module, name)[1]) in trained), names[0])
 
 
 def of_first(kept: Mapping[str, str]) -> list[OptimizerState]:
@@ -188,9 +188,9 @@ def further_parameters(
     trained = {id(one) for one in module.parameters() if one.is_floating_point()}
     kinds = kinds_of(tensors)
     has_bare_names = besides is not None and not set(OF_PARAMETER).isdisjoint(tensors)
-    seen = {id(resolve(module, besides)[1])} if besides is not None and has_bare_names else set()
+    seen = {id(find_named(module, besides)[1])} if besides is not None and has_bare_names else set()
     for alias, name in expand(module, wanted).items():
-        tensor = resolve(module, name)[1]
+        tensor = find_named(module, name)[1]
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))

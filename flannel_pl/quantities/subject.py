@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.naming import resolve
+from flannel_pl.quantities.naming import find_named
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Subject:
         """Returns a parameter.
 
         Args:
-            name: Of a parameter or buffer, see `flannel_pl.quantities.naming.resolve`.
+            name: Of a parameter or buffer, see `flannel_pl.quantities.naming.find_named`.
 
         Raises:
             UserError: If there is none, or several.
         """
-        return resolve(self.module, name)[1]
+        return find_named(self.module, name)[1]

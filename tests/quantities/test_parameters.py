@@ -14,7 +14,7 @@ import flannel_pl
 from flannel_pl import StepRecorder
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.naming import expand, resolve
+from flannel_pl.quantities.naming import expand, find_named
 from flannel_pl.recording.checking.verify import verify
 from tests.conftest import SmallData
 from tests.training.test_recorder import V, batches, bits_of, fit
@@ -148,12 +148,12 @@ def test_the_first_parameters_columns_are_as_without(tmp_path: Path) -> None:
 def test_names() -> None:
     net: Any = Wide()
     parametrizations.weight_norm(net.head)
-    assert resolve(net, "table.weight")[1] is net.table.weight
-    assert resolve(net, "alias")[1] is net.norm.bias
+    assert find_named(net, "table.weight")[1] is net.table.weight
+    assert find_named(net, "alias")[1] is net.norm.bias
     compiled: Any = nn.Module()
     compiled.net = torch.compile(Wide(), backend="eager")
-    assert resolve(compiled, "net.head.weight") == ("net.head.weight", compiled.net.head.weight)
-    assert resolve(compiled, "net._orig_mod.head.weight")[1] is compiled.net.head.weight
+    assert find_named(compiled, "net.head.weight") == ("net.head.weight", compiled.net.head.weight)
+    assert find_named(compiled, "net._orig_mod.head.weight")[1] is compiled.net.head.weight
     assert expand(net, {"x": "*.running_*"}) == dict.fromkeys(("norm.running_mean", "norm.running_var")) | {
         name: name for name in ("norm.running_mean", "norm.running_var")
     }
@@ -163,7 +163,7 @@ def test_names() -> None:
         "nonsense": "no parameter 'nonsense' to record; it has alias, conv.bias",
     }.items():
         with pytest.raises(UserError, match=sentence):
-            resolve(net, name)
+            find_named(net, name)
     with pytest.raises(UserError, match=r"'h\.\*', which is like the name of no parameter"):
         expand(net, {"x": "h.*"})
 

@@ -30,7 +30,7 @@ from flannel_pl.quantities.core.start import Start
 from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.words import in_words_of_scripts
-from flannel_pl.quantities.naming import resolve
+from flannel_pl.quantities.naming import find_named
 from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.recording.arithmetic import AUTOCAST
 from flannel_pl.recording.formats.early_end import EarlyEnd
@@ -207,7 +207,7 @@ class StepRecorder(Callback):
                 f"the module has {len(trainer.optimizers)} optimizers, but one step needs exactly one"
             )
         with in_words_of_scripts(in_experiment=self.core.in_experiment):
-            weight = resolve(module, self.config.leading(module))[1]
+            weight = find_named(module, self.config.leading(module))[1]
         ours = [f"{str(path)!r}" for *_, path in self.paths.checkpoints()]
         go_on = f"go on with it (Trainer.fit(..., ckpt_path={ours[0] if ours else '...'}))"
         return Training(

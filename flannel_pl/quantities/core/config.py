@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.live import check_live
-from flannel_pl.quantities.naming import resolve
+from flannel_pl.quantities.naming import find_named
 from flannel_pl.quantities.notebook import quantities_of
 from flannel_pl.quantities.parameters import (
     OF_PARAMETER,
@@ -81,7 +81,7 @@ class RecorderConfig:
         Raises:
             UserError: If nothing is to be recorded, or a name stands for nothing.
         """
-        name = resolve(module, leading(module, self.parameter, self.parameters))[0]
+        name = find_named(module, leading(module, self.parameter, self.parameters))[0]
         if self.needs_rows and self.parameter is None:
             raise UserError(
                 "logits and recorder.tokens need a parameter with a row for each token; name it in "

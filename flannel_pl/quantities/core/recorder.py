@@ -28,7 +28,7 @@ from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.watching import LiveFeed
 from flannel_pl.quantities.core.words import in_words_of_scripts
-from flannel_pl.quantities.naming import resolve
+from flannel_pl.quantities.naming import find_named
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.formats.early_end import EarlyEnd
@@ -107,7 +107,7 @@ class RunRecorder:
         if not self.config.quantities:
             return
         with in_words_of_scripts(in_experiment=self.in_experiment):
-            name, parameter = resolve(module, self.config.leading(module))
+            name, parameter = find_named(module, self.config.leading(module))
             sets = {of: torch.as_tensor(ids, device=parameter.device) for of, ids in token_sets.items()}
             bare = self.config.parameter is not None
             subject = Subject(parameter, name, module=module, token_sets=sets, has_bare_names=bare)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.config import RecorderConfig
 from flannel_pl.quantities.core.row import dtype_name
-from flannel_pl.quantities.naming import expand, path_of, resolve
+from flannel_pl.quantities.naming import expand, find_named, path_of
 from flannel_pl.quantities.parameters import OF_PARAMETER, kinds_of
 
 
@@ -30,7 +30,7 @@ class RecordedParameter:
     """
 
     def __init__(self, module: nn.Module, name: str, *, has_tokens: bool = False) -> None:
-        self.name, self.tensor = resolve(module, name)
+        self.name, self.tensor = find_named(module, name)
         _refuse_unfit(self.name, self.tensor)
         if has_tokens and self.tensor.ndim != 2:
             shape = tuple(self.tensor.shape)
@@ -109,7 +109,9 @@ class WatchedParameters:
         self.first = first
         trained = {id(parameter) for parameter in module.parameters()}
         has_bare_names = config.parameter is not None and not set(OF_PARAMETER).isdisjoint(config.wanted)
-        others = {id(resolve(module, name)[1]): name for name in expand(module, config.parameters).values()}
+        others = {
+            id(find_named(module, name)[1]): name for name in expand(module, config.parameters).values()
+        }
         seen = {id(first.tensor)} if has_bare_names else set()
         self._others = [RecordedParameter(module, others[key]) for key in others.keys() & trained - seen]
         self._seen = [first] if config.parameter is not None and "embeddings" in config.wanted else []
