@@ -28,6 +28,7 @@ from flannel_pl.training.fit import (
     check_gatherable,
     types_in_words,
 )
+from flannel_pl.training.length import with_length
 from flannel_pl.training.rehearsal import rehearse
 
 
@@ -63,7 +64,7 @@ def understand(words: list[str]) -> Request:
         UserError: If anything is wrong with the config, the data or the folder.
         RunError: If what the folder says cannot be read.
     """
-    experiment = Experiment.from_config(resolve(words))
+    experiment = Experiment.from_config(with_length(resolve(words)))
     record = begun_record(experiment)
     if record is not None:  # its files keep their names when its folder is renamed
         paths = ExperimentPaths(experiment.paths.folder, record.name)

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.quantity import Column, Quantity, Values
+from flannel_pl.quantities.quantity import Column, Quantity, Row, Values
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
 
@@ -62,6 +62,11 @@ class TokenProbability(Quantity):
         probability_V = value.exp().mean(dim=0)
         if self.per_token:
             values.mean(self.name, probability_V, len(value))
-        if self.of is not None:
+        elif self.of is not None:
             ids = step.subject.token_sets[self.of]
             values.mean(self._of_set, probability_V[ids].sum(), len(value))
+
+    @override
+    def after_step(self, row: Row, step: Step) -> None:
+        if self.per_token and self.of is not None and self.name in step.means:
+            row[self._of_set] = step.means[self.name][step.subject.token_sets[self.of]].sum()

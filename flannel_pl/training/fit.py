@@ -257,7 +257,7 @@ def _check_trainer(trainer: TrainerConfig, *, every_n_steps: int) -> None:
     if trainer.max_steps < 1:
         raise UserError(
             f"trainer.max_steps is {trainer.max_steps}, expected at least 1; give the steps of a run, "
-            "e.g. --trainer.max_steps 1000"
+            "e.g. --trainer.max_steps 1000, or --trainer.max_epochs"
         )
     if every_n_steps > trainer.max_steps:
         raise UserError(

@@ -58,22 +58,38 @@ def try_out(config: Config, recorder: StepRecorder, *, seed: int) -> Tried:
     Raises:
         UserError: If the run cannot be trained or recorded.
     """
+    look = _Look(recorder, unified(config.trainer.precision))
+    try_start(config, look, seed=seed)
+    if look.found is None:
+        raise ValueError("there is nothing to train")
+    return look.found
+
+
+def try_start(config: Config, look: Callback, *, seed: int) -> None:
+    """Makes everything of a run and lets its training begin; leaves no file.
+
+    Args:
+        config: The run's complete config.
+        look: A callback that raises `Enough` once training starts.
+        seed: The run's.
+
+    Raises:
+        UserError: If the run cannot be trained.
+    """
     with silence(), settings_kept(), tempfile.TemporaryDirectory(prefix="flannel-") as folder:
         seed_everything(seed, verbose=False)
-        return name_mistake(config, partial(_try, recorder=recorder, folder=Path(folder)))
+        name_mistake(config, partial(_start, look=look, folder=Path(folder)))
 
 
-def _try(config: Config, *, recorder: StepRecorder, folder: Path) -> Tried:
+def _start(config: Config, *, look: Callback, folder: Path) -> None:
     cli = build(config, folder, Slot("cpu", None, torch.get_num_threads()), progress_bar=False)
     trainer: Any = cli.trainer
     trainer.loggers = [DummyLogger()] * bool(trainer.loggers)
     trainer.profiler = PassThroughProfiler()
-    look = _Look(recorder, unified(config.trainer.precision))
     try:
         start_with(cli, look)
     except Enough:
-        assert look.found is not None
-        return look.found
+        return
     except RuntimeError as error:
         if "multiple optimizers" not in str(error):
             raise
@@ -81,7 +97,6 @@ def _try(config: Config, *, recorder: StepRecorder, folder: Path) -> Tried:
             f"{type(cli.model).__name__} has several optimizers, but one step needs exactly one; give all "
             "parameters to one, in groups"
         ) from error
-    raise ValueError("there is nothing to train")
 
 
 class _Look(Callback):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from typing_extensions import override
 
 N = 24
@@ -157,3 +157,17 @@ class WithValidation(Data):
     @override
     def val_dataloader(self) -> Any:
         return Loader(N)
+
+
+class Points(IterableDataset[Any]):
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        yield from zip(*points(), strict=True)
+
+
+class Endless(Data):
+    """Says of no epoch how long it is."""
+
+    @override
+    def train_dataloader(self) -> Any:
+        return DataLoader(Points(), batch_size=self.batch_size)
