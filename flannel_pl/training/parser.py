@@ -77,11 +77,12 @@ class FlannelParser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         types = {action.dest: action._typehint for action in self._actions if hasattr(action, "_typehint")}
-        if found := re.search(r"the following arguments are required: (.+)", message):
-            needed = re.split(r",\s*", found[1].strip())
+        found = re.fullmatch(r"the following arguments are required: ((?:model|data)\..+)", message.strip())
+        if found is not None:
+            needed = re.split(r",\s*", found[1])
             classes = sorted({self.classes.get(key.partition(".")[0], "") for key in needed} - {""})
             options = " ".join(f"--{key} ..." for key in needed)
-            raise UserError(f"{' and '.join(classes) or 'fit'} needs {', '.join(needed)}; give {options}")
+            raise UserError(f"{' and '.join(classes)} needs {', '.join(needed)}; give {options}")
         text, hint = refusal(message, types), self._hint(" ".join(message.split()))
         raise UserError(text + hint * (hint not in text))
 
