@@ -39,7 +39,7 @@ ALLOWED = {
     "or, if those jobs have ended, move {} away first": (
         "the list of jobs at a Slurm that cannot be asked from here; no recording is in it"
     ),
-    "{}, move it away, or record into another folder": (
+    "{}, move it away, say overwrite=True, or record into another folder": (
         "a script's own unfinished recording, perhaps without a checkpoint; going on with it comes first"
     ),
 }
