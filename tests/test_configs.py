@@ -8,8 +8,8 @@ import yaml
 
 from flannel_pl.__main__ import main
 from flannel_pl.experiment import Experiment
+from flannel_pl.training.checked import check
 from flannel_pl.training.cli import resolve
-from flannel_pl.training.fit import check
 from tests.schemas import build_schema
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

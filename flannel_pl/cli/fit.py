@@ -19,10 +19,7 @@ from flannel_pl.launch.giving_up import told_to_script
 from flannel_pl.launch.plan import Plan, describe_plan
 from flannel_pl.launch.tasks import ATTENDED_VARIABLE
 from flannel_pl.terminal import is_terminal
-from flannel_pl.training.fit import (
-    hold_run,
-    train_held,
-)
+from flannel_pl.training.fit import hold_run, train_held
 from flannel_pl.training.run_log import logged
 from flannel_pl.training.worker import work
 

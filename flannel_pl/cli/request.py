@@ -20,14 +20,10 @@ from flannel_pl.launch.unattended import refuse_beside_jobs
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.sameness import has_own_data, meaning, with_seed
 from flannel_pl.texts import from_file
+from flannel_pl.training.checked import CheckedRun, check, types_in_words
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.environment import check_environments
-from flannel_pl.training.fit import (
-    CheckedRun,
-    check,
-    check_gatherable,
-    types_in_words,
-)
+from flannel_pl.training.gatherable import check_gatherable
 from flannel_pl.training.length import with_length
 from flannel_pl.training.rehearsal import rehearse
 
