@@ -60,8 +60,7 @@ def try_out(config: Config, recorder: StepRecorder, *, seed: int) -> Tried:
     """
     look = _Look(recorder, unified(config.trainer.precision))
     try_start(config, look, seed=seed)
-    if look.found is None:
-        raise ValueError("there is nothing to train")
+    assert look.found is not None
     return look.found
 
 
@@ -97,6 +96,7 @@ def _start(config: Config, *, look: Callback, folder: Path) -> None:
             f"{type(cli.model).__name__} has several optimizers, but one step needs exactly one; give all "
             "parameters to one, in groups"
         ) from error
+    raise ValueError("there is nothing to train")
 
 
 class _Look(Callback):

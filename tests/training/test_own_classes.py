@@ -127,6 +127,8 @@ REFUSED = [
         ["--model", "tests.training.lab.NeedsWidth"],
         "NeedsWidth needs model.width; give --model.width ...",
     ),
+    ([*MODEL, "--data.batch_size", "100"], "cannot be made: there is nothing to train"),
+    ([*MODEL, "--trainer.limit_train_batches", "0"], "trainer.limit_train_batches is 0, which cannot work"),
     ([*MODEL, "--model.widht", "3"], "--model.widht 3; did you mean model.width?"),
     ([*MODEL, "--model", "{class_path: tests.training.lab.Net, init_args: {widht: 3}}"], "mean model.width?"),
     ([*MODEL, "--model.width", "many"], "model.width is many, expected a whole number"),
