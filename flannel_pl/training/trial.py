@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from typing_extensions import override
@@ -112,6 +113,7 @@ class _Look(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _refuse_optimizers(trainer, pl_module)
         schema, token_ids = self._recorder.layout(trainer, pl_module)
         parameters = list(pl_module.parameters())
         types = dict.fromkeys(str(one.dtype).removeprefix("torch.") for one in parameters)
@@ -124,3 +126,18 @@ class _Look(Callback):
             why_anew(trainer),
         )
         raise Enough
+
+
+def _refuse_optimizers(trainer: Trainer, module: LightningModule) -> None:
+    """Refuses optimizers of which the first step would tell that it cannot be recorded."""
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, _MockOptimizer):
+            raise UserError(
+                f"{type(module).__name__} has no optimizer, so nothing would be trained; return one from "
+                "configure_optimizers"
+            )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UserError(
+                f"{type(optimizer).__name__} evaluates the gradient several times per step, so there is no "
+                "one gradient to record; use an optimizer that does not"
+            )

@@ -76,6 +76,18 @@ class TwoOptimizers(Net):
         return [torch.optim.SGD(self.parameters(), lr=0.1), torch.optim.SGD(self.parameters(), lr=0.1)]
 
 
+class NoOptimizer(Net):
+    @override
+    def configure_optimizers(self) -> Any:
+        return None
+
+
+class SeveralTimes(Net):
+    @override
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
+
+
 class Broken(Net):
     def __init__(self) -> None:
         super().__init__()

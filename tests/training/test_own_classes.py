@@ -137,6 +137,11 @@ REFUSED = [
         ["--model", "tests.training.lab.TwoOptimizers"],
         "TwoOptimizers has several optimizers, but one step",
     ),
+    (
+        ["--model", "tests.training.lab.NoOptimizer"],
+        "NoOptimizer has no optimizer, so nothing would",
+    ),
+    (["--model", "tests.training.lab.SeveralTimes"], "LBFGS evaluates the gradient several times per step"),
     (["--model", "tests.training.lab.Broken"], "cannot be made: KeyError: 'no such layer' ("),
     (
         [*MODEL, "--recorder.parameters", "{a: net.9.weight}"],
