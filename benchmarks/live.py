@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.figures import Figure, ratios
 from benchmarks.sizes import SIZES
 from benchmarks.steps import in_turns
-from flannel_pl.metrics.live import LIVE_METRICS, measure_row
+from flannel_pl.metrics.row_metrics import ROW_METRICS, measure_row
 
 NUM_TOKENS, NUM_DEAD = 10_000, 3_700
 """About those of the built-in corpus."""
@@ -49,6 +49,6 @@ def _row_ms(options: argparse.Namespace) -> list[float]:
     times_ms = []
     for row in range(NUM_ROWS):
         began_s = time.thread_time()
-        measure_row([*LIVE_METRICS], sets, rows_RVD[row % 2], rows_RVD[1 - row % 2])
+        measure_row(ROW_METRICS, sets, rows_RVD[row % 2], rows_RVD[1 - row % 2])
         times_ms.append(1000 * (time.thread_time() - began_s))
     return times_ms

@@ -22,7 +22,7 @@ from typing_extensions import override
 from benchmarks.sizes import SIZES, Size
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
 from flannel_pl.corpus.store import load_corpus
-from flannel_pl.metrics.live import LIVE_METRICS
+from flannel_pl.metrics.row_metrics import ROW_METRICS
 from flannel_pl.models.projection import can_stand_in, projected_loss
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.metrics_log import MetricsLog
@@ -193,7 +193,7 @@ LOOPS: dict[str, Callable[[Turns, Size], None]] = {
     "lightning-recording": lambda turns, size: lightning(turns, size, records=True),
     "lightning-logging": lambda turns, size: lightning(turns, size, records=True, logs=True),
     "lightning-live": lambda turns, size: lightning(
-        turns, size, records=True, logs=True, live=[*LIVE_METRICS]
+        turns, size, records=True, logs=True, live=[*ROW_METRICS]
     ),
 }
 

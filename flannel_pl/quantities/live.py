@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.metrics.live import LIVE_METRICS, measure_row
+from flannel_pl.metrics.row_metrics import RowMetric, find_metrics, measure_row
 from flannel_pl.recording.formats.schema import SKIPPED, no_batch_counted
 
 MEASURED = "embeddings"
@@ -35,10 +35,7 @@ def check_live(names: Sequence[str], tensors: Sequence[str]) -> None:
     Raises:
         UserError: With what there is.
     """
-    if unknown := [name for name in names if name not in LIVE_METRICS]:
-        raise UserError(
-            f"recorder.live has {', '.join(map(repr, unknown))}, expected some of {', '.join(LIVE_METRICS)}"
-        )
+    find_metrics(names, option="recorder.live")
     if names and MEASURED not in tensors:
         raise UserError(
             f"recorder.live measures {MEASURED}, which recorder.tensors leaves out; add {MEASURED} to "
@@ -62,7 +59,7 @@ class LiveMetrics:
     A metric that fails ends live metrics, not the training: rows are worth more.
 
     Args:
-        names: Which metrics.
+        metrics: Name -> metric.
         sets: Token set -> positions in a row.
         every_n_steps: Measured is the first row, and the first at or after every n-th step.
         next_row: The first row that has not been logged; those below it are only looked at, as the row
@@ -70,12 +67,17 @@ class LiveMetrics:
     """
 
     def __init__(
-        self, names: Sequence[str], sets: Mapping[str, Array], *, every_n_steps: int, next_row: int
+        self,
+        metrics: Mapping[str, RowMetric],
+        sets: Mapping[str, Array],
+        *,
+        every_n_steps: int,
+        next_row: int,
     ) -> None:
         self.next_row = next_row
         """First row that was not taken yet; goes into checkpoints."""
 
-        self._names, self._sets, self._every_n_steps = tuple(names), sets, every_n_steps
+        self._metrics, self._sets, self._every_n_steps = metrics, sets, every_n_steps
         self._first_row = next_row
         self._before: tuple[int, Array] | None = None
         self._has_failed = False
@@ -127,7 +129,7 @@ class LiveMetrics:
         if is_due and row >= self._first_row:
             if before_step == step - 1 and _nothing_moved(tensors, stored_VD, before_VD):
                 before_VD = None
-            values = measure_row(self._names, self._sets, stored_VD, before_VD)
+            values = measure_row(self._metrics, self._sets, stored_VD, before_VD)
         self._before = step, stored_VD.copy()
         return values
 

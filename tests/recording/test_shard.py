@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,65 @@ def test_an_early_end_that_fails_can_be_repeated_or_gone_on_from(
         assert verify(folder).ok
         assert sorted(path.name for path in folder.iterdir()) == ["journal", "recording.safetensors"]
     assert k > 1 or name in ("copy_file_range", "posix_fallocate")
+
+
+CALLS = ("pwrite", "fsync", "replace", "ftruncate", "posix_fallocate", "copy_file_range", "unlink", "open")
+
+
+def killed_in(call: int, folder: Path, *, reserve: bool) -> bool:
+    """Lets a process end early, which is killed in the k-th of all calls; tells whether it came to that."""
+    pid = os.fork()
+    if pid == 0:
+        count = [0]
+
+        def counted(original: Any) -> Any:
+            def called(*arguments: Any, **options: Any) -> Any:
+                count[0] += 1
+                if count[0] == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            return called
+
+        for name in CALLS:
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            end_early(folder, reserve=reserve)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="has other calls")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize("room", ["enough", "too little", "not reserved"])
+def test_an_early_end_that_is_killed_in_any_call_is_repeated(
+    tmp_path: Path, undisturbed: dict[str, bytes], room: str
+) -> None:
+    begun, reserve = begin(tmp_path / "begun"), room != "not reserved"
+    if room == "too little":
+        make_old(begun, OLD, slack_bytes=300)
+    for call in range(1, 400):
+        folder = tmp_path / str(call)
+        shutil.copytree(tmp_path / "begun", folder)
+        was_killed = killed_in(call, folder, reserve=reserve)
+        if not RunPaths(folder).recording.exists():
+            assert was_killed
+            assert num_good_rows(RunPaths(folder).partial) >= 4
+            other = tmp_path / f"{call} gone on from"
+            shutil.copytree(folder, other)
+            go_on(other)
+            assert finished(other)[0] == undisturbed
+            end_early(folder, reserve=reserve)
+        tensors = load_file(RunPaths(folder).recording)
+        assert {key: x.tobytes() for key, x in tensors.items() if not key.startswith(FILLER)} == {
+            key: data[: len(data) * 5 // 7] for key, data in undisturbed.items()
+        }
+        assert verify(folder).ok
+        if not was_killed:
+            break
+    assert call > 20
 
 
 def test_a_reason_may_be_long(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flannel_pl.analysis.measuring.one_run import measure_run
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.status import read_status
-from flannel_pl.metrics.live import LIVE_METRICS, LiveMetric
+from flannel_pl.metrics.row_metrics import ROW_METRICS, RowMetric
 from flannel_pl.recording.writing.journal import Journal
 from flannel_pl.training.metrics_log import MetricsLog
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
@@ -167,7 +167,7 @@ class Lightless:
 def test_a_metric_that_fails_ends_neither_training_nor_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(LIVE_METRICS, "light", LiveMetric(Lightless(), "light", of_motion=True))
+    monkeypatch.setitem(ROW_METRICS, "light", RowMetric(Lightless(), "light", of_motion=True))
     events: list[Mapping[str, Any]] = []
     recorder = StepRecorder(
         tmp_path / "a",
@@ -189,8 +189,8 @@ def test_a_metric_that_fails_ends_neither_training_nor_recording(
 
 
 def test_a_metric_is_a_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = LiveMetric(lambda tokens: float(np.abs(tokens.W_SD).max()), "largest weight")
-    monkeypatch.setitem(LIVE_METRICS, "largest", largest)
+    largest = RowMetric(lambda tokens: float(np.abs(tokens.W_SD).max()), "largest weight")
+    monkeypatch.setitem(ROW_METRICS, "largest", largest)
     recorder = StepRecorder(tmp_path / "a", "table.weight", live=["largest"])
     fit(recorder, steps=2, logger=CSVLogger(tmp_path / "log", name="", version=""), log_every_n_steps=1)
     with flannel_pl.open_recording(tmp_path / "a") as recording:
@@ -288,8 +288,8 @@ def test_the_pages_command_and_table(small_data: SmallData, tmp_path: Path) -> N
     rows = logged(tmp_path / "quickstart" / "run_0" / "metrics.csv")
     assert list(rows) == list(range(0, 61, 5))
     named = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
-    assert {name for name, _ in named} == set(LIVE_METRICS)
-    assert dict(named) == {name: IN_REPORT.get(name, name) for name in LIVE_METRICS}
+    assert {name for name, _ in named} == set(ROW_METRICS)
+    assert dict(named) == {name: IN_REPORT.get(name, name) for name in ROW_METRICS}
 
 
 def test_all_tokens_where_no_set_has_a_recorded_one(small_data: SmallData, tmp_path: Path) -> None:

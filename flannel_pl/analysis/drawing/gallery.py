@@ -1,12 +1,14 @@
 """The report's figures in their order, with the words below each: how to read it, and its formula."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.figure import Figure
 
-from flannel_pl.analysis.drawing import figures, maps, radii
+from flannel_pl.analysis.drawing import figures, maps, own, radii
 from flannel_pl.analysis.measuring.results import LIVES
+from flannel_pl.metrics.row_metrics import RowMetric
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,21 @@ GALLERY = (
         "",
     ),
 )
+
+
+def own_figures(metrics: Mapping[str, RowMetric]) -> list[Kind]:
+    """Returns the figures of somebody's own metrics, as far as they say how they are drawn."""
+    return [
+        Kind(
+            name,
+            metric.drawn.heading,
+            partial(own.own_metric, name=name, label=metric.drawn.label),
+            metric.drawn.caption,
+            "Shaded or not, the mean curve's epochs by rule A.",
+            metric.drawn.formula,
+            "two recorded rows" if metric.of_motion else "the embeddings",
+            name,
+        )
+        for name, metric in metrics.items()
+        if metric.drawn is not None
+    ]

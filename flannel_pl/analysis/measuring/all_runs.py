@@ -1,7 +1,8 @@
 """Measures all runs of an experiment, with what was measured before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from flannel_pl.analysis.measuring import cache
 from flannel_pl.analysis.measuring.divergence import Divergence, joined, measure_divergence
@@ -9,6 +10,7 @@ from flannel_pl.analysis.measuring.one_run import Advance, measure_run, measured
 from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.metrics.row_metrics import RowMetric
 from flannel_pl.paths import bare_name, run_folder
 from flannel_pl.recording.formats.schema import ALL_NAMES, RECORDED_TOKENS
 from flannel_pl.recording.reader import Recording, RunRecording
@@ -18,6 +20,7 @@ from flannel_pl.recording.writing.disk import make_folder
 def measure_experiment(
     recording: Recording,
     *,
+    own: Mapping[str, RowMetric] = MappingProxyType({}),
     cache_folder: Path | None = None,
     expect: Callable[[int], object] | None = None,
     advance: Advance | None = None,
@@ -26,8 +29,8 @@ def measure_experiment(
 
     Args:
         recording: An open recording.
-        cache_folder: Where to keep what was measured; runs that are there and have not changed are not read
-            again. None = nowhere.
+        own: Name -> somebody's own metric, measured besides.
+        cache_folder: Where what was measured is kept, and not measured again; None = nowhere.
         expect: Told once how many recorded bytes are going to be read.
         advance: Called with the bytes of every stretch of rows that is done.
 
@@ -46,7 +49,8 @@ def measure_experiment(
     advance = advance or (lambda num_bytes: None)
     for run in recording:
         _check_shapes(run)
-    marks = {index: cache.fingerprint(recording, index) for index in recording.runs} if cache_folder else {}
+    kept = recording.runs if cache_folder else ()
+    marks = {index: cache.fingerprint(recording, index, own) for index in kept}
     found = {
         index: cache.load_run(_kept(cache_folder, index), marks[index]) if cache_folder else None
         for index in recording.runs
@@ -61,16 +65,13 @@ def measure_experiment(
     runs = []
     for index, measures in found.items():
         if measures is None:
-            measures = measure_run(recording, index, advance=advance)
+            measures = measure_run(recording, index, own=own, advance=advance)
             if cache_folder is not None:
                 cache.save_run(_kept(cache_folder, index), marks[index], measures)
         runs.append(measures)
     left_out: dict[str, str] = {}
     if pairs is None:
-        try:
-            pairs = _pairs(alike, recording, advance)
-        except UserError as error:
-            pairs, left_out = {}, {"distances between runs": str(error)}
+        pairs, left_out = _pairs(alike, recording, advance)
         if cache_folder is not None and pairs:
             cache.save_divergence(cache_folder / "pairs.npz", marks.values(), pairs)
     return Measures(recording.path, title_of(recording), tuple(runs), pairs, _dim(recording), left_out)
@@ -106,15 +107,22 @@ def _alike(recording: Recording) -> list[list[RunRecording]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _pairs(groups: list[list[RunRecording]], recording: Recording, advance: Advance) -> dict[str, Divergence]:
-    if not groups:
-        raise UserError("it takes two runs that differ in their seed only to measure their distance")
+def _pairs(
+    groups: list[list[RunRecording]], recording: Recording, advance: Advance
+) -> tuple[dict[str, Divergence], dict[str, str]]:
+    """Returns the distances between runs, and why there are none."""
+    why = "it takes two runs that differ in their seed only to measure their distance"
     parts = []
-    for runs in groups:
-        sets, _ = token_sets(recording, runs[0])
-        parts.append(measure_divergence(runs, sets, advance=advance))
+    try:
+        for runs in groups:
+            sets, _ = token_sets(recording, runs[0])
+            parts.append(measure_divergence(runs, sets, advance=advance))
+    except UserError as error:
+        parts, why = [], str(error)
+    if not parts:
+        return {}, {"distances between runs": why}
     common = [name for name in parts[0] if all(name in part for part in parts)]
-    return {name: joined([part[name] for part in parts]) for name in common}
+    return {name: joined([part[name] for part in parts]) for name in common}, {}
 
 
 def _check_shapes(run: RunRecording) -> None:

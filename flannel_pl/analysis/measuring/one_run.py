@@ -7,19 +7,21 @@ Shape suffixes: R rows, V recorded tokens, S tokens of a set, D dimensions.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from flannel_pl.analysis.measuring.optimizer_meter import OptimizerMeter
+from flannel_pl.analysis.measuring.optimizer_meter import OF_OPTIMIZER, OptimizerMeter
 from flannel_pl.analysis.measuring.results import ALL_METRICS, LIVES, RunMeasures
 from flannel_pl.analysis.measuring.settings import PARAM_DTYPES, is_exact, trained_dtype
 from flannel_pl.analysis.measuring.skipped import skipped_rows
-from flannel_pl.analysis.measuring.token_meter import LATTICE, STANDSTILL, Stretch, TokenMeter
+from flannel_pl.analysis.measuring.token_meter import CLOUD, LATTICE, MOTION, STANDSTILL, Stretch, TokenMeter
 from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.arrays import Array
+from flannel_pl.metrics.row_metrics import RowMetric
 from flannel_pl.recording.reader import Recording, RunRecording
 
 Advance = Callable[[int], object]
@@ -32,6 +34,12 @@ SCALARS = {
 }
 """What a scalar is called -> the columns that have it, the best first."""
 
+OF_CENTROIDS = ("centroid_norm", "centroid_drift", "centroid_speed", "path_efficiency", "separation")
+"""Metrics that take the centroids of all rows."""
+
+EVERY_SERIES = (*CLOUD, *MOTION, *STANDSTILL, *LATTICE, *OF_CENTROIDS, *OF_OPTIMIZER)
+"""Every metric that a report has by itself."""
+
 NO_EMBEDDINGS = "the embeddings are not recorded; --recorder.tensors [embeddings, losses] would"
 
 NO_TOKENS = "no parameter with a row for each token is recorded; recorder.parameter names one"
@@ -43,12 +51,19 @@ MAX_THREADS = 8
 """More would take more memory than a gigabyte, and hardly any disk is faster than so many."""
 
 
-def measure_run(recording: Recording, index: int, *, advance: Advance | None = None) -> RunMeasures:
+def measure_run(
+    recording: Recording,
+    index: int,
+    *,
+    own: Mapping[str, RowMetric] = MappingProxyType({}),
+    advance: Advance | None = None,
+) -> RunMeasures:
     """Measures one run.
 
     Args:
         recording: An open recording.
         index: Number of the run.
+        own: Name -> somebody's own metric, measured besides.
         advance: Called with the bytes of every stretch of rows that is done.
 
     Returns:
@@ -74,8 +89,9 @@ def measure_run(recording: Recording, index: int, *, advance: Advance | None = N
     skipped_R, trained = skipped_rows(run), trained_dtype(recording, run)
     optimizer = OptimizerMeter(recording, run)
     W = run.tensor("embeddings")
-    meter = TokenMeter(W, run.steps, sets, optimizer, skipped_R=skipped_R, trained=trained)
-    left_out |= _without_lattice(W.dtype, trained) | optimizer.left_out
+    meter = TokenMeter(W, run.steps, sets, optimizer, skipped_R=skipped_R, trained=trained, own=own)
+    of_bits = [name for name, metric in own.items() if metric.of_bits]
+    left_out |= _without_lattice(W.dtype, trained, of_bits) | optimizer.left_out
     parts = _all_stretches(meter, len(W), advance or (lambda num_bytes: None))
     last_step = int(run.steps[~skipped_R][-1])
     return RunMeasures(
@@ -110,14 +126,14 @@ def measured_bytes(recording: Recording, index: int) -> int:
     return len(W) * (W.row_bytes + OptimizerMeter(recording, run).row_bytes)
 
 
-def _without_lattice(recorded: str, trained: str) -> dict[str, str]:
+def _without_lattice(recorded: str, trained: str, of_bits: Sequence[str]) -> dict[str, str]:
     """Returns what cannot be measured of weights that are not recorded to the bit -> why."""
     if is_exact(recorded, trained):
         return {}
     reason = f"the weights were {trained} and are recorded as {recorded}, which rests at other times"
     if trained not in PARAM_DTYPES and recorded == trained:
         reason = f"the weights are {trained}; this is measured of {' and '.join(PARAM_DTYPES)} only"
-    return dict.fromkeys((*STANDSTILL, *LATTICE, LIVES), reason)
+    return dict.fromkeys((*STANDSTILL, *LATTICE, LIVES, *of_bits), reason)
 
 
 def _all_stretches(meter: TokenMeter, num_rows: int, advance: Advance) -> list[Stretch]:

@@ -24,6 +24,8 @@ COSINE = "cos_grad_step"
 EXACT, WITHIN_ONE = "adam_exact_fraction", "adam_within_one_fraction"
 """Which fraction of the weights AdamW's formula gives from the recorded moments, see `adam.reproduced`."""
 
+OF_OPTIMIZER = (COSINE, EXACT, WITHIN_ONE)
+
 DEFAULT_EPSILON = 1e-8
 """That of torch and of `TiedGPT2`; a file without a config does not say it."""
 

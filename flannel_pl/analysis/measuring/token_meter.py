@@ -5,6 +5,7 @@ Shape suffixes: r rows of a stretch, V recorded tokens, S tokens of a set, D dim
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from flannel_pl.analysis.measuring.optimizer_meter import OptimizerMeter
 from flannel_pl.analysis.measuring.settings import is_exact
 from flannel_pl.arrays import Array
 from flannel_pl.metrics import cloud, lattice
+from flannel_pl.metrics.row_metrics import RowMetric, measure_row
 from flannel_pl.recording.reader import LazyTensor
 
 MOTION = (
@@ -72,6 +74,7 @@ class TokenMeter:
         optimizer: Measures what the optimizer did.
         skipped_R: Whether the optimizer skipped the step of each row: nothing moved, but nothing stood still.
         trained: The type that the weights had when they were trained.
+        own: Name -> somebody's own metric.
     """
 
     def __init__(
@@ -83,10 +86,12 @@ class TokenMeter:
         *,
         skipped_R: Array,
         trained: str,
+        own: Mapping[str, RowMetric] = MappingProxyType({}),
     ) -> None:
         self.W, self.steps_R, self.sets, self.optimizer = W, steps_R, sets, optimizer
         self.skipped_R, self.trained = skipped_R, trained
         self.has_lattice = is_exact(W.dtype, trained)
+        self._own = {name: metric for name, metric in own.items() if self.has_lattice or not metric.of_bits}
 
     @property
     def row_bytes(self) -> int:
@@ -110,7 +115,9 @@ class TokenMeter:
             if number in rows:
                 position = number - rows.start
                 self._measure_cloud(result, position, row)
-                if before is not None and not self.skipped_R[number]:
+                moved = before is not None and not self.skipped_R[number]
+                self._measure_own(result, position, row, before if moved else None)
+                if before is not None and moved:
                     dW_VD = row.W_VD - before.W_VD
                     step = _Step(number, before, row, dW_VD, cloud.token_norms(dW_VD))
                     self._measure_motion(result, position, step)
@@ -123,7 +130,7 @@ class TokenMeter:
 
     def _empty(self, num_rows: int) -> Stretch:
         of_lattice = (*STANDSTILL, *LATTICE) if self.has_lattice else ()
-        names = (*CLOUD, *MOTION, *of_lattice, *self.optimizer.names)
+        names = (*CLOUD, *MOTION, *of_lattice, *self.optimizer.names, *self._own)
         bins = len(lattice.HISTOGRAM_EDGES) - 1
         dim = self.W.shape[2]
         return Stretch(
@@ -155,6 +162,12 @@ class TokenMeter:
             series["centroid_radius"][position] = cloud.centroid_radius(distances_S)
             series["bounding_radius"][position] = cloud.bounding_radius(distances_S)
             series["std_per_dim"][position] = cloud.std_per_dim(centred_SD)
+
+    def _measure_own(self, result: Stretch, position: int, row: _Row, before: _Row | None) -> None:
+        before_VD = None if before is None else before.stored_VD
+        for place, value in measure_row(self._own, self.sets, row.stored_VD, before_VD).items():
+            token_set, _, name = place.partition("/")
+            result.series[token_set][name][position] = value
 
     def _measure_optimizer(
         self, result: Stretch, position: int, step: _Step, stored: Mapping[str, Array]

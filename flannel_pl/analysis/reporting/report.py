@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_pl.analysis.drawing.gallery import GALLERY, Kind
+from flannel_pl.analysis.drawing.gallery import GALLERY, Kind, own_figures
 from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measuring.all_runs import measure_experiment, title_of
+from flannel_pl.analysis.measuring.one_run import EVERY_SERIES
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES, token_ids, token_sets
 from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.analysis.reporting.files import tables_of
@@ -25,6 +26,7 @@ from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.metrics.row_metrics import ROW_METRICS, RowMetric, find_metrics
 from flannel_pl.paths import bare_name
 from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.writing.disk import make_folder, why_not_writable, write_file
@@ -58,6 +60,7 @@ def report(
     *paths: str | Path,
     out: str | Path | None = None,
     token_set: str = "dead",
+    metrics: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Makes a report of one recording, or of several laid over one another.
@@ -67,6 +70,7 @@ def report(
         out: Folder to write to; None = `report` in the folder of the one recording (beside a single file
             NAME_report), and for several `report` in the current folder.
         token_set: dead, live or all: whose figures are drawn. Tables of numbers have all three.
+        metrics: Import paths of further `RowMetric`s to measure and draw.
         progress: Called while it works.
 
     Returns:
@@ -80,22 +84,18 @@ def report(
         >>> report("runs/quickstart").page.as_posix()
         'runs/quickstart/report/index.html'
     """
-    if token_set not in SET_NAMES:
-        raise UserError(f"the token set is {token_set!r}, expected one of {', '.join(SET_NAMES)}")
-    if not paths:
-        raise UserError("there is nothing to report: expected at least one recording")
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise UserError(f"a recording is given twice: {', '.join(map(str, paths))}; expected different ones")
+    _refuse(paths, token_set)
     progress = progress or (lambda stage, done, total: None)
+    own = _own_metrics(metrics)
     with ExitStack() as stack:
         recordings = [stack.enter_context(open_recording(path)) for path in paths]
         folder = _folder(recordings, out)
         if reason := why_not_writable(folder):
             raise UserError(f"cannot write the report to {folder}: {reason}; choose a folder with --out")
         make_folder(folder)
-        experiments, num_bytes = _measure(recordings, folder, progress)
+        experiments, num_bytes = _measure(recordings, folder, own, progress)
     shown = shown_set([run for one in experiments for run in one.measures.runs], token_set)
-    pictures, missing = _draw(folder, experiments, shown, progress)
+    pictures, missing = _draw(folder, experiments, shown, [*GALLERY, *own_figures(own)], progress)
     texts = tables_of(experiments)
     _write_tables(folder, {name: text for name, (text, _) in texts.items()})
     page = page_of(
@@ -108,6 +108,26 @@ def report(
     )
     write_file(folder / "index.html", render(page).encode())
     return Report(folder / "index.html", num_bytes)
+
+
+def _refuse(paths: Sequence[str | Path], token_set: str) -> None:
+    """Refuses what no report can be of."""
+    if token_set not in SET_NAMES:
+        raise UserError(f"the token set is {token_set!r}, expected one of {', '.join(SET_NAMES)}")
+    if not paths:
+        raise UserError("there is nothing to report: expected at least one recording")
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise UserError(f"a recording is given twice: {', '.join(map(str, paths))}; expected different ones")
+
+
+def _own_metrics(names: Sequence[str]) -> dict[str, RowMetric]:
+    """Returns somebody's own metrics, none of which is called like one that every report has."""
+    own = find_metrics(names, option="--metrics")
+    if taken := own.keys() & {*ROW_METRICS, *(kind.name for kind in GALLERY), *EVERY_SERIES}:
+        raise UserError(
+            f"--metrics has {', '.join(sorted(taken))}, which every report has; give yours another name"
+        )
+    return own
 
 
 def home_of(path: Path) -> Path:
@@ -155,7 +175,9 @@ def _cache_folder(recording: Recording, folder: Path, number: int) -> Path:
     return home / MEASURED
 
 
-def _measure(recordings: Sequence[Recording], folder: Path, progress: Progress) -> tuple[list[Reported], int]:
+def _measure(
+    recordings: Sequence[Recording], folder: Path, own: Mapping[str, RowMetric], progress: Progress
+) -> tuple[list[Reported], int]:
     done = total = 0
 
     def expect(num_bytes: int) -> None:
@@ -171,6 +193,7 @@ def _measure(recordings: Sequence[Recording], folder: Path, progress: Progress) 
     for number, (recording, name) in enumerate(zip(recordings, _names(recordings), strict=True)):
         measures = measure_experiment(
             recording,
+            own=own,
             cache_folder=_cache_folder(recording, folder, number),
             expect=expect,
             advance=advance,
@@ -203,7 +226,11 @@ def _token_ids(recording: Recording) -> dict[int, dict[str, Array]]:
 
 
 def _draw(
-    folder: Path, experiments: Sequence[Reported], token_set: str, progress: Progress
+    folder: Path,
+    experiments: Sequence[Reported],
+    token_set: str,
+    kinds: Sequence[Kind],
+    progress: Progress,
 ) -> tuple[list[Picture], list[Kind]]:
     """Writes the figures; returns them for the page, and the kinds of which there is none."""
     several = [(one.name, one.measures) for one in experiments]
@@ -212,8 +239,8 @@ def _draw(
     alone = len(named_groups(experiments)) == 1
     make_folder(folder / FIGURES)
     pictures, missing = [], []
-    for number, kind in enumerate(GALLERY):
-        progress("drawing", number, len(GALLERY))
+    for number, kind in enumerate(kinds):
+        progress("drawing", number, len(kinds))
         path = folder / FIGURES / kind.name
         figure = kind.draw(drawn_of, token_set=token_set, bands=bands)
         if figure is None:
@@ -226,5 +253,5 @@ def _draw(
         svg_text = for_page(svg.read_text(encoding="utf-8"))
         caption = f"{kind.caption} {kind.alone}".strip() if alone else kind.caption
         pictures.append(Picture(kind.heading, svg_text, caption, kind.formula, files))
-    progress("drawing", len(GALLERY), len(GALLERY))
+    progress("drawing", len(kinds), len(kinds))
     return pictures, missing

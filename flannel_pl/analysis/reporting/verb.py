@@ -12,7 +12,10 @@ from flannel_pl.terminal import make_console
 
 
 def report_verb(
-    paths: list[Path], out: Path | None = None, tokens: Literal["dead", "live", "all"] = "dead"
+    paths: list[Path],
+    out: Path | None = None,
+    tokens: Literal["dead", "live", "all"] = "dead",
+    metrics: list[str] | None = None,
 ) -> None:
     """Shows what a recording holds: metrics, epochs, figures, as a page (index.html), CSV, PNG and SVG.
 
@@ -22,6 +25,7 @@ def report_verb(
         out: Folder to write to. Default: report in the folder of the one recording, and for several in the
             current folder.
         tokens: Whose figures are drawn; the tables have all three.
+        metrics: Import paths of your own metrics, to be measured and drawn besides, e.g. [my_lab.alignment].
     """
     if not paths:
         raise UserError("report needs a recording: a folder, a .safetensors file or its index")
@@ -40,7 +44,7 @@ def report_verb(
                 tasks[stage] = bar.add_task(stage.capitalize())
             bar.update(tasks[stage], completed=done, total=total)
 
-        made = report(*paths, out=out, token_set=tokens, progress=show)
+        made = report(*paths, out=out, token_set=tokens, metrics=metrics or (), progress=show)
     elapsed_s = time.monotonic() - start_s
     print(f"report: {made.page}")
     if made.measured_bytes:

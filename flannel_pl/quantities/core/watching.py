@@ -7,7 +7,7 @@ import numpy as np
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.metrics.live import LIVE_METRICS
+from flannel_pl.metrics.row_metrics import find_metrics
 from flannel_pl.quantities.core.config import RecorderConfig
 from flannel_pl.quantities.core.tokens import TokenIds
 from flannel_pl.quantities.core.training import Training
@@ -52,7 +52,8 @@ def check_measurable(config: RecorderConfig, shape: Sequence[int], *, own: str |
             f"recorder.live measures a recorder.parameter that has a vector for each token, but {what}; "
             "leave recorder.live out, or record another parameter"
         )
-    of_bits = [name for name in config.live if LIVE_METRICS[name].of_bits]
+    metrics = find_metrics(config.live, option="recorder.live")
+    of_bits = [name for name, metric in metrics.items() if metric.of_bits]
     stored = config.dtypes.get(MEASURED, own)
     if of_bits and own is not None and stored is not None and not holds(stored, own):
         raise UserError(
@@ -88,7 +89,7 @@ class LiveFeed:
         """
         if self._names:
             self._metrics = LiveMetrics(
-                self._names,
+                find_metrics(self._names, option="recorder.live"),
                 live_sets(training.token_sets, ids, num_tokens),
                 every_n_steps=training.log_every_n_steps,
                 next_row=first_row if self._next_row is None else min(self._next_row, first_row),

@@ -1,17 +1,21 @@
-"""The metrics of one row that are measured while training goes on, each a line of a table.
+"""Metrics of one row: those that can be measured while training goes on, and anybody's own.
 
-What they say of a row is what `flannel-pl report` says of it, to the bit: both use the same functions.
+Each is a value of one kind, `RowMetric`. Those of the table below say of a row what `flannel-pl report` says
+of it, to the bit: both use the same functions. Another is a line of the table, or anybody's, by its import
+path: `recorder.live` logs it, `flannel-pl report --metrics` draws it.
 
 Shape suffixes: V recorded tokens, S tokens of a set, D dimensions.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from flannel_pl.arrays import Array
+from flannel_pl.errors import UserError
 from flannel_pl.metrics import cloud, lattice
 
 
@@ -51,8 +55,28 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class LiveMetric:
-    """A number for each set of tokens and row."""
+class Drawn:
+    """How a report shows a metric."""
+
+    heading: str
+    label: str
+    """Of the axis."""
+
+    caption: str
+    """How to read the figure."""
+
+    formula: str
+
+
+@dataclass(frozen=True)
+class RowMetric:
+    """A number for each set of tokens and row.
+
+    Example:
+        >>> largest = RowMetric(lambda tokens: float(abs(tokens.W_SD).max()), "largest weight, as a distance")
+        >>> largest.measure(Moment(np.float32([[3, -4]]), None))
+        4.0
+    """
 
     measure: Callable[[Moment], float]
     meaning: str
@@ -62,21 +86,24 @@ class LiveMetric:
     of_bits: bool = False
     """Whether it would say something else of weights that are not recorded to the bit."""
 
+    drawn: Drawn | None = None
+    """How a report draws it; None = only in the tables."""
 
-LIVE_METRICS = {
-    "origin_radius": LiveMetric(
+
+ROW_METRICS = {
+    "origin_radius": RowMetric(
         lambda tokens: cloud.origin_radius(cloud.token_norms(tokens.W_SD)), "mean distance from the origin"
     ),
-    "centroid_radius": LiveMetric(
+    "centroid_radius": RowMetric(
         lambda tokens: cloud.centroid_radius(cloud.token_norms(tokens.centred_SD)),
         "mean distance from the set's centroid",
     ),
-    "speed": LiveMetric(
+    "speed": RowMetric(
         lambda tokens: cloud.mean(cloud.token_norms(tokens.dW_SD)),
         "mean length of the tokens' steps, the report's token_speed",
         of_motion=True,
     ),
-    "frozen_fraction": LiveMetric(
+    "frozen_fraction": RowMetric(
         lambda tokens: 1 - float(lattice.changed(tokens.before_SD, tokens.stored_SD).mean()),
         "fraction of the tokens of which no bit has changed",
         of_motion=True,
@@ -86,14 +113,50 @@ LIVE_METRICS = {
 """Name -> what is measured. A further one is a further line."""
 
 
+def find_metrics(names: Iterable[str], *, option: str) -> dict[str, RowMetric]:
+    """Returns metrics by their short names.
+
+    Args:
+        names: Those of the table, or import paths, whose last part is the short name.
+        option: Who asks, for messages.
+
+    Raises:
+        UserError: If there is none of that name, or two have the same.
+    """
+    found: dict[str, RowMetric] = {}
+    for name in names:
+        short = name.rpartition(".")[2]
+        if short in found:
+            raise UserError(f"{option} has two metrics {short}; give one of them another name")
+        found[short] = ROW_METRICS[name] if name in ROW_METRICS else _imported(name, option)
+    return found
+
+
+def _imported(name: str, option: str) -> RowMetric:
+    place, _, attribute = name.rpartition(".")
+    expected = f"expected some of {', '.join(ROW_METRICS)}, or the import path of a RowMetric"
+    if not place:
+        raise UserError(f"{option} has {name!r}, {expected}")
+    try:
+        metric = getattr(importlib.import_module(place), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{option} has {name!r}, {expected}: {error}") from error
+    if not isinstance(metric, RowMetric):
+        raise UserError(f"{option} has {name!r}, which is a {type(metric).__name__}, {expected}")
+    return metric
+
+
 @np.errstate(invalid="ignore", over="ignore")  # infinite weights make NaN, which is the answer
 def measure_row(
-    names: Collection[str], sets: Mapping[str, Array], stored_VD: Array, before_VD: Array | None
+    metrics: Mapping[str, RowMetric],
+    sets: Mapping[str, Array],
+    stored_VD: Array,
+    before_VD: Array | None,
 ) -> dict[str, float]:
     """Measures one row.
 
     Args:
-        names: Which of `LIVE_METRICS`.
+        metrics: Name -> metric.
         sets: Token set -> positions in the row, (S,) int64, at least one.
         stored_VD: The row as recorded, any float type.
         before_VD: The row before; None leaves the metrics of motion out.
@@ -103,14 +166,14 @@ def measure_row(
 
     Example:
         >>> rows = np.float32([[[3, 4], [0, 0]], [[3, 4], [0, 1]]])
-        >>> measure_row(["origin_radius", "speed"], {"all": np.arange(2)}, rows[1], rows[0])
+        >>> metrics = find_metrics(["origin_radius", "speed"], option="x")
+        >>> measure_row(metrics, {"all": np.arange(2)}, rows[1], rows[0])
         {'all/origin_radius': 3.0, 'all/speed': 0.5}
     """
     values = {}
     for one, tokens in sets.items():
         moment = Moment(_of(stored_VD, tokens), None if before_VD is None else _of(before_VD, tokens))
-        for name in names:
-            metric = LIVE_METRICS[name]
+        for name, metric in metrics.items():
             if before_VD is not None or not metric.of_motion:
                 values[f"{one}/{name}"] = metric.measure(moment)
     return values
