@@ -25,7 +25,7 @@ PACKAGES = (
 CPU_FACTS = Path("/proc/cpuinfo")
 """Where Linux says what its processors are."""
 
-SOURCE_ROOMS = ("corpus", "models", "quantities", "training")
+SOURCE_ROOMS = ("adapters", "corpus", "models", "quantities", "training")
 """Folders of this package whose code decides the bits of a row; the others only start it, store and read."""
 
 

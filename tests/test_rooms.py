@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.config import LaunchConfig
+from flannel_pl.provenance import SOURCE_ROOMS
 
 PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
@@ -262,6 +263,12 @@ def test_light_parts_do_not_import_torch(statement: str) -> None:
     heavy = "{'torch', 'lightning', 'transformers'}"
     code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_all_rooms_that_decide_bits_are_hashed() -> None:
+    """So that going on with a run by other code is noticed."""
+    train = {room for room, heavy in HEAVY_ALLOWED.items() if heavy & {"torch", "lightning"}}
+    assert train - {"launch", "recording"} <= set(SOURCE_ROOMS)
 
 
 def test_only_one_module_makes_consoles() -> None:
