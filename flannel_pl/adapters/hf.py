@@ -5,13 +5,11 @@ Its callbacks see neither the loss of a step nor gradients before they are clipp
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -23,14 +21,16 @@ from transformers import (
 from typing_extensions import override
 
 from flannel_pl.adapters.options import RecorderOptions
+from flannel_pl.adapters.wrapping import Wrapped
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.label import RunLabel
+from flannel_pl.quantities.core.optimizing import inner_optimizer
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.reader import Recording
 
-STATE_FILE = "flannel_pl.pt"
+STATE_FILE = "flannel_pl"
 """In a checkpoint's folder: what quantities remember."""
 
 
@@ -79,24 +79,28 @@ class TrainerRecorder(TrainerCallback):
             label=RunLabel(seed=trainer.args.seed if options.seed is None else options.seed),
             overwrite=options.overwrite,
         )
-        self._train = trainer.train
         self._resumes_from: Any = None
         self._logits: Tensor | None = None
-        self._undo: list[Callable[[], object]] = []
-        self._trainer.train = self._train_recorded
+        self._wrapped: list[Wrapped] = []
+        self._train = Wrapped(trainer, "train", self._train_recorded)
 
     def open(self) -> Recording:
         """Opens what is recorded so far for reading, also while training goes on."""
         return self._core.open()
 
-    def _train_recorded(self, resume_from_checkpoint: Any = None, *arguments: Any, **others: Any) -> Any:
-        """Trains, and lets go of everything, however that ends."""
+    def _train_recorded(
+        self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *arguments: Any, **others: Any
+    ) -> Any:
+        """Trains, and lets go of everything, however that ends; of the Trainer, too, once it is recorded."""
         find: Any = trainer_utils.get_last_checkpoint
         is_last = resume_from_checkpoint is True
         self._resumes_from = find(self._trainer.args.output_dir) if is_last else resume_from_checkpoint
         message = "training ended before its last step"
         try:
-            return self._train(resume_from_checkpoint, *arguments, **others)
+            result = train(resume_from_checkpoint, *arguments, **others)
+            self._train.take_off()
+            self._trainer.remove_callback(self)
+            return result
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
             raise
@@ -104,9 +108,9 @@ class TrainerRecorder(TrainerCallback):
             self._let_go(message)
 
     def _let_go(self, message: str) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        for wrapped in self._wrapped:
+            wrapped.take_off()
+        self._wrapped.clear()
         self._core.abort(message)
 
     @override
@@ -120,16 +124,19 @@ class TrainerRecorder(TrainerCallback):
                 "recorded run has one; set CUDA_VISIBLE_DEVICES to one of them"
             )
         trainer, accelerator = self._trainer, self._trainer.accelerator
+        if self._core.is_recording:  # with smaller batches, after those before had no room in memory
+            self._let_go("training began anew")
         self._core.begin_anew()
         if state.global_step > 0:
             self._core.load_state_dict(self._remembered(), step=state.global_step)
-        self._wrap()
+        for name, around in (("training_step", self._training_step), ("compute_loss", self._compute_loss)):
+            self._wrapped.append(Wrapped(trainer, name, around))
         self._core.listen(trainer.model, self._options.token_sets)
         scaler = getattr(accelerator, "scaler", None)
         self._core.start(
             Training(
                 trainer.model,
-                [_plain(trainer.optimizer)],
+                [inner_optimizer(trainer.optimizer)],
                 state.max_steps,
                 step=state.global_step,
                 token_sets=self._options.token_sets,
@@ -140,53 +147,49 @@ class TrainerRecorder(TrainerCallback):
             )
         )
 
+    @property
+    def _state_file(self) -> str:
+        """What its state is called in a checkpoint's folder; of several recorders each has its own."""
+        callbacks = self._trainer.callback_handler.callbacks
+        number = [one for one in callbacks if isinstance(one, TrainerRecorder)].index(self)
+        return f"{STATE_FILE}_{number}.pt" if number else f"{STATE_FILE}.pt"
+
     def _remembered(self) -> dict[str, Any]:
-        file = Path(self._resumes_from or "") / STATE_FILE
+        file = Path(self._resumes_from or "") / self._state_file
         state: dict[str, Any] = torch.load(file, weights_only=True) if file.is_file() else {}
         return state
 
-    def _wrap(self) -> None:
-        """Puts our own functions in the place of two of the Trainer's."""
-        trainer = self._trainer
-        for name, wrapped in (("training_step", self._training_step), ("compute_loss", self._compute_loss)):
-            own = {name: vars(trainer)[name]} if name in vars(trainer) else {}
-            setattr(trainer, name, wrapped(getattr(trainer, name)))
-            self._undo.append(partial(_put_back, vars(trainer), name, own))
+    def _training_step(self, training_step: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+        loss = training_step(*arguments, **options)
+        outputs = {"loss": loss, **({} if self._logits is None else {"logits": self._logits})}
+        self._core.end_batch(outputs)
+        if self._trainer.accelerator.sync_gradients and self._core.watch is not None:
+            optimizer = inner_optimizer(self._trainer.optimizer)
+            self._core.watch.refuse_replaced([optimizer])
+            self._core.before_step(self._trainer.state.global_step + 1, of=type(optimizer).__name__)
+        return loss
 
-    def _training_step(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def step(*arguments: Any, **options: Any) -> Tensor:
-            loss = training_step(*arguments, **options)
-            outputs = {"loss": loss, **({} if self._logits is None else {"logits": self._logits})}
-            self._core.end_batch(outputs)
-            if self._trainer.accelerator.sync_gradients:
-                number = self._trainer.state.global_step + 1
-                self._core.before_step(number, of=type(_plain(self._trainer.optimizer)).__name__)
-            return loss
-
-        return step
-
-    def _compute_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
-        def compute(model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-            if not self._trainer.model.training:  # an evaluation in between
-                return compute_loss(model, inputs, *arguments, **options)
-            seen: list[Any] = []
-            handle = self._trainer.model.register_forward_hook(lambda *called: seen.append(called[-1]))
-            listener = self._core.listener
-            try:
-                if listener is None:
+    def _compute_loss(
+        self, compute_loss: Callable[..., Any], model: Any, inputs: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        if not self._trainer.model.training:  # an evaluation in between
+            return compute_loss(model, inputs, *arguments, **options)
+        seen: list[Any] = []
+        handle = self._trainer.model.register_forward_hook(lambda *called: seen.append(called[-1]))
+        listener = self._core.listener
+        try:
+            if listener is None:
+                result = compute_loss(model, inputs, *arguments, **options)
+            else:
+                listener.forget()
+                with listener.hearing():
                     result = compute_loss(model, inputs, *arguments, **options)
-                else:
-                    listener.forget()
-                    with listener.hearing():
-                        result = compute_loss(model, inputs, *arguments, **options)
-            finally:
-                handle.remove()
-            returned = seen[-1] if seen else None
-            self._core.heard(inputs, returned)
-            self._logits = _last_logits(returned)
-            return result
-
-        return compute
+        finally:
+            handle.remove()
+        returned = seen[-1] if seen else None
+        self._core.heard(inputs, returned)
+        self._logits = _last_logits(returned)
+        return result
 
     @override
     def on_step_end(
@@ -196,18 +199,27 @@ class TrainerRecorder(TrainerCallback):
         if self._core.is_recording:
             # Each loss is divided by the number of its step's batches, or of their items.
             self._core.after_step(state.global_step, divided_by=None)
+            self._flush_before_save(control)
+
+    @override
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Makes the rows safe before a checkpoint says that they are there."""
+        self._flush_before_save(control)
+
+    def _flush_before_save(self, control: TrainerControl) -> None:
+        if self._core.is_recording and control.should_save:
+            self._core.flush()
 
     @override
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Makes the rows up to a checkpoint safe, and puts what quantities remember beside it."""
-        if self._core.is_recording:
-            self._core.flush()
-            if remembered := self._core.state_dict():
-                torch.save(
-                    remembered, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE_FILE
-                )
+        """Puts what quantities remember beside a checkpoint."""
+        if self._core.is_recording and (remembered := self._core.state_dict()):
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            torch.save(remembered, folder / self._state_file)
 
     @override
     def on_train_end(
@@ -221,18 +233,6 @@ class TrainerRecorder(TrainerCallback):
         is_whole = state.global_step >= state.max_steps
         early = None if is_whole else EarlyEnd(state.global_step, state.max_steps, "a callback stopped it")
         self._core.finish(early)
-
-
-def _put_back(attributes: dict[str, Any], name: str, own: dict[str, Any]) -> None:
-    """Undoes a replacement of an object's attribute that its class has, too."""
-    attributes.pop(name, None)
-    attributes.update(own)
-
-
-def _plain(optimizer: Any) -> Optimizer:
-    """Returns the optimizer that accelerate has wrapped."""
-    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
 
 
 def _last_logits(returned: Any) -> Tensor | None:

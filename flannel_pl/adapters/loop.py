@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from flannel_pl.adapters.options import RecorderOptions
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.label import RunLabel
+from flannel_pl.quantities.core.optimizing import inner_optimizer
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.recording.formats.early_end import EarlyEnd
@@ -59,7 +60,9 @@ class Recorder:
     ) -> None:
         self._options = RecorderOptions(**options)
         self._model, self._steps, self._scaler = model, steps, scaler
-        self._optimizers: list[Any] = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
+        self._optimizers: list[Any] = [
+            inner_optimizer(one) for one in (optimizer if isinstance(optimizer, Sequence) else [optimizer])
+        ]
         if not self._optimizers or not all(isinstance(one, Optimizer) for one in self._optimizers):
             raise UserError(f"optimizer is {optimizer!r}, expected one of torch's, or a list of them")
         if steps is not None and steps < 1:
@@ -75,6 +78,9 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         """Opens the recording, and writes row 0; or goes on with it, after `load_state_dict`."""
+        if self._core.is_recording:
+            raise UserError("this recorder records already; leave its block before it is entered again")
+        self._has_begun_step = self._has_passes = False
         self._core.begin_anew()
         training = Training(
             self._model,
@@ -117,7 +123,7 @@ class Recorder:
         """
         self._refuse_closed()
         self._core.heard(batch, returned)
-        outputs = None if loss is None else {"loss": torch.as_tensor(loss)}
+        outputs = None if loss is None else {"loss": _as_number(loss)}
         if outputs is not None and logits is not None:
             outputs["logits"] = logits
         self._core.end_batch(outputs)
@@ -190,6 +196,11 @@ class Recorder:
         """
         if self._core.is_recording:
             raise UserError("load_state_dict comes before the recording begins: before `with recorder:`")
+        if "step" not in state:
+            there = ", ".join(map(str, state)) or "nothing"
+            raise UserError(
+                f"the recorder is given a state of {there}, expected what its state_dict had returned"
+            )
         self._step = int(state["step"])
         self._core.load_state_dict(state, step=self._step)
 
@@ -214,9 +225,17 @@ class Recorder:
             )
         is_whole = self._steps is not None and step == self._steps
         self._core.finish(None if is_whole else EarlyEnd(step, self._steps, "the loop ended"))
+        self._step = 0
 
     def _refuse_closed(self) -> None:
         if not self._core.is_recording:
             raise UserError(
                 "this recorder does not record now; use it in a block: with Recorder(...) as recorder:"
             )
+
+
+def _as_number(loss: Any) -> Tensor:
+    try:
+        return torch.as_tensor(loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"loss is {loss!r}, expected a number or a tensor with one") from error

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core.config import RecorderConfig, as_config
-from flannel_pl.quantities.core.tokens import TokenIds
+from flannel_pl.quantities.core.config import RecorderConfig, as_config, by_alias
+from flannel_pl.quantities.core.tokens import as_token_sets
 from flannel_pl.quantities.naming import is_pattern, what_there_is
 from flannel_pl.quantities.quantity import Quantity
 
@@ -31,8 +32,8 @@ class RecorderOptions:
     tokens: str = "all"
     """Which rows of the first parameter: all, the name of a token set, or the path of a file with ids."""
 
-    token_sets: Mapping[str, TokenIds] = field(default_factory=dict)
-    """Name -> token ids, int64."""
+    token_sets: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> token ids: a list, an array or a tensor of integers."""
 
     every_n_steps: int = 1
     quantities: Sequence[Quantity] | None = None
@@ -43,6 +44,14 @@ class RecorderOptions:
 
     overwrite: bool = False
     """Whether an earlier recording in the folder may go."""
+
+    def __post_init__(self) -> None:
+        """Takes lists and tensors of token ids, too.
+
+        Raises:
+            UserError: If they are none.
+        """
+        object.__setattr__(self, "token_sets", as_token_sets(self.token_sets))
 
     def config(self, model: nn.Module) -> RecorderConfig:
         """Returns what a recorder is asked for.
@@ -74,7 +83,7 @@ def _divided(
                 'e.g. parameters={"E": "emb.weight"}, or every one (parameters="all")'
             )
         return names[0], {}
-    wanted = {parameters: parameters} if isinstance(parameters, str) else dict(parameters)
+    wanted = by_alias(parameters)
     alias, first = next(iter(wanted.items()))
     if is_pattern(first):
         return None, wanted

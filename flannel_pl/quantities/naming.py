@@ -17,10 +17,20 @@ EVERY = "all"
 MAX_NAMED = 12
 
 
+def without_wrapper(name: str) -> str:
+    """Returns a name without what compiling puts into it.
+
+    Example:
+        >>> without_wrapper("_orig_mod.head.weight")
+        'head.weight'
+    """
+    return name.replace(_COMPILED, "")
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Returns name -> every parameter and buffer; a tied one under each of its names."""
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return {name.replace(_COMPILED, ""): tensor for name, tensor in named}
+    return {without_wrapper(name): tensor for name, tensor in named}
 
 
 def find_named(module: nn.Module, name: str) -> tuple[str, Tensor]:
@@ -35,7 +45,7 @@ def find_named(module: nn.Module, name: str) -> tuple[str, Tensor]:
         UserError: If there is none, or several.
     """
     there = tensors_of(module)
-    name = name.replace(_COMPILED, "")
+    name = without_wrapper(name)
     if name in there:
         return name, there[name]
     found = {id(one): (full, one) for full, one in there.items() if full.endswith(f".{name}")}
@@ -55,7 +65,7 @@ def path_of(module: nn.Module, name: str) -> str:
         name: Full name, as `find_named` gives it.
     """
     paths = dict(module.named_parameters(remove_duplicate=False))
-    return next((path for path in paths if path.replace(_COMPILED, "") == name), name)
+    return next((path for path in paths if without_wrapper(path) == name), name)
 
 
 def place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -66,7 +76,7 @@ def place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
         name: Full name, as `find_named` gives it.
     """
     owner, _, last = name.rpartition(".")
-    return {one.replace(_COMPILED, ""): each for one, each in module.named_modules()}[owner], last
+    return {without_wrapper(one): each for one, each in module.named_modules()}[owner], last
 
 
 def expand(module: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -108,7 +118,7 @@ def is_pattern(name: str) -> bool:
 def _like(module: nn.Module, name: str) -> dict[str, Tensor]:
     there = tensors_of(module)
     if name == EVERY:
-        return {full.replace(_COMPILED, ""): one for full, one in module.named_parameters()}
+        return {without_wrapper(full): one for full, one in module.named_parameters()}
     found = {full: one for full, one in there.items() if fnmatch.fnmatchcase(full, name)}
     if not found:
         raise UserError(
@@ -120,7 +130,7 @@ def _like(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def _instead(module: nn.Module, name: str, there: Mapping[str, Tensor]) -> str:
     owner, _, last = name.rpartition(".")
-    modules = {one.replace(_COMPILED, ""): each for one, each in module.named_modules()}
+    modules = {without_wrapper(one): each for one, each in module.named_modules()}
     if owner in modules and parametrize.is_parametrized(modules[owner], last):
         inner = [one for one in there if one.startswith(f"{owner}.parametrizations.{last}.")]
         return f"it is computed from {', '.join(inner)}; record those"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flannel_pl.quantities.naming import without_wrapper
 from flannel_pl.quantities.quantity import Column, Quantity, Row
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
@@ -27,7 +28,7 @@ class GradientNorms(Quantity):
 
     @override
     def before_step(self, row: Row, step: Step) -> None:
-        parameters = trainable(step.subject)
+        parameters = parameters_of(step.subject)
         row[self.name] = _norms([step.optimizing.gradient(one) for one in parameters.values()])
 
 
@@ -59,28 +60,29 @@ class UpdateNorms(Quantity):
 
     @override
     def first_row(self, row: Row, subject: Subject) -> None:
-        row[f"{self.name}/values"] = _norms([one.detach() for one in trainable(subject).values()])
+        row[f"{self.name}/values"] = _norms([one.detach() for one in parameters_of(subject).values()])
 
     @override
     def before_step(self, row: Row, step: Step) -> None:
-        self._before = [one.detach().clone() for one in trainable(step.subject).values()]
+        self._before = [one.detach().clone() for one in parameters_of(step.subject).values()]
 
     @override
     def after_step(self, row: Row, step: Step) -> None:
-        after = [one.detach() for one in trainable(step.subject).values()]
-        moved = [now.float() - then.float() for now, then in zip(after, self._before, strict=True)]
+        after = [one.detach() for one in parameters_of(step.subject).values()]
+        moved = [_wide(now) - _wide(then) for now, then in zip(after, self._before, strict=True)]
         self._before = []
         row[self.name] = _norms(moved)
         row[f"{self.name}/values"] = _norms(after)
 
 
-def trainable(subject: Subject) -> Mapping[str, Tensor]:
-    """Returns name -> each parameter that is trained; a tied one once."""
-    return {name: one for name, one in subject.module.named_parameters() if one.requires_grad}
+def parameters_of(subject: Subject) -> Mapping[str, Tensor]:
+    """Returns name -> each parameter, also one that is not trained yet; a tied one once."""
+    named = subject.module.named_parameters()
+    return {without_wrapper(name): one for name, one in named if one.is_floating_point()}
 
 
 def _column(name: str, subject: Subject, taken: str, meaning: str, row0: str = "nan") -> Column:
-    names = list(trainable(subject))
+    names = list(parameters_of(subject))
     like = torch.empty(len(names), dtype=torch.float32, device="meta")
     return Column(
         name,
@@ -95,4 +97,9 @@ def _column(name: str, subject: Subject, taken: str, meaning: str, row0: str = "
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     """Returns the norm of each tensor, float32."""
-    return torch.stack([one.float() for one in torch._foreach_norm([one.float() for one in tensors])])
+    return torch.stack([one.float() for one in torch._foreach_norm([_wide(one) for one in tensors])])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Returns a tensor in float32; in float64 if it is, where two that are near differ in no fewer digits."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -59,7 +59,7 @@ class TokenProbability(Quantity):
 
     @override
     def piece(self, values: Values, step: Step, name: str, value: Tensor) -> None:
-        probability_V = value.exp().mean(dim=0)
+        probability_V = value.float().exp().mean(dim=0)
         if self.per_token:
             values.mean(self.name, probability_V, len(value))
         elif self.of is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 import xxhash
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from flannel_pl.experiment import RunPaths
 from flannel_pl.recording.sameness import decisive
@@ -33,6 +33,13 @@ def identity_in_checkpoint(run: int, seed: int | None, metadata: Mapping[str, An
     if "config" in metadata:
         identity["config"] = json.dumps(decisive(metadata["config"]))
     return identity
+
+
+def key_in_checkpoint(recorder: Callback, trainer: Trainer) -> str:
+    """Returns where a recorder's part of a checkpoint is; of several each has its own."""
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [recorder])
+    number = [one for one in callbacks if type(one) is type(recorder)].index(recorder)
+    return f"flannel_pl_{number}" if number else "flannel_pl"
 
 
 def checkpoint_bytes(trainer: Trainer) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from flannel_pl.adapters.wrapping import Wrapped
 from flannel_pl.quantities.core.recorder import RunRecorder
 
 
@@ -20,20 +21,12 @@ def wrap_training_step(module: LightningModule, recorder: RunRecorder) -> Callab
     """
     listener = recorder.listener
     assert listener is not None
-    attributes: dict[str, Any] = module.__dict__
-    before = {name: attributes[name] for name in ("training_step",) if name in attributes}
-    training_step: Callable[..., Any] = module.training_step
 
-    def step(*arguments: Any, **options: Any) -> Any:
+    def step(training_step: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         listener.forget()
         with listener.hearing():
             returned = training_step(*arguments, **options)
         recorder.heard(arguments[0] if arguments else next(iter(options.values()), None), returned)
         return returned
 
-    def undo() -> None:
-        attributes.pop("training_step", None)
-        attributes.update(before)
-
-    attributes["training_step"] = step
-    return undo
+    return Wrapped(module, "training_step", step).take_off

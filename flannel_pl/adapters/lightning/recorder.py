@@ -15,7 +15,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from flannel_pl.adapters.lightning.checkpoint import identity_in_checkpoint, remove_checkpoints
+from flannel_pl.adapters.lightning.checkpoint import (
+    identity_in_checkpoint,
+    key_in_checkpoint,
+    remove_checkpoints,
+)
 from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.adapters.lightning.endings import why_ended
 from flannel_pl.adapters.lightning.live_log import log_live
@@ -27,7 +31,7 @@ from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.quantities.core.start import Start
-from flannel_pl.quantities.core.tokens import TokenIds
+from flannel_pl.quantities.core.tokens import TokenIds, as_token_sets
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.words import in_words_of_scripts
 from flannel_pl.quantities.naming import find_named
@@ -268,7 +272,7 @@ class StepRecorder(Callback):
         """Writes down which run the checkpoint is of, and why training has ended early, once it has."""
         # No state of the callback's own: Lightning takes only one of a kind that has any.
         label = self.core.label
-        checkpoint["flannel_pl"] = {
+        checkpoint[key_in_checkpoint(self, trainer)] = {
             **identity_in_checkpoint(label.run, label.seed, label.metadata),
             **({"ended": self._ended} if self._ended else {}),
             **self.core.state_dict(),
@@ -279,7 +283,7 @@ class StepRecorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Takes note that a training that goes on had ended early; only the file's name was lacking."""
-        ours = checkpoint.get("flannel_pl", {})
+        ours = checkpoint.get(key_in_checkpoint(self, trainer), {})
         self.core.load_state_dict(ours, step=checkpoint.get("global_step", 0))
         of_earlier_version = checkpoint["callbacks"].get(type(self).__qualname__, {})
         self._ended = str((of_earlier_version | ours).get("ended", ""))
@@ -338,8 +342,7 @@ def _nothing_trained(trainer: Trainer) -> str:
 
 
 def _token_sets(trainer: Trainer) -> Mapping[str, Any]:
-    sets: Mapping[str, Any] = getattr(getattr(trainer, "datamodule", None), "token_sets", {})
-    return sets
+    return as_token_sets(getattr(getattr(trainer, "datamodule", None), "token_sets", {}))
 
 
 def _logits_dtype(trainer: Trainer, weights: torch.dtype) -> torch.dtype:

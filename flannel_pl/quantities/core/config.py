@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -132,10 +133,38 @@ def as_config(
         dict(dtypes or {}),
         str(tokens),
         every_n_steps,
-        tuple(quantities or ()),
-        {parameters: parameters} if isinstance(parameters, str) else dict(parameters or {}),
+        _quantities(quantities),
+        by_alias(parameters),
         _several(live or ()),
     )
+
+
+def by_alias(parameters: Any) -> dict[str, str]:
+    """Returns alias -> name of parameters; one name is its own alias.
+
+    Raises:
+        UserError: If it is neither a name nor such a mapping.
+    """
+    if isinstance(parameters, str):
+        return {parameters: parameters}
+    if parameters is None:
+        return {}
+    is_mapping = isinstance(parameters, Mapping)
+    if not is_mapping or not all(isinstance(name, str) for pair in parameters.items() for name in pair):
+        raise UserError(
+            f"parameters is {parameters!r}, expected an alias for each name, e.g. "
+            '{"E": "emb.weight", "bias": "head.bias"}; or one name or pattern'
+        )
+    return dict(parameters)
+
+
+def _quantities(given: Any) -> tuple[Quantity, ...]:
+    several = (given,) if isinstance(given, Quantity | str | type) else tuple(given or ())
+    for one in several:
+        if not isinstance(one, Quantity):
+            made = f"; make one of it, {one.__name__}()" if isinstance(one, type) else ""
+            raise UserError(f"quantities has {one!r}, expected objects, e.g. [HiddenMean()]{made}")
+    return several
 
 
 def _several(names: Sequence[str]) -> tuple[str, ...]:

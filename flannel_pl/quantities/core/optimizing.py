@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.keeping import kept_state
 from flannel_pl.quantities.core.rows import kept_as_it_is
+
+_TELLS = "_optimizer_step_post_hooks"
+"""What an optimizer has that tells of its steps."""
 
 
 class OptimizerWatch:
@@ -44,16 +48,26 @@ class OptimizerWatch:
         self._kept_of: dict[int, Mapping[str, torch.dtype] | None] = {}
         self._rate: float | Tensor = float("nan")
         self._rate_of_step: float | Tensor | None = None
-        self._hook = None
+        self._hooks: list[Any] = []
+        self._stepped: list[Any] = []
         self._skipped: bool | Tensor = may_skip
         self._may_skip = may_skip
         if may_skip or may_change_rate:
-            self._hook = self._optimizer_of(parameter).register_step_post_hook(self._has_stepped)
+            self._hooks = [register_optimizer_step_post_hook(self._somebody_has_stepped)]
+            holder = self._optimizer_of(parameter)
+            if hasattr(holder, _TELLS):
+                self._hooks.append(holder.register_step_post_hook(self._has_stepped))
+            elif may_skip:
+                raise UserError(
+                    f"{type(holder).__name__} does not tell when it steps, because it was made without "
+                    "torch.optim.Optimizer.__init__, so nobody knows which steps are left out; call that, or "
+                    "give the recorder the optimizer that steps"
+                )
 
     def close(self) -> None:
         """Lets go of the optimizer."""
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def refuse_replaced(self, optimizers: Sequence[Optimizer]) -> None:
         """Refuses to go on with an optimizer that does not step any more.
@@ -70,6 +84,29 @@ class OptimizerWatch:
                 "would be those of one that does not step any more; change the optimizer in place "
                 "(add_param_group, param_groups) to record it"
             )
+
+    def refuse_stranger(self) -> None:
+        """Refuses a step that another optimizer made in the place of one of ours.
+
+        Raises:
+            UserError: If so.
+        """
+        strangers = [one for one in self._stepped if not any(one is ours for ours in self.optimizers)]
+        if not strangers:
+            return
+        silent = [
+            one
+            for one in self.optimizers
+            if hasattr(one, _TELLS) and not any(one is who for who in self._stepped)
+        ]
+        idle = {id(held) for one in silent for group in one.param_groups for held in group["params"]}
+        for stranger in strangers:
+            if any(id(held) in idle for group in stranger.param_groups for held in group["params"]):
+                raise UserError(
+                    f"the step was made by another {type(stranger).__name__} than the recorder was given, so "
+                    "learning rate and moments would be those of one that does not step any more; change the "
+                    "optimizer in place (add_param_group, param_groups) to record it"
+                )
 
     def begin_batch(self) -> None:
         """Has to be called before each batch, for `rate_of_batch`."""
@@ -142,7 +179,12 @@ class OptimizerWatch:
         if self._scaler is None or _is_unscaled(self._scaler, optimizer):
             return gradient
         scale = self._scaler._get_scale_async()  # get_scale would wait for the device
-        return gradient if scale is None else (gradient.float() / scale).to(gradient.dtype)
+        if scale is None:
+            return gradient
+        # As the scaler does it, to the bit.
+        wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+        inverse: Tensor = scale.double().reciprocal().float()
+        return (wide * inverse).to(gradient.dtype)
 
     def kept(self, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
         """See `kept_state`; asked for only if a moment is recorded."""
@@ -202,7 +244,7 @@ class OptimizerWatch:
                     f"{key!r} for {of} has shape {found_shape}, expected {expected_shape}; "
                     "leave it out of recorder.tensors"
                 )
-            return found
+            return found.to_dense() if found.is_sparse else found
         if self.kept(parameter) is None and parameter.grad is not None and not self._skipped:
             raise UserError(self._keeps_none({wanted: key}, of, parameter))
         return torch.zeros_like(parameter)
@@ -224,12 +266,22 @@ class OptimizerWatch:
         """Has to be called after each step."""
         self._skipped = self._may_skip
         self._rate_of_step = None
+        self._stepped.clear()
+
+    def _somebody_has_stepped(self, optimizer: Any, *_: Any) -> None:
+        self._stepped.append(optimizer)
 
     def _has_stepped(self, optimizer: Any, *_: Any) -> None:
         self._rate_of_step = kept_as_it_is(self.rate)
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Returns the optimizer that a wrapper steps, e.g. accelerate's; that itself, if it is none."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, Optimizer) and not hasattr(optimizer, _TELLS) else optimizer
 
 
 def _is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:

@@ -60,7 +60,9 @@ class RunRecorder:
         in_experiment: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.paths, self.config, self.label = RunPaths(folder), config, label or RunLabel()
+        # A script may go to another folder while it trains.
+        self.paths = RunPaths(folder if in_experiment else folder.absolute())
+        self.config, self.label = config, label or RunLabel()
         self._note = note or (lambda event, **fields: None)
         self.in_experiment, self._overwrite = in_experiment, overwrite
         self._training: Training | None = None
@@ -142,6 +144,8 @@ class RunRecorder:
         with in_words_of_scripts(in_experiment=self.in_experiment):
             start = Start(self.paths, self.config, self.label, training)
             if not self.in_experiment and self._lock is None:
+                if self._overwrite and start.first_row == 0:
+                    start.planned()  # refuses what it has to before anything goes
                 self._lock = hold_folder(
                     self.paths,
                     first_row=start.first_row,
@@ -227,17 +231,16 @@ class RunRecorder:
 
     def _refuse_beyond(self, number: int) -> None:
         """Refuses a step that the file has no place for."""
-        if self.writer is None or number // self.config.every_n_steps < self.writer.schema.num_rows:
-            return
         assert self._training is not None
-        room = (self.writer.schema.num_rows - 1) * self.config.every_n_steps
-        why = (
-            "as many were announced" if self._training.num_steps is not None else "the disk had no more room"
-        )
-        raise UserError(
-            f"{self.paths.partial} has places for {room} steps, because {why}, and this is step {number}; "
-            "announce more (steps=...)"
-        )
+        room, why = self._training.num_steps, "as many were announced"
+        if room is None and self.writer is not None:
+            room = self.writer.schema.num_rows * self.config.every_n_steps - 1
+            why = "it was begun so"
+        if room is not None and number > room:
+            raise UserError(
+                f"{self.paths.partial} has places for {room} steps, because {why}, and this is step "
+                f"{number}; announce more (steps=...)"
+            )
 
     def after_step(self, number: int, *, divided_by: int | None) -> None:
         """Takes what there is after a step, and writes its row.
@@ -253,6 +256,7 @@ class RunRecorder:
         """
         assert self._started is not None
         returned, watch = self._started.returned, self._started.watch
+        watch.refuse_stranger()
         if number % self.config.every_n_steps == 0:
             self._started.watched.refuse_replaced()
             self._started.watched.take()

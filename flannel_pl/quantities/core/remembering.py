@@ -25,6 +25,11 @@ def go_on_with(quantities: Sequence[Quantity], state: Mapping[str, Any], *, step
         UserError: If it is of other quantities, or of another step.
     """
     states = state.get("quantities", [])
+    if step > 0 and not states and any(quantity.state_dict() for quantity in quantities):
+        raise UserError(
+            f"the checkpoint of step {step} has nothing of what quantities remember; go on from one that was "
+            "made while they were recorded"
+        )
     if states and len(states) != len(quantities):
         raise UserError(
             f"the checkpoint has the state of {len(states)} quantities, and {len(quantities)} are "

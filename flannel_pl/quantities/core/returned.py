@@ -50,7 +50,8 @@ class Returned:
                 f"training_step returned a loss of shape {tuple(loss.shape)}, expected one number; return "
                 "its mean"
             )
-        self._loss = loss.reshape(()) if self._loss is None else self._loss + loss.reshape(())
+        # A sum of a few bfloat16 has not even two digits.
+        self._loss = loss.reshape(()) if self._loss is None else _wide(self._loss) + _wide(loss.reshape(()))
         self._num_batches += 1
         if self._num_logits is not None and self.logits_V is None:
             # A copy: what is given may be a view of the logits of all positions, and the step's next batch
@@ -104,3 +105,7 @@ class Returned:
                 "position, or leave them out of recorder.tensors"
             )
         return logits_V
+
+
+def _wide(loss: Tensor) -> Tensor:
+    return loss.float() if loss.dtype in (torch.bfloat16, torch.float16) else loss

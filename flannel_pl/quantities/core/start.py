@@ -61,13 +61,20 @@ class Start:
         Raises:
             UserError: If it cannot be recorded.
         """
+        file = self.planned()
+        return file.schema({name: each for name, (_, each) in file.plan.declared.items()}), file.token_ids
+
+    def planned(self) -> RunFile:
+        """Returns the file of a training that begins, as it is planned; makes none.
+
+        Raises:
+            UserError: If it cannot be recorded.
+        """
         watch = self._watch()
         try:
-            plan = plan_recording(self.config, self.training, watch, self.first, None)
+            return self._file(plan_recording(self.config, self.training, watch, self.first, None))
         finally:
             watch.close()
-        file = self._file(plan)
-        return file.schema({name: column for name, (_, column) in plan.declared.items()}), file.token_ids
 
     def refuse_other_weights(self) -> None:
         """Refuses to go on with a recording whose last row has other weights than training goes on with.

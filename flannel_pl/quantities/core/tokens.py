@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from flannel_pl.errors import UserError
 from flannel_pl.small_files import read_small
@@ -40,6 +41,32 @@ def recorded_token_ids(
             f"{num_tokens - 1}"
         )
     return np.unique(ids)
+
+
+def as_token_sets(sets: Mapping[str, Any]) -> dict[str, TokenIds]:
+    """Returns token sets as arrays of ids.
+
+    Args:
+        sets: Name -> ids: a list, an array or a tensor of integers.
+
+    Raises:
+        UserError: If one is something else, e.g. a mask.
+    """
+    return {name: _ids(name, given) for name, given in sets.items()}
+
+
+def _ids(name: str, given: Any) -> TokenIds:
+    try:
+        ids = torch.as_tensor(given).cpu().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the token set {name!r} is {given!r}, expected token ids: {error}") from error
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        hint = "; of a mask, give np.flatnonzero(mask)" if ids.dtype.kind == "b" else ""
+        raise UserError(
+            f"the token set {name!r} has shape {ids.shape} and type {ids.dtype}, expected a list of token "
+            f"ids, which are integers{hint}"
+        )
+    return ids.astype(np.int64)
 
 
 def _read_ids(path: Path, *, known: list[str]) -> TokenIds:

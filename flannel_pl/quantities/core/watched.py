@@ -139,6 +139,11 @@ def _refuse_unfit(name: str, parameter: Tensor) -> None:
             f"{name} has no shape yet, because it comes with the first batch; pass one through the module "
             "before training"
         )
+    if not isinstance(parameter, nn.Parameter):
+        raise UserError(
+            f"{name} is a buffer, which has neither gradient nor learning rate; name a parameter first, and "
+            "the buffer after it"
+        )
     if not parameter.is_floating_point():
         raise UserError(
             f"{name} is of type {dtype_name(parameter)}, expected a real floating "

@@ -1,0 +1,225 @@
+"""A loop with what loops have: other optimizers, scalers, types, folders; and what is refused before it."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import flannel_pl
+from flannel_pl import Recorder
+from flannel_pl.errors import UserError
+from flannel_pl.quantities import HiddenMean
+from tests.adapters.plain import TABLE, Bigrams, Counts, loss_of, record, sgd, windows
+from tests.adapters.test_three_trainers import columns_of
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1024.0, 1000.0])
+def test_an_unscaled_gradient_is_the_scalers_own(tmp_path: Path, dtype: torch.dtype, scale: float) -> None:
+    net, expected = Bigrams().to(dtype), []
+    optimizer, scaler = sgd(net), torch.amp.GradScaler("cpu", init_scale=scale)
+    with Recorder(tmp_path, net, optimizer, parameters=TABLE, scaler=scaler) as recorder:
+        for window_BT in windows():
+            optimizer.zero_grad()
+            loss: Any = loss_of(net, window_BT)
+            scaled: Any = scaler.scale(loss)
+            scaled.backward()
+            recorder.before_step()
+            scaler.unscale_(optimizer)
+            assert net.table.weight.grad is not None
+            expected.append(net.table.weight.grad.numpy().copy())
+            scaler.step(optimizer)
+            scaler.update()
+            recorder.after_step(loss=loss)
+    assert columns_of(tmp_path)["grads"][1:].tobytes() == np.array(expected).tobytes()
+
+
+def test_a_mean_of_losses_in_bfloat16_is_one_in_float32(tmp_path: Path) -> None:
+    net = Bigrams()
+    optimizer = sgd(net)
+    losses = torch.tensor([5.01, 5.02, 5.03, 5.04, 5.05, 5.06, 5.07, 5.11]).bfloat16()
+    with Recorder(tmp_path, net, optimizer, parameters=TABLE) as recorder:
+        backward(net)
+        for loss in losses:
+            recorder.forward(loss=loss)
+        recorder.before_step()
+        optimizer.step()
+        recorder.after_step()
+    assert columns_of(tmp_path)["losses_f32"][1] == np.float32(losses.double().mean())
+
+
+def test_an_optimizer_that_accelerate_has_wrapped(tmp_path: Path) -> None:
+    record(tmp_path / "plain", *of_momentum())
+    net, optimizer = accelerate.Accelerator(cpu=True).prepare(*of_momentum())
+    record(tmp_path / "wrapped", net, optimizer)
+    found, expected = columns_of(tmp_path / "wrapped"), columns_of(tmp_path / "plain")
+    assert found.keys() == expected.keys()
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def backward(net: Bigrams) -> None:
+    loss: Any = loss_of(net, windows()[0])
+    loss.backward()
+
+
+def of_momentum(**options: Any) -> tuple[Bigrams, torch.optim.Optimizer]:
+    net = Bigrams(**options)
+    return net, sgd(net, momentum=0.9)
+
+
+class Foreign(torch.optim.Optimizer):
+    """Steps another one, and is made without torch's own beginning."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+        self.zero_grad = inner.zero_grad  # type: ignore[method-assign]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.inner.step()
+
+
+def test_an_optimizer_that_does_not_tell_when_it_steps(tmp_path: Path) -> None:
+    record(tmp_path / "plain", *of_momentum())
+    net, optimizer = of_momentum()
+    record(tmp_path / "foreign", net, Foreign(optimizer))
+    found, expected = columns_of(tmp_path / "foreign"), columns_of(tmp_path / "plain")
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+    with pytest.raises(UserError, match=r"Foreign does not tell when it steps, .* which steps are left out"):
+        record(tmp_path / "scaled", net, Foreign(optimizer), scaler=torch.amp.GradScaler("cpu"))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_another_optimizer_in_the_place_of_one_is_refused(tmp_path: Path, which: int) -> None:
+    net = Bigrams()
+    several: list[Any] = [
+        torch.optim.SGD([net.table.weight], lr=0.1),
+        torch.optim.SGD([net.head.weight], lr=0.1),
+    ]
+
+    def swap(step: int) -> None:
+        if step == 2:
+            several[which] = torch.optim.Adam(several[which].param_groups[0]["params"])
+
+    with pytest.raises(UserError, match=r"the step was made by another Adam than the recorder was given"):
+        record(tmp_path, net, several, before=swap)
+    with flannel_pl.open_recording(tmp_path, unfinished=True) as recording:
+        assert recording.run(0).num_rows == 3
+
+
+def test_sparse_gradients_have_a_sparse_momentum(tmp_path: Path) -> None:
+    net, optimizer = of_momentum(sparse=True)
+    optimizer = torch.optim.SGD([net.table.weight], lr=0.1, momentum=0.9)
+    record(tmp_path, net, [optimizer, sgd(net.head)])
+    columns, momentum = columns_of(tmp_path), np.zeros((12, 4))
+    for row in range(1, 5):
+        momentum = columns["grads"][row] + 0.9 * momentum
+        np.testing.assert_allclose(columns["momentum_buffer"][row], momentum, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loop_may_go_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    record(Path("rel"), Bigrams(), before=lambda step: os.chdir(tmp_path / "elsewhere"))
+    assert columns_of(tmp_path / "rel")["losses"].shape == (5,)
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": "ded"}, {"tensors": ["variance"]}, {"steps": 0}])
+def test_what_cannot_be_recorded_overwrites_nothing(tmp_path: Path, wrong: Any) -> None:
+    record(tmp_path, Bigrams())
+    before = (tmp_path / "recording.safetensors").read_bytes()
+    with pytest.raises(UserError):
+        record(tmp_path, Bigrams(), overwrite=True, **wrong)
+    assert (tmp_path / "recording.safetensors").read_bytes() == before
+    record(tmp_path, Bigrams(), overwrite=True, number=2)
+    assert columns_of(tmp_path)["losses"].shape == (3,)
+
+
+def test_no_more_steps_than_were_announced(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has places for 7 steps, because as many were .* this is step 8;"):
+        record(tmp_path, Bigrams(), number=8, steps=7, every_n_steps=3)
+
+
+def test_a_recorder_is_entered_once_and_again_after_an_error(tmp_path: Path) -> None:
+    net = Bigrams()
+    optimizer = sgd(net)
+    recorder = Recorder(tmp_path, net, optimizer, parameters=TABLE)
+    recorder.__enter__()
+    backward(net)
+    recorder.before_step()
+    recorder.__exit__(ArithmeticError, ArithmeticError(), None)
+    with recorder:
+        for window_BT in windows():
+            optimizer.zero_grad()
+            loss: Any = loss_of(net, window_BT)
+            loss.backward()
+            recorder.before_step()
+            optimizer.step()
+            recorder.after_step(loss=loss)
+            with pytest.raises(UserError, match=r"records already; leave its block before it is entered"):
+                recorder.__enter__()
+    assert columns_of(tmp_path)["losses"].shape == (5,)
+
+
+def test_a_checkpoint_without_what_quantities_remember_is_refused(tmp_path: Path) -> None:
+    net = Bigrams()
+    recorder = Recorder(tmp_path, net, sgd(net), parameters=TABLE, quantities=[Counts()])
+    with pytest.raises(UserError, match=r"checkpoint of step 3 has nothing of what quantities remember"):
+        recorder.load_state_dict({"step": 3})
+    with pytest.raises(UserError, match=r"given a state of net, expected what its state_dict had returned"):
+        recorder.load_state_dict({"net": {}})
+
+
+@pytest.mark.parametrize("ids", [[1, 4], torch.tensor([4, 1]), np.array([1, 4], dtype=np.uint8), (4, 1, 4)])
+def test_token_ids_may_be_a_list(tmp_path: Path, ids: Any) -> None:
+    record(tmp_path, Bigrams(), tokens="dead", token_sets={"dead": ids})
+    assert columns_of(tmp_path)["recorded_tokens"].tolist() == [1, 4]
+
+
+class Normed(Bigrams):
+    """With a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch = nn.BatchNorm1d(4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"parameters": ["table.weight"]}, r"parameters is \['table.weight'\], expected an alias for each"),
+        ({"parameters": {"E": 3}}, r"parameters is \{'E': 3\}, expected an alias for each name"),
+        (
+            {"parameters": {"E": "running_mean"}},
+            r"batch.running_mean is a buffer, which has neither gradient",
+        ),
+        ({"quantities": [HiddenMean]}, r"HiddenMean'>, expected objects, .*; make one of it, HiddenMean\(\)"),
+        ({"quantities": "HiddenMean"}, r"quantities has 'HiddenMean', expected objects"),
+        (
+            {"token_sets": {"dead": np.zeros(12, bool)}},
+            r"'dead' has shape \(12,\) and type bool, .*; of a mask, give np\.flatnonzero",
+        ),
+        ({"token_sets": {"dead": [1.5]}}, r"'dead' has shape \(1,\) and type float32, expected a list of"),
+        ({"token_sets": {"dead": "x"}}, r"the token set 'dead' is 'x', expected token ids"),
+    ],
+)
+def test_wrong_arguments_are_told_at_once(tmp_path: Path, options: Any, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        record(tmp_path / "a", Normed(), **options)
+    assert re.search(sentence, str(caught.value)), str(caught.value)
+    assert not (tmp_path / "a" / "recording.partial").exists()
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    net = Bigrams()
+    with (
+        pytest.raises(UserError, match=r"loss is 'low', expected a number or a tensor with one"),
+        Recorder(tmp_path, net, sgd(net), parameters=TABLE) as recorder,
+    ):
+        recorder.forward(loss="low")  # type: ignore[arg-type]
