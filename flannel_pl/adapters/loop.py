@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flannel_pl.adapters.options import RecorderOptions
+from flannel_pl.adapters.options import RecorderOptions, whole
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.optimizing import inner_optimizer
@@ -59,13 +59,14 @@ class Recorder:
         **options: Any,
     ) -> None:
         self._options = RecorderOptions(**options)
-        self._model, self._steps, self._scaler = model, steps, scaler
+        self._model, self._scaler = model, scaler
         self._optimizers: list[Any] = [
             inner_optimizer(one) for one in (optimizer if isinstance(optimizer, Sequence) else [optimizer])
         ]
         if not self._optimizers or not all(isinstance(one, Optimizer) for one in self._optimizers):
             raise UserError(f"optimizer is {optimizer!r}, expected one of torch's, or a list of them")
-        if steps is not None and steps < 1:
+        self._steps = whole("steps", steps)
+        if self._steps is not None and self._steps < 1:
             raise UserError(f"steps is {steps}, expected at least 1, or None if nobody knows")
         self._core = RunRecorder(
             Path(folder),

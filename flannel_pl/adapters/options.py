@@ -1,5 +1,6 @@
 """What a script may ask for, in a plain loop as with `transformers.Trainer`."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,16 @@ class RecorderOptions:
     """Whether an earlier recording in the folder may go."""
 
     def __post_init__(self) -> None:
-        """Takes lists and tensors of token ids, too.
+        """Takes lists and tensors of token ids, too, and numbers of numpy's.
 
         Raises:
             UserError: If they are none.
         """
+        for name in ("token_sets", "dtypes"):
+            if not isinstance(getattr(self, name) or {}, Mapping):
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected a dict")
+        for name in ("every_n_steps", "seed"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         object.__setattr__(self, "token_sets", as_token_sets(self.token_sets))
 
     def config(self, model: nn.Module) -> RecorderConfig:
@@ -69,6 +75,25 @@ class RecorderOptions:
             quantities=self.quantities,
             parameters=others,
         )
+
+
+def whole(name: str, given: Any) -> Any:
+    """Returns a whole number, of Python's own; None as it is.
+
+    Args:
+        name: Of the argument, for the message.
+        given: What was given for it.
+
+    Raises:
+        UserError: If it is something else, or larger than 64 bits.
+    """
+    try:
+        number = None if given is None else operator.index(given)
+    except TypeError:
+        raise UserError(f"{name} is {given!r}, expected a whole number") from None
+    if number is not None and not -(2**63) <= number < 2**63:
+        raise UserError(f"{name} is {given}, expected a number of at most 64 bits")
+    return number
 
 
 def _divided(

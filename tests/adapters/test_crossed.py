@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typing_extensions import override
 
 import flannel_pl
 from flannel_pl import Recorder
 from flannel_pl.errors import UserError
-from flannel_pl.quantities import HiddenMean
+from flannel_pl.quantities import Column, HiddenMean, Quantity
 from tests.adapters.plain import TABLE, Bigrams, Counts, loss_of, record, sgd, windows
 from tests.adapters.test_three_trainers import columns_of
 
@@ -206,6 +207,11 @@ class Normed(Bigrams):
             r"'dead' has shape \(12,\) and type bool, .*; of a mask, give np\.flatnonzero",
         ),
         ({"token_sets": {"dead": [1.5]}}, r"'dead' has shape \(1,\) and type float32, expected a list of"),
+        ({"token_sets": [1]}, r"token_sets is \[1\], expected a dict"),
+        ({"dtypes": "bfloat16"}, r"dtypes is 'bfloat16', expected a dict"),
+        ({"every_n_steps": 1.5}, r"every_n_steps is 1.5, expected a whole number"),
+        ({"steps": "5"}, r"steps is '5', expected a whole number"),
+        ({"seed": 2**70}, r"seed is 1180591620717411303424, expected a number of at most 64 bits"),
         ({"token_sets": {"dead": "x"}}, r"the token set 'dead' is 'x', expected token ids"),
     ],
 )
@@ -214,6 +220,47 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path, options: Any, sentence
         record(tmp_path / "a", Normed(), **options)
     assert re.search(sentence, str(caught.value)), str(caught.value)
     assert not (tmp_path / "a" / "recording.partial").exists()
+
+
+def test_a_seed_of_numpys(tmp_path: Path) -> None:
+    record(tmp_path, Bigrams(), seed=np.int64(3), steps=np.int32(4))
+    with flannel_pl.open_recording(tmp_path) as recording:
+        assert recording.seeds == (3,)
+
+
+class Whole(Quantity):
+    """Gives a column of whole numbers some value."""
+
+    def __init__(self, dtype: torch.dtype, value: Any) -> None:
+        self.dtype, self.value = dtype, value
+
+    @override
+    def columns(self, subject: Any) -> Any:
+        return [Column("whole", dtype=self.dtype, row0="zero")]
+
+    @override
+    def after_step(self, row: Any, step: Any) -> None:
+        row["whole"] = self.value
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "sentence"),
+    [
+        (torch.int64, 2.7, r"whole is of type int64, and was given 2.7"),
+        (torch.int64, torch.tensor(2.7), r"whole is of type int64, which does not hold the float32 that it"),
+        (torch.int32, torch.tensor(2**40), r"whole is of type int32, which does not hold the int64 that it"),
+        (torch.bool, torch.tensor(2), r"whole is of type bool, which does not hold the int64 that it was"),
+        (torch.int64, torch.tensor(7, dtype=torch.uint8), None),
+        (torch.int32, torch.tensor(True), None),
+    ],
+)
+def test_whole_numbers_are_not_cut(tmp_path: Path, dtype: Any, value: Any, sentence: str | None) -> None:
+    if sentence is not None:
+        with pytest.raises(UserError, match=sentence):
+            record(tmp_path, Bigrams(), quantities=[Whole(dtype, value)])
+        return
+    record(tmp_path, Bigrams(), quantities=[Whole(dtype, value)])
+    assert columns_of(tmp_path)["whole"].tolist() == [0, *[int(value)] * 4]
 
 
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:

@@ -55,6 +55,40 @@ def test_a_killed_holder_leaves_nothing_locked(tmp_path: Path, holder: "subproce
     assert not (tmp_path / "lock").exists()
 
 
+FORK = """
+import os, sys, time
+from pathlib import Path
+from flannel_pl.recording.writing.lock import Lock
+lock = Lock(Path(sys.argv[1]), what="the thing")
+lock.acquire()
+child = os.fork()
+if child == 0:
+    lock.release()
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_forked_child_that_outlives_a_killed_holder_keeps_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORK, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(UserError, match=rf"in use by process {process.pid} on"):
+                Lock(tmp_path / "lock", what="the thing").acquire()
+            process.kill()
+            process.wait()
+            lock = Lock(tmp_path / "lock", what="the thing")
+            assert f"process {process.pid}" in str(lock.acquire())
+            lock.release()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_waiting_for_a_holder_that_goes(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
     code = f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"
     lock, began_s = Lock(tmp_path / "lock", what="the thing"), time.monotonic()

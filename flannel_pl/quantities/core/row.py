@@ -101,11 +101,18 @@ class FilledRow:
         if not isinstance(value, Tensor):
             if not isinstance(value, int | float):
                 raise UserError(f"{name} was given a {type(value).__name__}, expected a tensor or a number")
+            if isinstance(value, float) and not target.is_floating_point():
+                raise UserError(f"{name} is of type {dtype_name(target)}, and was given {value}")
             target.fill_(value)
             return
         value, column = value.detach(), self._columns[name]
         if column.dtype is None:
             self._refuse_rounding(name, value)
+        elif not (target.is_floating_point() or _fits(value.dtype, target.dtype)):
+            raise UserError(
+                f"{name} is of type {dtype_name(target)}, which does not hold the {dtype_name(value)} that "
+                "it was given; declare another type (Column.dtype)"
+            )
         if self._token_ids is not None and "V" in column.dims:
             value = value.index_select(column.dims.index("V"), self._token_ids)
         if value.shape != target.shape:
@@ -169,6 +176,15 @@ class FilledRow:
                 f"{name} is of type {own}, and the recording has {stored} for it; say in recorder.dtypes in "
                 f"which type to record it, e.g. {{{name!r}: {own!r}}}"
             )
+
+
+def _fits(own: torch.dtype, stored: torch.dtype) -> bool:
+    """Tells whether a type of whole numbers has all those of another."""
+    if own == stored or own == torch.bool:
+        return True
+    if own.is_floating_point or own.is_complex or stored == torch.bool:
+        return False
+    return torch.iinfo(stored).min <= torch.iinfo(own).min and torch.iinfo(own).max <= torch.iinfo(stored).max
 
 
 def _refuse_name(name: str, is_declared: bool, *, is_filled: bool) -> None:

@@ -20,11 +20,22 @@ class Holder(Protocol):
     def check(self, *, look: bool) -> None:
         """Raises a RunError if the lock is lost; with `look`, by what the lock file says at this moment."""
 
+    def leave_to_parent(self) -> None:
+        """Has to be called in a child that was forked while it is held: the lock is its parent's."""
+
 
 _holders: list[Holder] = []
+
+
+def _forked() -> None:
+    """Lets a forked child hold nothing; it would wait for ever for a look that the parent's thread was in."""
+    for holder in _holders:
+        holder.leave_to_parent()
+    _holders.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    # A forked child holds nothing, and would wait for ever for a look that the parent's thread was in.
-    os.register_at_fork(after_in_child=_holders.clear)
+    os.register_at_fork(after_in_child=_forked)
 
 
 def enter(holder: Holder) -> None:

@@ -116,6 +116,11 @@ class Lock:
         os.close(self._fd)
         self._fd = -1
 
+    def leave_to_parent(self) -> None:
+        """Lets a forked child have no part in it, which may outlive its parent, and would keep it locked."""
+        os.close(self._fd)
+        self._fd = -1
+
     def check(self, *, look: bool) -> None:
         """Refuses to go on if another process has taken the lock over.
 
