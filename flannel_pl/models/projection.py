@@ -25,6 +25,8 @@ IGNORED = -100
 Publish = Callable[[str, Tensor], object]
 """Called with the name of a stream and a piece of it, which is overwritten afterwards."""
 
+PROBABILITY_SUMS = "probability_sums"
+
 PIECE_ELEMENTS = 640_000
 """Logits of a piece: its few float32 copies stay in the processor's cache."""
 
@@ -55,7 +57,8 @@ def projected_loss(
         W_VD: The output projection's weight.
         labels_BT: int64. Like the model's own loss this one trains position t on label t + 1.
         publish: Is given the log-probabilities of each piece of positions, (n, V) float32, as `log_probs`,
-            and once all logits, (B, T, V) bfloat16, as `logits`.
+            once all logits, (B, T, V) bfloat16, as `logits`, and once the sums over all positions of each
+            token's probability, (V,) float32, as `probability_sums`.
 
     Returns:
         The loss, a float32 scalar, and the logits of the first sequence's last position, (V) bfloat16, which
@@ -97,7 +100,7 @@ class _ProjectedLoss(torch.autograd.Function):
         return grad_logits_NV @ W_VD, grad_logits_NV.t() @ hidden_ND, None, None, None
 
 
-def publish_log_probs(logits_BTV: Tensor, publish: Publish) -> None:
+def publish_streams(logits_BTV: Tensor, publish: Publish) -> None:
     """Publishes what `projected_loss` does, of logits that are there as a whole.
 
     Args:
@@ -105,8 +108,19 @@ def publish_log_probs(logits_BTV: Tensor, publish: Publish) -> None:
         publish: As of `projected_loss`.
     """
     logits_NV = logits_BTV.detach().flatten(0, -2)
-    for piece in _pieces(logits_NV):
-        publish("log_probs", torch.log_softmax(logits_NV[piece].float(), dim=1))
+    publish("logits", logits_BTV.detach())
+    sums_V = torch.zeros(logits_NV.shape[1], device=logits_NV.device)
+    for piece in _pieces(logits_NV) if _is_wanted(publish, "log_probs", PROBABILITY_SUMS) else ():
+        log_probs = torch.log_softmax(logits_NV[piece].float(), dim=1)
+        publish("log_probs", log_probs)
+        if _is_wanted(publish, PROBABILITY_SUMS):
+            sums_V += log_probs.exp().sum(dim=0)
+    publish(PROBABILITY_SUMS, sums_V)
+
+
+def _is_wanted(publish: Publish | None, *names: str) -> bool:
+    """Tells whether somebody wants to see one of some streams, as far as `publish` says it."""
+    return publish is not None and not set(names).isdisjoint(getattr(publish, "names", names))
 
 
 def _log_probs_of_targets(
@@ -129,6 +143,7 @@ def _log_probs_of_targets(
     shares_N1 = torch.where(counted_N, share, torch.zeros_like(share))[:, None]
     columns_N1 = targets_N.clamp_min(0)[:, None]
     picked_N1 = torch.empty(len(targets_N), 1)
+    sums_V = torch.zeros(logits_NV.shape[1]) if _is_wanted(publish, PROBABILITY_SUMS) else None
     pieces = _pieces(logits_NV)
     shape = logits_NV[pieces[0]].shape
     # The same memory for every piece stays in the processor's cache.
@@ -146,7 +161,15 @@ def _log_probs_of_targets(
             grad_log_probs, log_probs, 1, torch.float32, out=logits
         )
         logits_NV[piece] = grad_logits
+        if sums_V is not None:
+            # The gradient is the probability, times what each position shares, but for the targets' own; it
+            # is not needed any more.
+            grad_logits.scatter_(1, columns, -picked_N1[piece].exp() * shares_N1[piece])
+            sums_V -= grad_logits.sum(dim=0) / share
+            sums_V += log_probs[~counted_N[piece]].exp().sum(dim=0)
         grad_log_probs.scatter_(1, columns, 0.0)  # all zeros again
+    if publish is not None and sums_V is not None:
+        publish(PROBABILITY_SUMS, sums_V)
     return picked_N1
 
 

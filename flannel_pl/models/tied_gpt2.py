@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_log_probs
+from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_streams
 
 PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -70,9 +70,9 @@ class TiedGPT2(LightningModule):
     EMBEDDING = "gpt2.transformer.wte.weight"
     """Name of the embedding among the module's parameters; shape (V, D)."""
 
-    streams = ("log_probs", "logits")
-    """What `publish` is given of every training step: log-probabilities in pieces (n, V), float32; and logits
-    as a whole (B, T, V)."""
+    streams = ("log_probs", "probability_sums", "logits")
+    """What `publish` is given of every forward pass: log-probabilities in pieces (n, V), float32; once the
+    sums over all positions of each token's probability (V,), float32; and once all logits (B, T, V)."""
 
     publish: Publish | None = None
     """Set by a recorder that wants to see the streams."""
@@ -182,9 +182,7 @@ class TiedGPT2(LightningModule):
             output = self.gpt2(input_ids=batch["input_ids"], labels=batch["labels"])
             loss, logits_V = output.loss, output.logits[0, -1].detach()
             if self.publish is not None:
-                self.publish("logits", output.logits.detach())
-                if "log_probs" in getattr(self.publish, "names", self.streams):
-                    publish_log_probs(output.logits, self.publish)
+                publish_streams(output.logits, self.publish)
         self.log("loss", loss.detach(), prog_bar=True)
         return {"loss": loss, "logits": logits_V}
 

@@ -11,12 +11,14 @@ from flannel_pl.quantities.quantity import Column, Quantity, Row, Values
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
 
+SUMS = "probability_sums"
+
 
 class TokenProbability(Quantity):
     """Mean probability over all positions: of each token, (V) float32, and of a set of tokens together.
 
-    It is taken from the pieces in which the loss has its log-probabilities, so that nothing of the size of
-    all logits is made once more.
+    It is taken from the sums of probabilities that a module's loss has anyway (`TiedGPT2`'s), else from the
+    pieces in which it has log-probabilities, so that nothing of the size of all logits is made once more.
 
     Args:
         of: Name of a token set, e.g. dead, or None for no such column.
@@ -36,6 +38,9 @@ class TokenProbability(Quantity):
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
         columns = []
+        # The sums cost next to nothing, the logarithms an exponential each.
+        has_sums = SUMS in getattr(subject.module, "streams", ())
+        self.pieces_of = (SUMS,) if has_sums else ("log_probs",)
         if self.per_token and not subject.has_rows:
             raise UserError(
                 "TokenProbability per token needs a recorded parameter with a row for each token; name it in "
@@ -59,12 +64,14 @@ class TokenProbability(Quantity):
 
     @override
     def piece(self, values: Values, step: Step, name: str, value: Tensor) -> None:
-        probability_V = value.float().exp().mean(dim=0)
+        # Of all tokens together, the probability of each position is 1.
+        num_positions = value.sum().round() if name == SUMS else len(value)
+        probability_V = value / num_positions if name == SUMS else value.float().exp().mean(dim=0)
         if self.per_token:
-            values.mean(self.name, probability_V, len(value))
+            values.mean(self.name, probability_V, num_positions)
         elif self.of is not None:
             ids = step.subject.token_sets[self.of]
-            values.mean(self._of_set, probability_V[ids].sum(), len(value))
+            values.mean(self._of_set, probability_V[ids].sum(), num_positions)
 
     @override
     def after_step(self, row: Row, step: Step) -> None:
