@@ -47,6 +47,13 @@ class HiddenMean(Quantity):
         values.mean(f"{self.name}/spread", (squares / len(hidden_ND)).sqrt(), len(hidden_ND))
 
 
+NOT_HEARD = (
+    "nothing, since it was not called (a plain loop is heard while the model is in training mode, and "
+    "gradients are computed)"
+)
+"""What a module gave in a forward pass that nobody heard."""
+
+
 def width_of(subject: Subject, name: str | None) -> tuple[str, int]:
     """Returns the full name of a module, and the size of the last axis of what it gives.
 
@@ -79,7 +86,7 @@ def positions(step: Step, module: str) -> Tensor:
     """Returns what a module gave in this pass, a row for each position, (N, D) float32."""
     outputs = step.outputs.get(module, ())
     if not outputs or not all(isinstance(output, Tensor) for output in outputs):
-        got = type(outputs[0]).__name__ if outputs else "nothing, since it was not called"
+        got = type(outputs[0]).__name__ if outputs else NOT_HEARD
         raise UserError(f"{module} gave {got} in a forward pass, expected a tensor (..., D)")
     rows = [output.detach().flatten(0, -2).float() for output in outputs]
     return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.hidden_mean import NOT_HEARD
 from flannel_pl.quantities.quantity import Column, Quantity, Values
 from flannel_pl.quantities.step import Step
 from flannel_pl.quantities.subject import Subject
@@ -63,7 +64,7 @@ class LogitsAt(Quantity):
         outputs = step.outputs.get(self.outputs_of[0], ())
         logits = getattr(outputs[0], "logits", outputs[0]) if outputs else None
         if not isinstance(logits, Tensor):
-            got = type(logits).__name__ if outputs else "nothing, since it was not called"
+            got = type(logits).__name__ if outputs else NOT_HEARD
             raise UserError(f"{self.of} gave {got} in a forward pass, expected logits (..., V)")
         values[self.name] = self._picked(logits)
 

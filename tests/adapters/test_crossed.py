@@ -9,6 +9,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 from typing_extensions import override
 
@@ -72,6 +73,38 @@ def backward(net: Bigrams) -> None:
 def of_momentum(**options: Any) -> tuple[Bigrams, torch.optim.Optimizer]:
     net = Bigrams(**options)
     return net, sgd(net, momentum=0.9)
+
+
+def test_an_optimizer_that_fabric_has_wrapped(tmp_path: Path) -> None:
+    record(tmp_path / "plain", *of_momentum())
+    fabric = Fabric(accelerator="cpu", devices=1)
+    net, optimizer = fabric.setup(*of_momentum())
+    record(tmp_path / "wrapped", net, optimizer)
+    found, expected = columns_of(tmp_path / "wrapped"), columns_of(tmp_path / "plain")
+    assert found.keys() == expected.keys()
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+class Around(torch.optim.Optimizer):
+    """Steps another one, and keeps something of its own."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.optimizer, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step()
+        for group in self.param_groups:
+            for one in group["params"]:
+                self.state[one]["slow"] = one.detach() * 2
+
+
+def test_an_optimizer_around_another_has_its_own_state(tmp_path: Path) -> None:
+    net, optimizer = of_momentum()
+    record(tmp_path, net, Around(optimizer))
+    columns = columns_of(tmp_path)
+    assert "momentum_buffer" not in columns
+    assert np.array_equal(columns["slow"][1:], 2 * columns["embeddings"][1:])
 
 
 class Foreign(torch.optim.Optimizer):

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from flannel_pl import Recorder
+from flannel_pl.errors import UserError
 from flannel_pl.quantities import GradientNorms, HiddenMean, TokenProbability, UpdateNorms
 from tests.adapters.plain import TABLE, Bigrams, Calls, loss_of, record, sgd, windows
 from tests.adapters.test_three_trainers import columns_of
@@ -117,6 +118,11 @@ def test_a_compiled_model_is_heard_under_its_own_names(tmp_path: Path, is_warm: 
     assert "publish" not in vars(net)
     found, expected = columns_of(tmp_path / "compiled"), columns_of(tmp_path / "plain")
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_a_model_that_is_not_in_training_mode_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"norm gave nothing, .* heard while the model is in training mode"):
+        record(tmp_path, Bigrams().eval(), quantities=[HiddenMean()])
 
 
 def test_probabilities_of_bfloat16_pieces_are_means_in_float32(tmp_path: Path) -> None:

@@ -92,6 +92,40 @@ def test_two_in_lightning_go_on_each_with_its_own(tmp_path: Path) -> None:
     assert columns_of(tmp_path / "cut" / "b")["count"].tolist() == [*range(7)]
 
 
+class ByHand(Module):
+    """Which optimizes by hand, and records itself."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.automatic_optimization, self.folder = False, folder
+
+    @override
+    def on_train_start(self) -> None:
+        stepper: Any = self.optimizers()
+        self.stepper = stepper
+        self.recorder = flannel_pl.Recorder(self.folder, self.net, stepper, parameters=E).__enter__()
+
+    @override
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
+        self.stepper.zero_grad()
+        loss = loss_of(self.net, batch)
+        self.manual_backward(loss)
+        self.recorder.before_step()
+        self.stepper.step()
+        self.recorder.after_step(loss=loss)
+
+    @override
+    def on_train_end(self) -> None:
+        self.recorder.__exit__(None, None, None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_module_that_optimizes_by_hand(tmp_path: Path) -> None:
+    fit(StepRecorder(tmp_path / "a", "table.weight"))
+    fit(module=ByHand(tmp_path / "b"))
+    assert differing(tmp_path / "a", tmp_path / "b") == []
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_copy_of_a_lightning_module_trains_itself(tmp_path: Path) -> None:
     class Copies(pl.Callback):

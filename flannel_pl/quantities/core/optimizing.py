@@ -279,9 +279,13 @@ class OptimizerWatch:
 
 
 def inner_optimizer(optimizer: Any) -> Any:
-    """Returns the optimizer that a wrapper steps, e.g. accelerate's; that itself, if it is none."""
+    """Returns the optimizer that a wrapper of Lightning or accelerate steps; that itself, if it is none."""
     inner = getattr(optimizer, "optimizer", None)
-    return inner if isinstance(inner, Optimizer) and not hasattr(optimizer, _TELLS) else optimizer
+    # One that keeps something of its own is more than a wrapper.
+    is_wrapper = isinstance(inner, Optimizer) and (
+        not hasattr(optimizer, _TELLS) or optimizer.state is inner.state
+    )
+    return inner if is_wrapper else optimizer
 
 
 def _is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:
