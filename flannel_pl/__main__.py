@@ -45,7 +45,8 @@ def _explained(words: list[str], *, debug: bool) -> int:
         return 1
     except Interrupted as interruption:
         again = shlex.join(["flannel-pl", *words])
-        print(f"stopped by {interruption}; nothing is lost, go on with: {again}", file=sys.stderr)
+        lost = "nothing is lost, go on" if interruption.keeps_all else "it begins anew"
+        print(f"stopped by {interruption}; {lost} with: {again}", file=sys.stderr)
         return 128 + interruption.signal_number
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)

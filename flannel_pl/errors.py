@@ -58,11 +58,12 @@ class Interrupted(Exception):
 
     Args:
         signal_number: SIGINT or SIGTERM.
+        keeps_all: Whether what was done is gone on with, and not begun anew.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, *, keeps_all: bool = True) -> None:
         super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
+        self.signal_number, self.keeps_all = signal_number, keeps_all
 
 
 def foreign_place(error: BaseException) -> str | None:

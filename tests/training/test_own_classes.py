@@ -21,6 +21,7 @@ from flannel_pl.recording.formats.attempts import environment_changes
 from flannel_pl.training.cli import parse_config, resolve, to_yaml
 from tests.conftest import SmallData
 from tests.training import lab
+from tests.training.test_resume import StopAfter
 
 NET = ["--model", "tests.training.lab.Net", "--data", "tests.training.lab.Data"]
 ALL = ["--recorder.parameters", "all"]
@@ -277,6 +278,18 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(
     assert sorted(first_rows) == ([0, 0, 0] if WHY_ANEW[classes] else [0, 0, 9])
     assert bits_of(tmp_path / "a/x") == bits_of(tmp_path / "b/x")
     assert verify(tmp_path / "b/x").ok
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [("Data", "nothing is lost, go on"), ("Stateless", "it begins anew")]
+)
+def test_a_run_that_is_stopped_says_whether_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: str, said: str
+) -> None:
+    StopAfter(monkeypatch)(3)
+    given = ["--model", "tests.training.lab.Net", "--data", f"tests.training.lab.{data}", *ALL]
+    assert main(["fit", *given, *words(tmp_path, "--experiment.seeds", "1")]) == 143
+    assert f"stopped by SIGTERM; {said} with: flannel-pl fit" in capsys.readouterr().err
 
 
 def test_a_validation_moves_no_random_number_of_the_training(tmp_path: Path) -> None:

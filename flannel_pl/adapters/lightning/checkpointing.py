@@ -81,7 +81,7 @@ class Checkpoints(Callback):
         if last or signal is not None or self._is_due:
             self.make(trainer, keep=1 if last else NUM_KEPT)
         if signal is not None and not last:
-            raise Interrupted(signal)
+            raise Interrupted(signal, keeps_all=self._every is not None)
 
 
 def _would_miss(trainer: Trainer) -> bool:
