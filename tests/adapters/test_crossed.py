@@ -175,6 +175,16 @@ def test_what_cannot_be_recorded_overwrites_nothing(tmp_path: Path, wrong: Any) 
     assert columns_of(tmp_path)["losses"].shape == (3,)
 
 
+def test_a_finished_recording_is_not_gone_on_with(tmp_path: Path) -> None:
+    record(tmp_path, Bigrams())
+    net = Bigrams()
+    recorder = Recorder(tmp_path, net, sgd(net), parameters=TABLE, overwrite=True)
+    recorder.load_state_dict({"step": 2})
+    with pytest.raises(UserError, match=r"is finished, so that training cannot go on with it after step 2"):
+        recorder.__enter__()
+    assert columns_of(tmp_path)["losses"].shape == (5,)
+
+
 def test_no_more_steps_than_were_announced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has places for 7 steps, because as many were .* this is step 8;"):
         record(tmp_path, Bigrams(), number=8, steps=7, every_n_steps=3)

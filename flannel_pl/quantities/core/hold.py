@@ -60,6 +60,11 @@ def _remove(paths: RunPaths) -> None:
 
 
 def _refuse_what_is_there(paths: RunPaths, *, first_row: int, step: int, go_on: str) -> None:
+    if paths.recording.exists() and first_row > 0:
+        raise UserError(
+            f"{paths.recording} is finished, so that training cannot go on with it after step {step}; record "
+            "from step 0 into another folder, or go on without recording"
+        )
     if paths.recording.exists():
         raise UserError(
             f"{paths.recording} exists, and a recording is never overwritten; record into another folder, or "
