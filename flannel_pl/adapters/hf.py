@@ -99,7 +99,8 @@ class TrainerRecorder(TrainerCallback):
         try:
             result = train(resume_from_checkpoint, *arguments, **others)
             self._train.take_off()
-            self._trainer.remove_callback(self)
+            if self in self._trainer.callback_handler.callbacks:  # nobody has taken it out
+                self._trainer.remove_callback(self)
             return result
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"

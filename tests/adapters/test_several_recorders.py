@@ -185,6 +185,14 @@ def test_the_next_training_of_a_trainer_is_recorded_and_no_other(tmp_path: Path)
     assert columns_of(tmp_path / "b")["losses"].shape == (6,)
 
 
+def test_a_recorder_that_is_taken_out_records_nothing(tmp_path: Path) -> None:
+    trainer = trainer_of(Case(), tmp_path / "out")
+    trainer.remove_callback(flannel_pl.hf.record(trainer, tmp_path / "a", parameters=E))
+    trainer.train()
+    assert not (tmp_path / "a").exists()
+    assert "train" not in vars(trainer)
+
+
 class NoRoom(transformers.Trainer):
     """Whose first batch has no room in memory."""
 
