@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import analysis, disk, experiment, live, machine, startup, steps
+from benchmarks import analysis, disk, experiment, live, machine, quantities, startup, steps
 from benchmarks.figures import Figure, put_into, table
 from benchmarks.sizes import SIZES
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "steps": steps.measure,
     "live": live.measure,
+    "quantities": quantities.measure,
     "experiment": experiment.measure,
     "startup": startup.measure,
     "disk": disk.measure,

@@ -19,11 +19,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from typing_extensions import override
 
+from benchmarks.quantities import QUANTITIES
 from benchmarks.sizes import SIZES, Size
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
 from flannel_pl.corpus.store import load_corpus
 from flannel_pl.metrics.row_metrics import ROW_METRICS
 from flannel_pl.models.projection import can_stand_in, projected_loss
+from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.metrics_log import MetricsLog
 from tests.training import notebook_reference
@@ -152,7 +154,13 @@ def _loss(gpt2: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def lightning(
-    turns: Turns, size: Size, *, records: bool, logs: bool = False, live: Sequence[str] = ()
+    turns: Turns,
+    size: Size,
+    *,
+    records: bool,
+    logs: bool = False,
+    live: Sequence[str] = (),
+    quantities: Sequence[Quantity] = (),
 ) -> None:
     """A run of flannel-pl under Lightning's Trainer, with or without the recorder and a log of every step."""
 
@@ -165,7 +173,11 @@ def lightning(
     seed_everything(SEED, verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         recorder = StepRecorder(
-            Path(folder), TiedGPT2.EMBEDDING, checkpoint_every=CHECKPOINT_EVERY, live=live
+            Path(folder),
+            TiedGPT2.EMBEDDING,
+            checkpoint_every=CHECKPOINT_EVERY,
+            live=live,
+            quantities=quantities,
         )
         trainer = Trainer(
             accelerator="gpu" if turns.device == "cuda" else "cpu",
@@ -185,6 +197,10 @@ def lightning(
         trainer.fit(module, FlannelData(batch_size=size.batch_size, max_seq_len=size.max_seq_len))
 
 
+def _with_quantities(make: Callable[[], Sequence[Quantity]]) -> Callable[[Turns, Size], None]:
+    return lambda turns, size: lightning(turns, size, records=True, quantities=make())
+
+
 LOOPS: dict[str, Callable[[Turns, Size], None]] = {
     "notebook": lambda turns, size: notebook(turns, size, records=False),
     "notebook-recording": lambda turns, size: notebook(turns, size, records=True),
@@ -195,6 +211,7 @@ LOOPS: dict[str, Callable[[Turns, Size], None]] = {
     "lightning-live": lambda turns, size: lightning(
         turns, size, records=True, logs=True, live=[*ROW_METRICS]
     ),
+    **{name: _with_quantities(make) for name, (_, make, _) in QUANTITIES.items()},
 }
 
 if __name__ == "__main__":

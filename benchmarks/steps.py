@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 from benchmarks.figures import Figure, ratios
 
@@ -49,27 +51,51 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 def in_turns(loops: Iterable[str], options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns the median step, in ms, of every block of some of the loops."""
-    blocks_ms: dict[str, list[float]] = {loop: [] for loop in loops}
     with ExitStack() as stack:
-        processes = {loop: _start(loop, options, stack) for loop in blocks_ms}
-        for loop, process in processes.items():
-            if _read(process) != "ready":
-                log = (options.folder / f"{loop}.log").read_text(encoding="utf-8")
-                raise SystemExit(f"the loop {loop} did not start: {log}")
-        for _ in range(options.num_blocks):
-            for loop, process in processes.items():
-                time.sleep(PAUSE_S)
-                blocks_ms[loop].append(_block_ms(process))
+        return take_turns({loop: _start(loop, options, stack) for loop in loops}, options)
+
+
+def beside(loop: str, checkouts: Iterable[Path], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Returns the median step, in ms, of every block of a loop, in several checkouts of this project."""
+    with ExitStack() as stack:
+        return take_turns({str(one): _start(loop, options, stack, one) for one in checkouts}, options)
+
+
+def take_turns(
+    processes: Mapping[str, "subprocess.Popen[str]"], options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Returns the median step of every block of every process, which train one after the other."""
+    blocks_ms: dict[str, list[float]] = {name: [] for name in processes}
+    for name, process in processes.items():
+        if _read(process) != "ready":
+            logs = [path.read_text(encoding="utf-8") for path in options.folder.glob("*.log")]
+            raise SystemExit(f"the loop {name} did not start: {''.join(logs)}")
+    for _ in range(options.num_blocks):
+        for name, process in processes.items():
+            time.sleep(PAUSE_S)
+            blocks_ms[name].append(_block_ms(process))
     return blocks_ms
 
 
-def _start(loop: str, options: argparse.Namespace, stack: ExitStack) -> "subprocess.Popen[str]":
+def _start(
+    loop: str, options: argparse.Namespace, stack: ExitStack, checkout: Path | None = None
+) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "benchmarks.loops", loop, "--size", options.size]
     command += ["--device", "cpu" if options.accelerator == "cpu" else "cuda"]
     command += ["--num_blocks", str(options.num_blocks), "--block_steps", str(options.block_steps)]
-    log = stack.enter_context((options.folder / f"{loop}.log").open("w"))  # what the libraries say
+    name = loop if checkout is None else f"{loop}-{len(list(options.folder.glob('*.log')))}"
+    log = stack.enter_context((options.folder / f"{name}.log").open("w"))  # what the libraries say
+    own = {} if checkout is None else {"PYTHONPATH": str(checkout)}
     process = stack.enter_context(
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=checkout,
+            env=os.environ | own,
+        )
     )
     stack.callback(process.kill)  # changes nothing if it has ended
     return process

@@ -14,7 +14,7 @@ from benchmarks.figures import BEGIN, END, Figure, put_into, ratios, table
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 README_RESULT = ROOT / "benchmarks" / "results" / "cpu2.json"
-PARTS = ["steps", "live", "experiment", "startup", "disk", "analysis"]
+PARTS = ["steps", "live", "quantities", "experiment", "startup", "disk", "analysis"]
 
 
 def result(*figures: Figure) -> dict[str, Any]:
