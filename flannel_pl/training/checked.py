@@ -145,6 +145,9 @@ def types_in_words(checked: Mapping[int, CheckedRun]) -> list[str]:
         if run.schema.narrowed:
             pairs = [f"{name} from {own} to {to}" for name, (own, to) in run.schema.narrowed.items()]
             lines.setdefault(f"rounded     {', '.join(pairs)}", []).append(index)
+        if run.schema.unknown:
+            names = ", ".join(run.schema.unknown)
+            lines.setdefault(f"at least    the first step tells how large {names} is", []).append(index)
         if run.notice:
             lines.setdefault(f"data        {run.notice}", []).append(index)
     return [

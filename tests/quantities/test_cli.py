@@ -1,5 +1,6 @@
 """Quantities from the command line: planned, recorded for every run, gathered, shown."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.models.tied_gpt2 import TiedGPT2
+from flannel_pl.quantities import Column, LogitsAt, Subject
 from flannel_pl.recording.checking.verify import verify
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 
@@ -78,6 +80,28 @@ def test_the_probability_of_the_pieces_is_that_of_all_logits(small_data: SmallDa
             assert torch.equal(other, logits[2, 3].float())
             expected = logits.double().softmax(dim=-1).flatten(0, 1).mean(dim=0).numpy()
             np.testing.assert_allclose(recording.run(0).token_probability[row], expected, rtol=1e-4)
+
+
+class Positions(LogitsAt):
+    """Logits of the model's own stream, of a size that nobody is told before."""
+
+    def columns(self, subject: Subject) -> list[Column]:
+        return [dataclasses.replace(column, like=None) for column in super().columns(subject)]
+
+
+def test_a_size_that_only_the_first_step_tells(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [{"class_path": "tests.quantities.test_cli.Positions", "init_args": {"places": [[0, -1]]}}]
+    more = ("--recorder.quantities", json.dumps(given), "--experiment.seeds", "42..43")
+    assert main(words("plan", small_data, tmp_path, *more)) == 0
+    assert "at least    the first step tells how large logits_at is" in capsys.readouterr().out
+    assert main(words("fit", small_data, tmp_path, *more)) == 0
+    assert main(words("fit", small_data, tmp_path, *more)) == 0
+    assert verify(tmp_path / "x").ok
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        for run in recording:
+            assert run.logits_at[1:, 0].tobytes() == run.logits[1:].tobytes()
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def _spec(
     path = f"{type(quantity).__module__}.{type(quantity).__qualname__}"
     sizes = [
         num_token_ids if axis == "V" and num_token_ids is not None else size
-        for axis, size in zip(column.dims, shape, strict=True)
+        for axis, size in zip(column.dims, shape, strict=False)  # a plan may not know the sizes
     ]
     return ColumnSpec(
         column.name,

@@ -134,6 +134,11 @@ class RecordingSchema:
         return {name: (own[name], stored[name]) for name in own if not holds(stored[name], own[name])}
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """Columns whose size only their first value will tell; of a file that is there, none."""
+        return tuple(column.name for column in self.columns if len(column.dims) != len(column.sizes))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the columns, in the order of the row's checksums."""
         return tuple(column.name for column in self.columns)
