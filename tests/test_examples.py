@@ -39,7 +39,8 @@ def test_world_lines(example_runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("plain_loop", 51), ("lightning_callback", 51), ("hf_trainer", 21)]
+    ("name", "rows"),
+    [("plain_loop", 51), pytest.param("lightning_callback", 51, marks=pytest.mark.slow), ("hf_trainer", 21)],
 )
 def test_a_recorded_training_of_at_most_forty_lines(name: str, rows: int, tmp_path: Path) -> None:
     example = ROOT / "examples" / f"{name}.py"

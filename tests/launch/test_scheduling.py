@@ -105,6 +105,7 @@ def fit(folder: Path, *arguments: str) -> list[Event]:
     return read_events(folder / "many" / "events.jsonl")
 
 
+@pytest.mark.slow
 def test_no_slot_idles_while_a_run_waits(small_data: SmallData, tmp_path: Path) -> None:
     arguments = ["--trainer.max_steps", "3", "--experiment.seeds", "1..10"]
     arguments += ["--trainer.devices", "4", "--launch.threads_per_run", "1"]

@@ -200,7 +200,9 @@ def test_a_file_in_the_working_folder_that_cannot_be_used(
     assert "frozen" not in str(refused.value)
 
 
-@pytest.mark.parametrize("mode", ["single", "index", "none"])
+@pytest.mark.parametrize(
+    "mode", ["single", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("index", "none"))]
+)
 def test_runs_are_recorded_and_gathered(
     tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,7 +261,10 @@ WHY_ANEW = {
 }
 
 
-@pytest.mark.parametrize("classes", WHY_ANEW)
+@pytest.mark.parametrize(
+    "classes",
+    [pytest.param(classes, marks=pytest.mark.slow if why else ()) for classes, why in WHY_ANEW.items()],
+)
 def test_a_run_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str
 ) -> None:
@@ -338,7 +343,7 @@ def test_the_file_a_class_is_in_is_part_of_what_decides_bits(tmp_path: Path) -> 
     assert change.startswith("own_source.tests.training.lab: ")
 
 
-@pytest.mark.parametrize("parameter", ["net.0.bias", "net.0.weight"])
+@pytest.mark.parametrize("parameter", [pytest.param("net.0.bias", marks=pytest.mark.slow), "net.0.weight"])
 def test_a_first_parameter_is_shown_as_what_it_is(tmp_path: Path, parameter: str) -> None:
     """Only a matrix has a row for each of something, which a report can measure."""
     given = ["--recorder.parameter", parameter, "--recorder.tensors", "[embeddings, grads, losses]"]
