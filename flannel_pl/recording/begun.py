@@ -27,7 +27,8 @@ def how_it_goes_on(partial: Path) -> str:
     known = RunPaths(partial.parent).checkpoints()
     if not known:
         return (
-            "the script that began it goes on from a checkpoint (Trainer.fit(..., ckpt_path=...)), but none "
-            "lies beside it; if there is none elsewhere, record into another folder"
+            "the script that began it goes on from a checkpoint, if it has made one elsewhere, since none "
+            "lies beside it; else record into another folder. What is safe of it is read with "
+            "open_recording(folder, unfinished=True)"
         )
     return f"the script that began it goes on with Trainer.fit(..., ckpt_path={str(known[0][2])!r})"

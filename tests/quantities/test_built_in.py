@@ -225,6 +225,10 @@ class Failing(Amsgrad):
         ),
         (lambda: HiddenMean(of="table.weight"), "the model has no module 'table.weight'"),
         (lambda: OptimizerState("exp_avg", "momentum"), "both declare a column momentum"),
+        (
+            lambda: OptimizerState("row_var", "rows"),
+            "AdamW keeps no 'row_var' that has the shape of table.weight, for 'rows'; of that shape is: exp_",
+        ),
         (lambda: LogitsAt([[0]]), "Amsgrad has no stream logits; it has log_probs"),
         (lambda: LogitsAt([[0]], of="haed"), "the model has no module 'haed'; expected one of, e.g., head"),
         (lambda: LogitsAt([[4]], of="head"), r"the places \[\[4\]\], which logits of shape \(4, 12\) do not"),

@@ -268,7 +268,7 @@ def test_who_began_a_recording_goes_on_with_it(tmp_path: Path) -> None:
     make_writer(folder).abort("killed")
     partial = folder / "recording.partial"
     for name, said in (
-        (None, "but none lies beside it; if there is none elsewhere, record into another folder"),
+        (None, "made one elsewhere, since none lies beside it; else record into another folder. What is"),
         ("checkpoint-2-0123456789abcdef.ckpt", "ckpt_path='{}')"),
     ):
         if name is not None:

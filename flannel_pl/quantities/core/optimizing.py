@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.keeping import kept_state
 from flannel_pl.quantities.core.rows import kept_as_it_is
+from flannel_pl.recording.formats.schema import RECORDABLE
 
 _TELLS = "_optimizer_step_post_hooks"
 """What an optimizer has that tells of its steps."""
@@ -252,6 +253,11 @@ class OptimizerWatch:
     def _keeps_none(self, wanted: Mapping[str, str], of: str, parameter: Tensor) -> str:
         tensors, keys = (" and ".join(map(repr, names)) for names in (wanted, wanted.values()))
         kind = type(self._optimizer_of(parameter)).__name__
+        if not set(wanted) <= set(RECORDABLE):
+            there = ", ".join(self.kept(parameter) or {}) or "nothing"
+            return (
+                f"{kind} keeps no {keys} that has the shape of {of}, for {tensors}; of that shape is: {there}"
+            )
         return (
             f"recorder.tensors has {tensors}, but {kind} keeps no {keys} for {of}; "
             f"leave {'it' if len(wanted) == 1 else 'them'} out of recorder.tensors"
