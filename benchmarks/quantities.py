@@ -33,7 +33,7 @@ class Numbers(Quantity):
     def after_step(self, row: Row, step: Step) -> None:
         first_D = step.subject.parameter.detach()[0].float()
         for index in range(NUM_NUMBERS):
-            row[f"number{index}"] = first_D[index]
+            row[f"number{index}"] = first_D[index % len(first_D)]
 
 
 QUANTITIES = {
