@@ -83,7 +83,7 @@ def test_a_forked_child_that_outlives_a_killed_holder_keeps_nothing(tmp_path: Pa
             process.kill()
             process.wait()
             lock = Lock(tmp_path / "lock", what="the thing")
-            assert f"process {process.pid}" in str(lock.acquire())
+            assert f"process {process.pid}" in str(lock.acquire(wait_s=20))
             lock.release()
         finally:
             os.kill(child, signal.SIGKILL)
