@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -145,38 +145,34 @@ def test_a_config_is_typed_but_where_it_is_read() -> None:
     assert found == {"training/cli.py"}
 
 
+def strangers_within(house: str, before: Mapping[str, Set[str]]) -> set[str]:
+    """Returns the imports of rooms, each of which may import from those that `before` has for it."""
+    return {
+        f"{file.relative_to(PACKAGE)} imports {name}"
+        for room, allowed in before.items()
+        for file in (PACKAGE / house / room).rglob("*.py")
+        for name in imports_of(file)
+        if name.startswith(f"flannel_pl.{house}.") and name.split(".")[2] in before.keys() - allowed
+    }
+
+
 def test_within_analysis_imports_lead_one_way() -> None:
     order = ["measuring", "statistics", "drawing", "reporting"]
     before = {room: {*order[: order.index(room)], room} for room in order} | {
         "comparing": {"drawing", "comparing"}
     }
-    strangers = {
-        f"{file.relative_to(PACKAGE)} imports {name}"
-        for room, allowed in before.items()
-        for file in (PACKAGE / "analysis" / room).rglob("*.py")
-        for name in imports_of(file)
-        if name.startswith("flannel_pl.analysis.") and name.split(".")[2] in set(before) - allowed
-    }
-    assert not strangers
+    assert not strangers_within("analysis", before)
 
 
 def test_within_recording_imports_lead_one_way() -> None:
     """How a file lies on the disk and how it is written belong together; all else stands on that."""
     order = [("formats", "writing"), ("integrity",), ("gathering",), ("checking",)]
-    rooms = [room for floor in order for room in floor]
     before = {
         room: {*(lower for below in order[: number + 1] for lower in below)}
         for number, floor in enumerate(order)
         for room in floor
     }
-    strangers = {
-        f"{file.relative_to(PACKAGE)} imports {name}"
-        for room, allowed in before.items()
-        for file in (PACKAGE / "recording" / room).rglob("*.py")
-        for name in imports_of(file)
-        if name.startswith("flannel_pl.recording.") and name.split(".")[2] in set(rooms) - allowed
-    }
-    assert not strangers
+    assert not strangers_within("recording", before)
 
 
 def test_analysis_leaves_files_of_recordings_to_their_room() -> None:

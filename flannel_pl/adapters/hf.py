@@ -177,14 +177,9 @@ class TrainerRecorder(TrainerCallback):
             return compute_loss(model, inputs, *arguments, **options)
         seen: list[Any] = []
         handle = self._trainer.model.register_forward_hook(lambda *called: seen.append(called[-1]))
-        listener = self._core.listener
         try:
-            if listener is None:
+            with self._core.hearing():
                 result = compute_loss(model, inputs, *arguments, **options)
-            else:
-                listener.forget()
-                with listener.hearing():
-                    result = compute_loss(model, inputs, *arguments, **options)
         finally:
             handle.remove()
         returned = seen[-1] if seen else None

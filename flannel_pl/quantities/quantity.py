@@ -47,6 +47,11 @@ class Column:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
     """Axis -> the name of each place along it."""
 
+    @property
+    def has_unknown_size(self) -> bool:
+        """Whether only its first value will tell its size."""
+        return bool(self.dims) and self.like is None
+
 
 class Row(Protocol):
     """One row of a recording, to be filled by name. Nothing in it waits for a device."""

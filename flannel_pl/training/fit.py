@@ -16,7 +16,7 @@ from flannel_pl.adapters.lightning.checkpoint import remove_checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
-from flannel_pl.quantities.core.environment import environment
+from flannel_pl.quantities.core.environment import environment, refuse_other_environment
 from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.recording.belonging import other_data
 from flannel_pl.recording.experiment_record import read_record
@@ -148,11 +148,10 @@ def _train(
         note=note,
         in_experiment=True,
     )
-    if resume is not None and "ended" not in resume.metadata:
+    if resume is not None and not ("ended" in resume.metadata or label.mix_environments):
         device = torch.device(slot.accelerator, slot.number or 0)
-        recorder.core.refuse_other_environment(
-            environment(device), 1 + resume.step // recorder.config.every_n_steps
-        )
+        first_row = 1 + resume.step // recorder.config.every_n_steps
+        refuse_other_environment(paths, environment(device), first_row)
     trainer: Any = cli.trainer
     looks = [Positions(recorder, _say)] if config.has_classes else []  # those of ours go on
     trainer.callbacks[:0] = [StopOnSignal(recorder), RandomNumbers(), *looks, recorder]

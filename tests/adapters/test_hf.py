@@ -14,6 +14,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.quantities import HiddenMean
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.info import describe_recording
+from tests.adapters.plain import Counts
 from tests.adapters.test_three_trainers import columns_of
 from tests.adapters.three_trainers import Case, batches, in_a_loop, trainer_of
 from tests.conftest import SmallData
@@ -99,47 +100,21 @@ class Trip(transformers.TrainerCallback):
             raise ArithmeticError("trip")
 
 
-class Remembers(flannel_pl.quantities.Quantity):
-    """Counts steps."""
-
-    every_step = True
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @override
-    def columns(self, subject: Any) -> Any:
-        return [flannel_pl.quantities.Column("count", dtype=torch.int64, row0="zero")]
-
-    @override
-    def after_step(self, row: Any, step: Any) -> None:
-        self.count += 1
-        row["count"] = self.count
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-
-
 @pytest.mark.parametrize("which", [True, "checkpoint-2"])
 def test_it_goes_on_from_a_checkpoint_of_the_trainer(tmp_path: Path, which: Any) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}
     case, folder, output = Case(), tmp_path / "cut", tmp_path / "cut_out"
     with pytest.raises(ArithmeticError):
-        trained(folder, case, callbacks=[Trip()], options={"quantities": [Remembers()]}, **saving)
+        trained(folder, case, callbacks=[Trip()], options={"quantities": [Counts()]}, **saving)
     assert (folder / "recording.partial").exists()
     trainer = trainer_of(case, output, **saving)
-    flannel_pl.hf.record(trainer, folder, parameters=E, quantities=[Remembers()])
+    flannel_pl.hf.record(trainer, folder, parameters=E, quantities=[Counts()])
     with pytest.raises(UserError, match=r"go on with it \(trainer.train\(resume_from_checkpoint=\.\.\.\)\)"):
         trainer.train()
     trainer = trainer_of(case, output, **saving)
-    flannel_pl.hf.record(trainer, folder, parameters=E, quantities=[Remembers()])
+    flannel_pl.hf.record(trainer, folder, parameters=E, quantities=[Counts()])
     trainer.train(resume_from_checkpoint=which if which is True else str(output / which))
-    trained(tmp_path / "whole", case, options={"quantities": [Remembers()]}, **saving)
+    trained(tmp_path / "whole", case, options={"quantities": [Counts()]}, **saving)
     cut, whole = columns_of(folder), columns_of(tmp_path / "whole")
     assert whole["count"].tolist() == [0, 1, 2, 3, 4, 5]
     assert all(whole[name].tobytes() == cut[name].tobytes() for name in whole)

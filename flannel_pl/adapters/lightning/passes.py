@@ -19,12 +19,9 @@ def wrap_training_step(module: LightningModule, recorder: RunRecorder) -> Callab
     Returns:
         A function that takes that back.
     """
-    listener = recorder.listener
-    assert listener is not None
 
     def step(training_step: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        listener.forget()
-        with listener.hearing():
+        with recorder.hearing():
             returned = training_step(*arguments, **options)
         recorder.heard(arguments[0] if arguments else next(iter(options.values()), None), returned)
         return returned

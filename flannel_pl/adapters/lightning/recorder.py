@@ -5,7 +5,6 @@ recorded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +117,18 @@ class StepRecorder(Callback):
         overwrite: bool = False,
         live: Sequence[str] | None = None,
     ) -> None:
-        config = partial(
-            as_config,
-            parameter,
-            tensors=tensors,
-            dtypes=dtypes,
-            tokens=tokens,
-            every_n_steps=every_n_steps,
-            quantities=quantities,
-            parameters=parameters,
-            live=live,
-            in_experiment=in_experiment,
-        )
         with in_words_of_scripts(in_experiment=in_experiment):
-            self.config = config()
+            self.config = as_config(
+                parameter,
+                tensors=tensors,
+                dtypes=dtypes,
+                tokens=tokens,
+                every_n_steps=every_n_steps,
+                quantities=quantities,
+                parameters=parameters,
+                live=live,
+                in_experiment=in_experiment,
+            )
             self.core = RunRecorder(
                 Path(folder),
                 self.config,

@@ -53,7 +53,7 @@ def _refuse_declaration(quantity: Quantity, column: Column) -> None:
 
 def _wrong(column: Column, *, is_ours: bool) -> Iterator[str]:
     name, dtype = column.name, _dtype(column)
-    is_unknown = bool(column.dims) and column.like is None  # until its first value
+    is_unknown = column.has_unknown_size
     sizes = () if column.like is None else tuple(column.like.shape)
     if not name or not name.isprintable() or _RESERVED.match(name) or (name in ALL_NAMES and not is_ours):
         yield f"a column {name!r}, a name that files cannot have, or use for something else"

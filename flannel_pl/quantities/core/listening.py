@@ -4,7 +4,7 @@ Whoever trains says when a pass of training begins and ends; what runs besides (
 computes a part again) is not heard.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.blame import blamed
+from flannel_pl.quantities.core.due import due
 from flannel_pl.quantities.core.passes import Passes
 from flannel_pl.quantities.naming import without_wrapper
 from flannel_pl.quantities.quantity import Quantity
@@ -93,6 +94,7 @@ class Listener:
     @contextmanager
     def hearing(self) -> Iterator[None]:
         """Hears what runs in the block: a forward pass of training."""
+        self._outputs = {}
         self._is_pass = True
         try:
             yield
@@ -111,10 +113,6 @@ class Listener:
         if not in_backward:
             self._heard.add(name)
         return not in_backward or name not in self._heard
-
-    def forget(self) -> None:
-        """Forgets what modules gave since the last pass."""
-        self._outputs = {}
 
     def gave(self, name: str, output: Any) -> None:
         """Keeps what a module gave, until the pass is over."""
@@ -156,7 +154,7 @@ class Listener:
                 for quantity in due(self._quantities, step.number, self._every_n_steps):
                     with blamed(quantity):
                         quantity.forward(self._values, step)
-        self.forget()
+        self._outputs = {}
 
 
 class _Ear:
@@ -228,17 +226,6 @@ def _names(names: Any) -> tuple[str, ...]:
 def _version(output: Any) -> int:
     """Returns how often a tensor was changed in place; 0 of anything else."""
     return output._version if isinstance(output, Tensor) else 0
-
-
-def due(quantities: Iterable[Quantity], number: int, every_n_steps: int) -> list[Quantity]:
-    """Returns the quantities that are called in a step.
-
-    Args:
-        quantities: All.
-        number: Of the step.
-        every_n_steps: Steps from one row to the next.
-    """
-    return [one for one in quantities if one.every_step or number % every_n_steps == 0]
 
 
 def sees_passes(quantity: Quantity) -> bool:

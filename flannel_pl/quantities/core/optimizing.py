@@ -193,27 +193,22 @@ class OptimizerWatch:
             self._kept_of[id(parameter)] = kept_state(self._optimizer_of(parameter), parameter)
         return self._kept_of[id(parameter)]
 
-    def never_keeps(self, key: str | None, parameter: Tensor | None = None) -> bool:
+    def never_keeps(self, key: str, parameter: Tensor) -> bool:
         """Tells whether it is known that the optimizer, if it holds a parameter, keeps no such thing."""
-        if key is None:
-            return False
-        kept = self.kept(self.parameter if parameter is None else parameter)
+        kept = self.kept(parameter)
         return kept is not None and key not in kept
 
-    def kept_dtypes(
-        self, wanted: Mapping[str, str], parameter: Tensor | None = None, *, of: str
-    ) -> dict[str, str]:
+    def kept_dtypes(self, wanted: Mapping[str, str], parameter: Tensor, *, of: str) -> dict[str, str]:
         """Returns of which type the optimizer is going to keep each of some things of a parameter.
 
         Args:
             wanted: Recorded tensor -> its name in the optimizer's state.
-            parameter: None = the recorded one.
+            parameter: The parameter.
             of: The parameter's name, for the message.
 
         Raises:
             UserError: Names all that it never keeps.
         """
-        parameter = self.parameter if parameter is None else parameter
         if never := {name: key for name, key in wanted.items() if self.never_keeps(key, parameter)}:
             raise UserError(self._keeps_none(never, of, parameter))
         # Not asked for if nothing is wanted: then no copy steps.

@@ -14,6 +14,7 @@ from flannel_pl.quantities.core.columns import declared_columns, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig
 from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.quantities.core.row import dtype_name
+from flannel_pl.quantities.core.tokens import token_tensors
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.watched import RecordedParameter
 from flannel_pl.quantities.core.watching import check_logged, check_measurable
@@ -100,7 +101,7 @@ def plan_recording(
         first.name,
         torch_dtypes(types),
         may_skip,
-        training.token_tensors(first.tensor.device) if config.quantities else {},
+        token_tensors(training.token_sets, first.tensor.device) if config.quantities else {},
         training.module,
         training.optimizers[0],
         has_bare_names=config.parameter is not None,
@@ -145,7 +146,7 @@ def _own_dtypes(
         moments = {name: key for name, key in moments.items() if not watch.never_keeps(key, first.tensor)}
         kept = watch.kept(first.tensor) or {}
         own |= {key: str(dtype).removeprefix("torch.") for key, dtype in kept.items() if key not in _ADAMS}
-    return own | watch.kept_dtypes(moments, of=first.name)
+    return own | watch.kept_dtypes(moments, first.tensor, of=first.name)
 
 
 def _kept(
@@ -172,7 +173,7 @@ def _is_missing(quantity: Quantity, columns: Collection[str]) -> bool:
 
 def _sized(column: Column, begun: Mapping[str, ColumnSpec]) -> Column:
     """Returns a column with the size that an unfinished file says, where only a first value would tell."""
-    if not column.dims or column.like is not None or column.name not in begun:
+    if not column.has_unknown_size or column.name not in begun:
         return column
     spec = begun[column.name]
     like = torch.empty(spec.sizes, dtype=TORCH_DTYPES[spec.dtype], device="meta")

@@ -4,17 +4,16 @@ Adapters call it at the moments of a step; `rows.py` fills the rows, the writer 
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.quantities.core.columns import declared_columns
 from flannel_pl.quantities.core.config import RecorderConfig
-from flannel_pl.quantities.core.environment import refuse_other_environment
 from flannel_pl.quantities.core.hold import hold_folder
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.listening import Listener
@@ -24,7 +23,7 @@ from flannel_pl.quantities.core.remembering import go_on_with, remembered
 from flannel_pl.quantities.core.rows import StepEnd
 from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.quantities.core.start import Start, Started
-from flannel_pl.quantities.core.tokens import TokenIds
+from flannel_pl.quantities.core.tokens import TokenIds, token_tensors
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.watching import LiveFeed
 from flannel_pl.quantities.core.words import in_words_of_scripts
@@ -110,7 +109,7 @@ class RunRecorder:
             return
         with in_words_of_scripts(in_experiment=self.in_experiment):
             name, parameter = find_named(module, self.config.leading(module))
-            sets = {of: torch.as_tensor(ids, device=parameter.device) for of, ids in token_sets.items()}
+            sets = token_tensors(token_sets, parameter.device)
             bare = self.config.parameter is not None
             subject = Subject(parameter, name, module=module, token_sets=sets, has_bare_names=bare)
             declared_columns(self.config.quantities, subject)
@@ -160,18 +159,9 @@ class RunRecorder:
             self._started.rows.take_first()
             self._started.watched.take()
 
-    def refuse_other_environment(self, now: Mapping[str, Any], first_row: int) -> None:
-        """Refuses to mix rows of different environments, unless that is wanted.
-
-        Args:
-            now: What `environment` says here.
-            first_row: First row that would be made now; those before it are there.
-
-        Raises:
-            UserError: Names what differs and can change bits.
-        """
-        if not self.label.mix_environments:
-            refuse_other_environment(self.paths, now, first_row)
+    def hearing(self) -> AbstractContextManager[None]:
+        """Hears what runs in the block, a forward pass of training, if anybody listens."""
+        return nullcontext() if self.listener is None else self.listener.hearing()
 
     def heard(self, batch: Any, returned: Any) -> None:
         """Lets quantities look at a forward pass of training that is over.

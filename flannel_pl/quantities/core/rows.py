@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.blame import blamed
+from flannel_pl.quantities.core.due import due
 from flannel_pl.quantities.core.passes import Passes
 from flannel_pl.quantities.core.row import FilledRow, HeldRow, NoRow
 from flannel_pl.quantities.quantity import Column, Quantity
@@ -99,7 +100,7 @@ class Rows:
     @property
     def _unknown(self) -> list[str]:
         """The columns of which only the first value will tell the size."""
-        return [name for name, column in self._columns.items() if column.dims and column.like is None]
+        return [name for name, column in self._columns.items() if column.has_unknown_size]
 
     def take_first(self) -> None:
         """Writes row 0, the state before any step."""
@@ -122,7 +123,7 @@ class Rows:
         self._begun = number
         step = self._step = Step(number, self.subject, optimizing, rate=kept_as_it_is(rate))
         row = self._begin_row() if number % self._every_n_steps == 0 else NoRow()
-        for quantity in self._called(number):
+        for quantity in due(self._quantities, number, self._every_n_steps):
             with blamed(quantity):
                 quantity.before_step(row, step)
 
@@ -143,7 +144,7 @@ class Rows:
         step.rate = step.rate if end.rate is None else end.rate
         step.means = self.passes.means
         self.passes.fill(row, self._columns)
-        for quantity in self._called(number):
+        for quantity in due(self._quantities, number, self._every_n_steps):
             with blamed(quantity):
                 quantity.after_step(row, step)
         self.passes.clear()
@@ -162,17 +163,8 @@ class Rows:
                 "say its size (Column.like)"
             )
 
-    def _called(self, number: int) -> list[Quantity]:
-        is_due = number % self._every_n_steps == 0
-        return [quantity for quantity in self._quantities if is_due or quantity.every_step]
-
     def _begin_row(self) -> FilledRow | HeldRow:
-        row: FilledRow | HeldRow
-        if self.writer is None:
-            row = HeldRow(self._columns)
-        else:
-            self._buffer = self.writer.acquire()
-            row = self._filled(self._buffer)
+        row = HeldRow(self._columns) if self.writer is None else self._acquire(self.writer)
         self._row = row
         return row
 
@@ -201,17 +193,17 @@ class Rows:
         self.refuse_unknown()
         self.writer = self._open_file(self._columns)
         for number, held, without_passes in self._held:
-            self._buffer = self.writer.acquire()
-            filled = self._filled(self._buffer)
+            filled = self._acquire(self.writer)
             if number == 0:
                 filled.begin()
             held.pour(filled)
             self._submit(number, filled.end(without_passes=without_passes))
         self._held.clear()
 
-    def _filled(self, buffer: RowBuffer) -> FilledRow:
+    def _acquire(self, writer: RecordingWriter) -> FilledRow:
+        self._buffer = writer.acquire()
         return FilledRow(
-            buffer,
+            self._buffer,
             self._columns,
             token_ids=self._token_ids,
             rounded=self._rounded,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
@@ -52,7 +52,10 @@ class Start:
 
     def __init__(self, paths: RunPaths, config: RecorderConfig, label: RunLabel, training: Training) -> None:
         self.paths, self.config, self.label, self.training = paths, config, label, training
-        self.first = first_of(config, training.module)
+        # Its learning rate and device are those of the recording.
+        self.first = RecordedParameter(
+            training.module, config.leading(training.module), has_tokens=config.needs_rows
+        )
         self.first_row = 0 if training.step == 0 else 1 + training.step // config.every_n_steps
 
     def layout(self) -> tuple[RecordingSchema, TokenIds | None]:
@@ -126,8 +129,7 @@ class Start:
         if first_row > 0 and not (training.has_ended or self.label.mix_environments):
             refuse_other_environment(self.paths, now, first_row)
         file = self._file(plan)
-        num_tokens = len(tensor) if tensor.ndim else 1
-        watcher = live.begin(training, file.token_ids, num_tokens=num_tokens, first_row=first_row)
+        watcher = live.begin(training, file.token_ids, num_tokens=self._num_tokens, first_row=first_row)
         rows = Rows(
             partial(
                 file.open,
@@ -151,6 +153,11 @@ class Start:
         optional = "logits" in plan.optional
         return rows, Returned(self.first.name, num_logits, logits_are_optional=optional)
 
+    @property
+    def _num_tokens(self) -> int:
+        tensor = self.first.tensor
+        return len(tensor) if tensor.ndim else 1
+
     def _watch(self) -> OptimizerWatch:
         training = self.training
         return OptimizerWatch(
@@ -163,12 +170,6 @@ class Start:
         )
 
     def _file(self, plan: RecordingPlan) -> RunFile:
-        tensor, sets = self.first.tensor, self.training.token_sets
-        num_tokens = len(tensor) if tensor.ndim else 1
-        ids = recorded_token_ids(self.config.tokens, token_sets=sets, num_tokens=num_tokens)
+        sets = self.training.token_sets
+        ids = recorded_token_ids(self.config.tokens, token_sets=sets, num_tokens=self._num_tokens)
         return RunFile(self.paths, self.config, self.label, plan, ids, self.training.num_steps)
-
-
-def first_of(config: RecorderConfig, module: nn.Module) -> RecordedParameter:
-    """Returns the parameter whose learning rate and device are those of a recording."""
-    return RecordedParameter(module, config.leading(module), has_tokens=config.needs_rows)

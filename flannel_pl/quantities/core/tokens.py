@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flannel_pl.errors import UserError
 from flannel_pl.small_files import read_small
@@ -53,6 +54,11 @@ def as_token_sets(sets: Mapping[str, Any]) -> dict[str, TokenIds]:
         UserError: If one is something else, e.g. a mask.
     """
     return {name: _ids(name, given) for name, given in sets.items()}
+
+
+def token_tensors(sets: Mapping[str, TokenIds], device: torch.device) -> dict[str, Tensor]:
+    """Returns token sets as tensors on a device."""
+    return {name: torch.as_tensor(ids, device=device) for name, ids in sets.items()}
 
 
 def _ids(name: str, given: Any) -> TokenIds:

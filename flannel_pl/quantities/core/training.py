@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from flannel_pl.quantities.core.tokens import TokenIds
@@ -55,7 +55,3 @@ class Training:
 
     who_changes: Callable[[], str] = _somebody
     """Says who may change weights between a row and the next gradient, and where it would be right."""
-
-    def token_tensors(self, device: torch.device) -> dict[str, Tensor]:
-        """Returns the token sets as tensors on a device."""
-        return {name: torch.as_tensor(ids, device=device) for name, ids in self.token_sets.items()}
