@@ -112,5 +112,7 @@ def explanation(error: Exception) -> UserError | RunError | None:
         )
     if isinstance(error, OSError):
         what = error.strerror or str(error) or type(error).__name__
-        return RunError(f"{what}: {error.filename}" if error.filename is not None else what)
+        what = f"{what}: {error.filename}" if error.filename is not None else what
+        place = foreign_place(error)
+        return RunError(f"{what}; raised by code that is not flannel-pl's: {place}" if place else what)
     return None

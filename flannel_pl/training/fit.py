@@ -14,7 +14,7 @@ from lightning.pytorch import seed_everything
 
 from flannel_pl.adapters.lightning.checkpoint import remove_checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
-from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place
+from flannel_pl.errors import Interrupted, RunError, UserError, explanation, foreign_place
 from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
 from flannel_pl.quantities.core.environment import environment, refuse_other_environment
 from flannel_pl.quantities.core.run_file import Note
@@ -26,6 +26,7 @@ from flannel_pl.recording.writing.disk import disk_error
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.leftovers import clear_run
 from flannel_pl.recording.writing.lock import SILENT_S, Lock
+from flannel_pl.recording.writing.space import NO_SPACE
 from flannel_pl.terminal import drawn_upon
 from flannel_pl.training.allocator import keep_memory
 from flannel_pl.training.checkpoint import ResumePoint, RunIdentity, find_resume_point
@@ -221,6 +222,8 @@ def _what_ended(error: OSError, folder: Path) -> Exception:
         if isinstance(hidden, (UserError, RunError, Interrupted)):
             return hidden
         hidden = hidden.__context__
+    if foreign_place(error) is not None and error.errno not in NO_SPACE:
+        return explanation(error) or error
     return disk_error(error, Path(error.filename or folder), need_bytes=0)
 
 

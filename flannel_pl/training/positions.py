@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
@@ -21,11 +22,16 @@ def why_anew(trainer: Any) -> str:
     Args:
         trainer: The Trainer, where training starts.
     """
+    kind = type(trainer.datamodule)
     if not _keeps_position(trainer):
-        kind = type(trainer.datamodule)
         return (
             f"{kind.__module__}.{kind.__qualname__} keeps no position (state_dict and load_state_dict, of it "
             "or of its loader), so a run that is interrupted begins anew"
+        )
+    if sized_len(trainer.fit_loop._combined_loader) is None:
+        return (
+            f"the loader of {kind.__module__}.{kind.__qualname__} has no len: Lightning takes a batch ahead "
+            "of it, and its position is one too far; so a run that is interrupted begins anew"
         )
     data = checkpoint_bytes(trainer)
     try:

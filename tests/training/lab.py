@@ -165,6 +165,24 @@ class Stateless(Data):
         return DataLoader(TensorDataset(*points()), batch_size=self.batch_size, shuffle=True)
 
 
+class UnsizedLoader:
+    """Keeps a position, and says of no epoch how long it is."""
+
+    def __init__(self, batch_size: int) -> None:
+        loader = Loader(batch_size)
+        self.loader = loader
+        self.state_dict, self.load_state_dict = loader.state_dict, loader.load_state_dict
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+
+class Unsized(Data):
+    @override
+    def train_dataloader(self) -> Any:
+        return UnsizedLoader(self.batch_size)
+
+
 class WithValidation(Data):
     @override
     def val_dataloader(self) -> Any:

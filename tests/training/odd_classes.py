@@ -1,5 +1,6 @@
 """Loggers and callbacks of somebody else's, as a config may name them."""
 
+import builtins
 import json
 from enum import Enum
 from pathlib import Path
@@ -47,8 +48,8 @@ class Failing(Callback):
     """
 
     def __init__(self, error: str, step: int = 0) -> None:
-        errors: dict[str, type[Exception]] = {"KeyError": KeyError, "RuntimeError": RuntimeError}
-        self._error, self._step = errors[error], step
+        self._error: type[Exception] = getattr(builtins, error)
+        self._step = step
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

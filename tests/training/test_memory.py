@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_pl.config import Config
 from flannel_pl.launch.memory import host_need
 
 # VmHWM belongs to the process itself; ru_maxrss of a child starts at the size of its parent.
@@ -37,7 +38,7 @@ def test_peak_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     recorded = (tmp_path / "long" / "flannel" / "run_0" / "recording.safetensors").stat().st_size
     assert recorded > 1.5e9, "the test has to record far more than the memory it allows"
     record = json.loads((tmp_path / "long" / "flannel" / "experiment.json").read_text())
-    estimate = host_need(record["config"], accelerator="cpu", where="apart").of(1)
+    estimate = host_need(Config.of(record["config"]), accelerator="cpu", where="apart").of(1)
     assert estimate / 1.35 < long < 1.35 * estimate, (
         f"{long / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f}"
     )

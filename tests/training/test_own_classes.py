@@ -257,6 +257,7 @@ def test_each_row_is_that_of_a_plain_loop(tmp_path: Path) -> None:
 WHY_ANEW = {
     "Net Data": "",
     "Net Stateless": "tests.training.lab.Stateless keeps no position",
+    "Net Unsized": "the loader of tests.training.lab.Unsized has no len",
     "Keeps Data": "is more than tensors and plain values (",
 }
 
