@@ -1,5 +1,6 @@
 """Records a plain training loop, or one of Lightning's that optimizes by hand."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -225,7 +226,11 @@ class Recorder:
                 "and after_step(loss=loss) in every step"
             )
         is_whole = self._steps is not None and step == self._steps
-        self._core.finish(None if is_whole else EarlyEnd(step, self._steps, "the loop ended"))
+        reason = "the loop ended"
+        if self._has_begun_step:
+            reason = f"the loop ended between before_step and after_step of step {step + 1}"
+            warnings.warn(f"{reason}, which is not recorded", stacklevel=3)
+        self._core.finish(None if is_whole else EarlyEnd(step, self._steps, reason))
         self._step = 0
 
     def _refuse_closed(self) -> None:

@@ -136,8 +136,3 @@ def _refuse_optimizers(trainer: Trainer, module: LightningModule) -> None:
                 f"{type(module).__name__} has no optimizer, so nothing would be trained; return one from "
                 "configure_optimizers"
             )
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UserError(
-                f"{type(optimizer).__name__} evaluates the gradient several times per step, so there is no "
-                "one gradient to record; use an optimizer that does not"
-            )

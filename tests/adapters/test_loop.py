@@ -265,6 +265,37 @@ def test_a_size_that_only_a_value_tells(tmp_path: Path) -> None:
     assert verify(tmp_path).ok
 
 
+@pytest.mark.parametrize("kind", ["without its state", "of a pattern", "frozen"])
+def test_what_no_optimizer_holds_is_recorded_if_that_is_meant(tmp_path: Path, kind: str) -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(net.head.parameters(), lr=0.1)
+    options: dict[str, Any] = {"parameters": "all" if kind == "of a pattern" else E}
+    if kind == "without its state":
+        options["tensors"] = ["embeddings", "grads", "losses"]
+    net.table.weight.requires_grad_(kind != "frozen")
+    train(Recorder(tmp_path, net, optimizer, **options), net, optimizer, ALL)
+    columns = columns_of(tmp_path)
+    prefix = "table.weight/" if kind == "of a pattern" else ""
+    values, grads = (columns[prefix + name] for name in ("values" if prefix else "embeddings", "grads"))
+    assert (values == values[0]).all()
+    assert (grads != 0).any() == (kind != "frozen")
+
+
+def test_a_step_that_is_left_halfway_is_told_and_not_recorded(tmp_path: Path) -> None:
+    def leave() -> None:
+        net, optimizer = setup()
+        with Recorder(tmp_path, net, optimizer, parameters=E, steps=20) as recorder:
+            one_step(recorder, net, optimizer, ALL[0])
+            net(**ALL[1])["loss"].backward()
+            recorder.before_step()
+
+    with pytest.warns(UserWarning, match="between before_step and after_step of step 2, which is not rec"):
+        leave()
+    assert columns_of(tmp_path)["embeddings"].shape == (2, 12, 3)
+    words = "ended early at step 1 of 20 (the loop ended between before_step and after_step of step 2)"
+    assert words in describe_recording(tmp_path)
+
+
 def misused(kind: str, folder: Path) -> None:
     net, optimizer = setup()
     options: dict[str, Any] = {"parameters": E}
@@ -272,6 +303,13 @@ def misused(kind: str, folder: Path) -> None:
         options = {}
     if kind == "no optimizer":
         optimizer = torch.optim.AdamW  # type: ignore[assignment]
+    if kind.startswith("of another model"):
+        _, optimizer = setup()
+        options["parameters"] = "all" if kind.endswith("all") else E
+    if kind == "idle":
+        optimizer = torch.optim.SGD(net.head.parameters(), lr=0.1)
+    if kind == "several gradients":
+        optimizer = torch.optim.LBFGS(net.parameters())
     if kind == "no steps":
         options["steps"] = 0
     if kind == "too long":
@@ -304,6 +342,10 @@ def misused(kind: str, folder: Path) -> None:
     {
         "no parameter": r"no parameter is named to record; the model has head.bias, .*. Name one or more",
         "no optimizer": r"optimizer is <class .*AdamW'>, expected one of torch's, or a list of them",
+        "of another model": r"AdamW holds no parameter of Net, so it trains another model; make it from this",
+        "of another model, all": r"AdamW holds no parameter of Net, so it trains another model; make it from",
+        "idle": r"no optimizer of this training holds table.weight, which requires a gradient, so nothing wo",
+        "several gradients": r"LBFGS evaluates the gradient several times per step, so there is no one grad",
         "no steps": r"steps is 0, expected at least 1, or None if nobody knows",
         "no block": r"this recorder does not record now; use it in a block: with Recorder",
         "empty": r"the block was left before its first step, so there is nothing to record",

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.columns import declared_columns, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig
-from flannel_pl.quantities.core.optimizing import OptimizerWatch
+from flannel_pl.quantities.core.optimizing import OptimizerWatch, refuse_optimizers
 from flannel_pl.quantities.core.row import dtype_name
 from flannel_pl.quantities.core.tokens import token_tensors
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.quantities.core.watched import RecordedParameter
 from flannel_pl.quantities.core.watching import check_logged, check_measurable
+from flannel_pl.quantities.naming import find_named, is_pattern
 from flannel_pl.quantities.parameters import OPTIMIZER_STATE, OfParameter, OptimizerState
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.returned import Logits
@@ -84,6 +85,7 @@ def plan_recording(
     Raises:
         UserError: If something of it cannot be recorded.
     """
+    refuse_optimizers(training.module, training.optimizers, _with_state(config, training.module, first))
     takes_what_there_is = config.tensors is None
     if begun is None:
         own_dtypes = _own_dtypes(config, training, watch, first, others_too=takes_what_there_is)
@@ -120,6 +122,17 @@ def plan_recording(
             watch.kept_dtypes(wanted, quantity.tensor(subject), of=quantity.name(subject))
     optional = ("logits",) if takes_what_there_is and "logits" not in config.dtypes else ()
     return RecordingPlan(subject, quantities, declared, own_dtypes, begun, version, optional)
+
+
+def _with_state(
+    config: RecorderConfig, module: nn.Module, first: RecordedParameter
+) -> dict[str, Tensor] | None:
+    """Returns the parameters that are recorded, by their names, with what an optimizer keeps of them."""
+    if not config.moments(first.tensor):
+        return None
+    names = [name for name in config.parameters.values() if not is_pattern(name)]
+    first_one = {} if config.parameter is None else {first.name: first.tensor}
+    return first_one | dict(find_named(module, name) for name in names)
 
 
 def _check_types(config: RecorderConfig, own_dtypes: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from flannel_pl.quantities.core.config import RecorderConfig
 from flannel_pl.quantities.core.hold import hold_folder
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.listening import Listener
-from flannel_pl.quantities.core.optimizing import OptimizerWatch
+from flannel_pl.quantities.core.optimizing import OptimizerWatch, several_gradients
 from flannel_pl.quantities.core.passes import Passes
 from flannel_pl.quantities.core.remembering import go_on_with, remembered
 from flannel_pl.quantities.core.rows import StepEnd
@@ -212,10 +212,7 @@ class RunRecorder:
         watched.refuse_changed(step=number, who=self._training.who_changes)
         self._refuse_beyond(number)
         if number == self._gradient_step:
-            raise UserError(
-                f"{of} evaluates the gradient several times per step, so there is no "
-                "one gradient to record; use an optimizer that does not"
-            )
+            raise UserError(several_gradients(of))
         self._gradient_step = number
         self._started.rows.before_step(number, watch, rate=watch.rate)
 
