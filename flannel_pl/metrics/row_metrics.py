@@ -8,9 +8,11 @@ Shape suffixes: V recorded tokens, S tokens of a set, D dimensions.
 """
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from flannel_pl.metrics import cloud, lattice
 class Moment:
     """A set of tokens in one row, and in the row before it; nothing is computed twice, nor unless asked for.
 
+    Its arrays are read-only: every metric is given the same ones.
+
     Args:
         stored_SD: As recorded.
         before_SD: The row before, as recorded; None if there is none, or if nothing moved because no step
@@ -29,7 +33,8 @@ class Moment:
     """
 
     def __init__(self, stored_SD: Array, before_SD: Array | None) -> None:
-        self.stored_SD, self._before_SD = stored_SD, before_SD
+        self.stored_SD = _sealed(stored_SD)
+        self._before_SD = None if before_SD is None else _sealed(before_SD)
 
     @property
     def before_SD(self) -> Array:
@@ -40,18 +45,17 @@ class Moment:
     @cached_property
     def W_SD(self) -> Array:
         """The weights, float64."""
-        return _exact(self.stored_SD)
+        return _sealed(_exact(self.stored_SD))
 
     @cached_property
     def centred_SD(self) -> Array:
         """The weights as seen from the set's centroid."""
-        return cloud.centred(self.W_SD, cloud.centroid(self.W_SD))
+        return _sealed(cloud.centred(self.W_SD, cloud.centroid(self.W_SD)))
 
     @cached_property
     def dW_SD(self) -> Array:
         """The step from the row before, float64."""
-        step_SD: Array = self.W_SD - _exact(self.before_SD)
-        return step_SD
+        return _sealed(self.W_SD - _exact(self.before_SD))
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,9 @@ def measure_row(
     Returns:
         "set/name" -> value.
 
+    Raises:
+        UserError: If a metric fails, or gives no number.
+
     Example:
         >>> rows = np.float32([[[3, 4], [0, 0]], [[3, 4], [0, 1]]])
         >>> metrics = find_metrics(["origin_radius", "speed"], option="x")
@@ -175,13 +182,35 @@ def measure_row(
         moment = Moment(_of(stored_VD, tokens), None if before_VD is None else _of(before_VD, tokens))
         for name, metric in metrics.items():
             if before_VD is not None or not metric.of_motion:
-                values[f"{one}/{name}"] = metric.measure(moment)
+                values[f"{one}/{name}"] = _number(name, metric, moment)
     return values
+
+
+def _number(name: str, metric: RowMetric, moment: Moment) -> float:
+    try:
+        value: Any = metric.measure(moment)
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        raise UserError(
+            f"the metric {name} failed with {type(error).__name__}: {error} ({last.filename}, line "
+            f"{last.lineno})"
+        ) from error
+    if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf":
+        return float(value)
+    found = f"{type(value).__name__} of shape {np.shape(value)}" if np.ndim(value) else repr(value)
+    raise UserError(f"the metric {name} has measured {found}, expected one number")
 
 
 def _of(values_VD: Array, tokens: Array) -> Array:
     """Returns a set's part of a row, itself if that is all of it."""
     return values_VD if len(tokens) == len(values_VD) else values_VD[tokens]
+
+
+def _sealed(values_SD: Array) -> Array:
+    """Returns a view that nobody can write to."""
+    view: Array = values_SD.view()
+    view.flags.writeable = False
+    return view
 
 
 def _exact(stored_SD: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
 from flannel_pl.metrics import Drawn, RowMetric
+from flannel_pl.metrics.row_metrics import Moment
 from tests.analysis.samples import save_recording, walk
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_metric"
@@ -19,6 +21,28 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "own_metric"
 rounded = RowMetric(lambda tokens: 1.0, "of bits", of_bits=True, drawn=Drawn("Bits", "bits", "x", "y"))
 speed = RowMetric(lambda tokens: 1.0, "a name that is taken")
 number = 3
+
+ELSEWHERE = {"value": 1.0}
+elsewhere = RowMetric(lambda tokens: ELSEWHERE["value"], "depends on more than its code")
+failing = RowMetric(lambda tokens: ELSEWHERE["x"], "fails")
+none: RowMetric = RowMetric(lambda tokens: None, "returns nothing")  # type: ignore[arg-type, return-value]
+text: RowMetric = RowMetric(lambda tokens: "3", "returns a text")  # type: ignore[arg-type, return-value]
+several: RowMetric = RowMetric(lambda tokens: np.ones(2), "returns two")  # type: ignore[arg-type, return-value]
+complex_one: RowMetric = RowMetric(lambda tokens: 1j, "returns another")  # type: ignore[arg-type, return-value]
+
+
+def sort(tokens: Moment) -> float:
+    tokens.W_SD.sort(axis=0)
+    return 1.0
+
+
+def fill(tokens: Moment) -> float:
+    tokens.before_SD.fill(0)
+    return 1.0
+
+
+writing = RowMetric(sort, "sorts what others see")
+filling = RowMetric(fill, "fills what others see", of_motion=True)
 
 
 @pytest.fixture
@@ -59,18 +83,38 @@ def test_it_is_in_tables_and_has_a_figure(recording: Path, tmp_path: Path) -> No
     assert not (tmp_path / "plain" / "figures" / "alignment.svg").exists()
 
 
-def test_what_was_measured_is_kept_until_the_code_changes(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_is_measured_anew_since_it_may_depend_on_anything(recording: Path, tmp_path: Path) -> None:
+    def values(name: str) -> set[str]:
+        flannel_pl.report(recording, out=tmp_path / "a", metrics=[f"tests.analysis.test_own_metric.{name}"])
+        with (tmp_path / "a" / "metrics.csv").open() as file:
+            return {line[name] for line in csv.DictReader(file)}
+
+    assert values("elsewhere") == {"1"}
+    ELSEWHERE["value"] = 2.0
+    assert values("elsewhere") == {"2"}
+    assert flannel_pl.report(recording, out=tmp_path / "a").measured_bytes > 0
+    assert "elsewhere" not in (tmp_path / "a" / "metrics.csv").read_text()
+    assert flannel_pl.report(recording, out=tmp_path / "a").measured_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("failing", r"the metric failing failed with KeyError: 'x' \(.*test_own_metric\.py, line \d+\)"),
+        ("none", r"the metric none has measured None, expected one number"),
+        ("text", r"the metric text has measured '3', expected one number"),
+        ("several", r"the metric several has measured ndarray of shape \(2,\), expected one number"),
+        ("complex_one", r"the metric complex_one has measured 1j, expected one number"),
+        ("writing", r"the metric writing failed with ValueError: .*read-only \(.*, line \d+\)"),
+        ("filling", r"the metric filling failed with ValueError: .*read-only \(.*, line \d+\)"),
+    ],
+)
+def test_one_that_fails_is_told_by_name(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, sentence: str
 ) -> None:
-    code = "from flannel_pl.metrics import RowMetric\nmine = RowMetric(lambda tokens: VALUE, 'mine')\n"
-    (tmp_path / "my_lab_once.py").write_text(code.replace("VALUE", "1.0"))
-    monkeypatch.syspath_prepend(tmp_path)
-    first = flannel_pl.report(recording, out=tmp_path / "a", metrics=["my_lab_once.mine"])
-    again = flannel_pl.report(recording, out=tmp_path / "a", metrics=["my_lab_once.mine"])
-    assert first.measured_bytes > 0 == again.measured_bytes
-    (tmp_path / "my_lab_once.py").write_text(code.replace("VALUE", "2.0"))
-    changed = flannel_pl.report(recording, out=tmp_path / "a", metrics=["my_lab_once.mine"])
-    assert changed.measured_bytes > 0
+    words = ["report", str(recording), "--out", str(tmp_path / "out")]
+    assert main([*words, "--metrics", f"[tests.analysis.test_own_metric.{name}]"]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

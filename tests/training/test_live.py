@@ -21,7 +21,7 @@ from flannel_pl.analysis.measuring.one_run import measure_run
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.status import read_status
-from flannel_pl.metrics.row_metrics import ROW_METRICS, RowMetric
+from flannel_pl.metrics.row_metrics import ROW_METRICS, Moment, RowMetric
 from flannel_pl.recording.writing.journal import Journal
 from flannel_pl.training.metrics_log import MetricsLog
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
@@ -160,14 +160,37 @@ def test_refused_before_there_is_a_file(
 class Lightless:
     """Fails, as somebody's metric may."""
 
-    def __call__(self, tokens: object) -> float:
+    def __call__(self, tokens: Moment) -> Any:
         raise ZeroDivisionError("no light")
 
 
+class Numberless(Lightless):
+    def __call__(self, tokens: Moment) -> Any:
+        return tokens.stored_SD[0]
+
+
+class Writing(Lightless):
+    def __call__(self, tokens: Moment) -> Any:
+        tokens.stored_SD[:] = 0
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Lightless, r"failed with ZeroDivisionError: no light \(.*test_live\.py, line \d+\)"),
+        (Numberless, r"has measured ndarray of shape \(3,\), expected one number"),
+        (Writing, r"failed with ValueError: assignment destination is read-only \(.*, line \d+\)"),
+    ],
+)
 def test_a_metric_that_fails_ends_neither_training_nor_recording(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: type[Lightless],
+    words: str,
 ) -> None:
-    monkeypatch.setitem(ROW_METRICS, "light", RowMetric(Lightless(), "light", of_motion=True))
+    monkeypatch.setitem(ROW_METRICS, "light", RowMetric(kind(), "light", of_motion=True))
     events: list[Mapping[str, Any]] = []
     recorder = StepRecorder(
         tmp_path / "a",
@@ -178,9 +201,7 @@ def test_a_metric_that_fails_ends_neither_training_nor_recording(
     logger = CSVLogger(tmp_path / "log", name="", version="")
     fit(recorder, steps=4, logger=logger, log_every_n_steps=1)
     assert (tmp_path / "a" / "recording.safetensors").exists()
-    assert "live metrics end at step 1, where they failed with ZeroDivisionError: no light" in (
-        capsys.readouterr().err
-    )
+    assert re.search(f"live metrics end at step 1: the metric light {words}; tra", capsys.readouterr().err)
     assert logged(tmp_path / "log" / "metrics.csv").keys() == {0}
     assert [event["event"] for event in events] == ["training_started", "live_metrics_failed"]
     entry = Journal(RunPaths(tmp_path / "a").journal).read()

@@ -30,7 +30,8 @@ def measure_experiment(
     Args:
         recording: An open recording.
         own: Name -> somebody's own metric, measured besides.
-        cache_folder: Where what was measured is kept, and not measured again; None = nowhere.
+        cache_folder: Where what was measured is kept, and not measured again; None = nowhere. With somebody's
+            own metrics, of which nobody knows what they depend on, only distances between runs are.
         expect: Told once how many recorded bytes are going to be read.
         advance: Called with the bytes of every stretch of rows that is done.
 
@@ -50,9 +51,10 @@ def measure_experiment(
     for run in recording:
         _check_shapes(run)
     kept = recording.runs if cache_folder else ()
-    marks = {index: cache.fingerprint(recording, index, own) for index in kept}
+    marks = {index: cache.fingerprint(recording, index) for index in kept}
+    runs_folder = None if own else cache_folder
     found = {
-        index: cache.load_run(_kept(cache_folder, index), marks[index]) if cache_folder else None
+        index: cache.load_run(_kept(runs_folder, index), marks[index]) if runs_folder else None
         for index in recording.runs
     }
     pairs = cache.load_divergence(cache_folder / "pairs.npz", marks.values()) if cache_folder else None
@@ -66,8 +68,8 @@ def measure_experiment(
     for index, measures in found.items():
         if measures is None:
             measures = measure_run(recording, index, own=own, advance=advance)
-            if cache_folder is not None:
-                cache.save_run(_kept(cache_folder, index), marks[index], measures)
+            if runs_folder is not None:
+                cache.save_run(_kept(runs_folder, index), marks[index], measures)
         runs.append(measures)
     left_out: dict[str, str] = {}
     if pairs is None:

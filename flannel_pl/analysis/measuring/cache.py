@@ -6,12 +6,10 @@ Whatever is damaged or belongs to something else is measured anew.
 """
 
 import hashlib
-import inspect
 import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from flannel_pl.analysis.measuring.divergence import Divergence
 from flannel_pl.analysis.measuring.results import RunMeasures
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
-from flannel_pl.metrics.row_metrics import RowMetric
 from flannel_pl.recording.reader import Recording
 from flannel_pl.recording.writing.disk import write_file
 from flannel_pl.small_files import open_regular
@@ -34,21 +31,18 @@ _FACTS = "facts"
 _CHECKSUM_BYTES = 8
 
 
-def fingerprint(recording: Recording, index: int, own: Mapping[str, RowMetric] = MappingProxyType({})) -> str:
+def fingerprint(recording: Recording, index: int) -> str:
     """Returns what changes whenever the measures of a run would.
 
     Args:
         recording: Where the run is from.
         index: Its number.
-        own: Name -> somebody's own metric, measured besides.
 
     Returns:
         A hash, hexadecimal.
     """
     run = recording.run(index)
     digest = hashlib.sha256(_code())
-    for name, metric in own.items():
-        digest.update(name.encode() + _source_of(metric))
     digest.update(
         repr([(name, run.tensor(name).shape, run.tensor(name).dtype) for name in run.names]).encode()
     )
@@ -68,15 +62,6 @@ def fingerprint(recording: Recording, index: int, own: Mapping[str, RowMetric] =
     except UserError:
         digest.update(b"no masks")
     return digest.hexdigest()
-
-
-def _source_of(metric: RowMetric) -> bytes:
-    """Returns the file that a metric's function is in; where there is none, what it is called."""
-    try:
-        file = inspect.getsourcefile(metric.measure)
-    except TypeError:  # a callable object
-        file = inspect.getsourcefile(type(metric.measure))
-    return Path(file).read_bytes() if file and Path(file).exists() else repr(metric.measure).encode()
 
 
 def save_run(path: Path, fingerprint: str, measures: RunMeasures) -> None:

@@ -118,10 +118,10 @@ class LiveFeed:
                 self._tell(seen.step, seen.failure)
 
     def _tell(self, step: int, failure: Exception) -> None:
-        cause = f"{type(failure).__name__}: {failure}"
+        cause = str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
         print(
-            f"flannel-pl: live metrics end at step {step}, where they failed with {cause}; training and "
-            "recording go on without them",
+            f"flannel-pl: live metrics end at step {step}: {cause}; training and recording go on without "
+            "them",
             file=sys.stderr,
         )
         self._note("live_metrics_failed", run=self._run, step=step, cause=cause)
