@@ -24,11 +24,14 @@ from flannel_pl.adapters.options import RecorderOptions
 from flannel_pl.adapters.wrapping import Wrapped
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.label import RunLabel
-from flannel_pl.quantities.core.optimizing import inner_optimizer
+from flannel_pl.quantities.core.optimizers import inner_optimizer
 from flannel_pl.quantities.core.recorder import RunRecorder
+from flannel_pl.quantities.core.returned import Giving
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.reader import Recording
+
+_GIVING = Giving("the model returned", "return", "a loss", "logits of shape (B, T, V)")
 
 STATE_FILE = "flannel_pl"
 """In a checkpoint's folder: what quantities remember."""
@@ -52,7 +55,12 @@ def record(trainer: Trainer, folder: str | Path, **options: Any) -> "TrainerReco
         >>> flannel_pl.hf.record(trainer, "runs/mine", parameters={"E": "wte.weight"})  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
-    recorder = TrainerRecorder(trainer, Path(folder), RecorderOptions(**options))
+    if not isinstance(trainer, Trainer):
+        raise UserError(
+            f"trainer is of type {type(trainer).__name__}, expected a transformers.Trainer: "
+            'record(trainer, "runs/mine", ...)'
+        )
+    recorder = TrainerRecorder(trainer, folder, RecorderOptions.of(options))
     trainer.add_callback(recorder)
     return recorder
 
@@ -66,7 +74,7 @@ class TrainerRecorder(TrainerCallback):
         options: What is recorded.
     """
 
-    def __init__(self, trainer: Any, folder: Path, options: RecorderOptions) -> None:
+    def __init__(self, trainer: Any, folder: str | Path, options: RecorderOptions) -> None:
         if trainer.model is None:
             raise UserError(
                 "the Trainer has no model yet; give it one (model=...), not model_init, to record it"
@@ -145,6 +153,7 @@ class TrainerRecorder(TrainerCallback):
                 may_skip=scaler is not None,
                 may_change_rate=True,
                 go_on="go on with it (trainer.train(resume_from_checkpoint=...))",
+                giving=_GIVING,
             )
         )
 

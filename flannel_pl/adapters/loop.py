@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flannel_pl.adapters.options import RecorderOptions, whole
+from flannel_pl.adapters.options import RecorderOptions
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.core.config import whole
 from flannel_pl.quantities.core.label import RunLabel
-from flannel_pl.quantities.core.optimizing import inner_optimizer
+from flannel_pl.quantities.core.optimizers import inner_optimizer
 from flannel_pl.quantities.core.recorder import RunRecorder
+from flannel_pl.quantities.core.returned import Giving
 from flannel_pl.quantities.core.training import Training
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.reader import Recording
+
+_GIVING = Giving("the recorder was given", "give it", "loss=loss", "logits=logits[0, -1].detach()")
 
 
 class Recorder:
@@ -59,7 +63,7 @@ class Recorder:
         scaler: Any = None,
         **options: Any,
     ) -> None:
-        self._options = RecorderOptions(**options)
+        self._options = RecorderOptions.of(options)
         self._model, self._scaler = model, scaler
         self._optimizers: list[Any] = [
             inner_optimizer(one) for one in (optimizer if isinstance(optimizer, Sequence) else [optimizer])
@@ -70,7 +74,7 @@ class Recorder:
         if self._steps is not None and self._steps < 1:
             raise UserError(f"steps is {steps}, expected at least 1, or None if nobody knows")
         self._core = RunRecorder(
-            Path(folder),
+            folder,
             self._options.config(model),
             label=RunLabel(seed=self._options.seed),
             overwrite=self._options.overwrite,
@@ -94,6 +98,7 @@ class Recorder:
             may_skip=self._scaler is not None,
             may_change_rate=True,
             go_on="go on with it (load_state_dict with what state_dict had returned)",
+            giving=_GIVING,
         )
         try:
             self._core.listen(self._model, self._options.token_sets, in_training_mode=True)
@@ -198,10 +203,11 @@ class Recorder:
         """
         if self._core.is_recording:
             raise UserError("load_state_dict comes before the recording begins: before `with recorder:`")
-        if "step" not in state:
-            there = ", ".join(map(str, state)) or "nothing"
+        if not isinstance(state, Mapping) or "step" not in state:
+            there = list(map(str, state)) if isinstance(state, Mapping) else [type(state).__name__]
             raise UserError(
-                f"the recorder is given a state of {there}, expected what its state_dict had returned"
+                f"the recorder is given a state of {', '.join(there) or 'nothing'}, expected what its "
+                "state_dict had returned"
             )
         self._step = int(state["step"])
         self._core.load_state_dict(state, step=self._step)

@@ -1,14 +1,14 @@
 """What a script may ask for, in a plain loop as with `transformers.Trainer`."""
 
-import operator
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core.config import RecorderConfig, as_config, by_alias
+from flannel_pl.quantities.core.config import RecorderConfig, as_config, by_alias, whole
 from flannel_pl.quantities.core.tokens import as_token_sets
 from flannel_pl.quantities.naming import is_pattern, what_there_is
 from flannel_pl.quantities.quantity import Quantity
@@ -52,12 +52,23 @@ class RecorderOptions:
         Raises:
             UserError: If they are none.
         """
-        for name in ("token_sets", "dtypes"):
-            if not isinstance(getattr(self, name) or {}, Mapping):
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected a dict")
-        for name in ("every_n_steps", "seed"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        object.__setattr__(self, "seed", whole("seed", self.seed))
         object.__setattr__(self, "token_sets", as_token_sets(self.token_sets))
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "RecorderOptions":
+        """Returns the options that a script has given.
+
+        Raises:
+            UserError: If there is none of that name.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in given:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+                raise UserError(f"{name!r} is no option of a recorder; {hint}")
+        return cls(**given)
 
     def config(self, model: nn.Module) -> RecorderConfig:
         """Returns what a recorder is asked for.
@@ -65,6 +76,8 @@ class RecorderOptions:
         Raises:
             UserError: If that cannot be, or no parameter is named.
         """
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model is of type {type(model).__name__}, expected a torch.nn.Module")
         parameter, others = _divided(self.parameters, model)
         return as_config(
             parameter,
@@ -75,25 +88,6 @@ class RecorderOptions:
             quantities=self.quantities,
             parameters=others,
         )
-
-
-def whole(name: str, given: Any) -> Any:
-    """Returns a whole number, of Python's own; None as it is.
-
-    Args:
-        name: Of the argument, for the message.
-        given: What was given for it.
-
-    Raises:
-        UserError: If it is something else, or larger than 64 bits.
-    """
-    try:
-        number = None if given is None else operator.index(given)
-    except TypeError:
-        raise UserError(f"{name} is {given!r}, expected a whole number") from None
-    if number is not None and not -(2**63) <= number < 2**63:
-        raise UserError(f"{name} is {given}, expected a number of at most 64 bits")
-    return number
 
 
 def _divided(

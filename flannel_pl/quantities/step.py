@@ -18,8 +18,13 @@ class Optimizing(Protocol):
     def gradient_norm(self) -> Tensor:
         """Returns the norm of the gradients of all parameters that the optimizer holds."""
 
-    def state(self, key: str, parameter: Tensor, *, of: str, wanted: str) -> Tensor:
-        """Returns what the optimizer keeps of a parameter; zeros as long as that is not there."""
+    def state(
+        self, key: str, parameter: Tensor | None = None, *, of: str = ..., wanted: str | None = None
+    ) -> Tensor:
+        """Returns what the optimizer keeps of a parameter (None: the recorded one); zeros before it does.
+
+        `of` and `wanted` name parameter and column in messages.
+        """
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Records a run that Lightning trains: a callback, which tells the recorder's core of Lightning's moments.
 
-It is given a parameter's name and knows nothing of the model around it, so any LightningModule can be
-recorded.
+It knows parameters by their names and nothing of the model around them: any LightningModule can be recorded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from flannel_pl.quantities.quantity import Quantity
 from flannel_pl.recording.arithmetic import AUTOCAST
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.schema import RecordingSchema
+from flannel_pl.recording.reader import Recording
 
 
 class StepRecorder(Callback):
@@ -72,8 +72,8 @@ class StepRecorder(Callback):
             tells.
         dtypes: Type to record a tensor in: bfloat16, float16, float32 or float64; its own (default; of the
             loss, which `losses_f32` has in float32, bfloat16) loses nothing.
-        tokens: Rows of the parameter to record: `all`, `dead`, `live` (as the data module's `token_sets`
-            names them), or the path of a text file with one token id per line.
+        tokens: Rows to record: `all`, the name of one of the data module's `token_sets`, e.g. `dead`, or the
+            path of a text file with one token id per line.
         every_n_steps: Steps from one recorded row to the next.
         checkpoint_every: Steps from one checkpoint to the next; None = none. Training that goes on from one
             (`Trainer.fit(ckpt_path=...)`) goes on with the unfinished recording.
@@ -86,9 +86,8 @@ class StepRecorder(Callback):
             `all`; or one name or pattern, which is its own alias. Each has `alias/values`, `alias/grads`,
             `alias/momentum` and `alias/variance`, as far as those are in `tensors`, and its values where none
             of them is; a buffer has only values.
-        live: Metrics to log through `trainer.logger` while training goes on, some of origin_radius,
-            centroid_radius, speed and frozen_fraction, see docs/live.md: of each of the data's token sets, as
-            in `dead/speed`, of all tokens if it has none; every `trainer.log_every_n_steps` steps.
+        live: Metrics to log through `trainer.logger` every `trainer.log_every_n_steps` steps, e.g.
+            origin_radius, see docs/live.md.
 
     Raises:
         UserError: If a tensor, type, token or interval cannot be recorded; before training starts.
@@ -130,7 +129,7 @@ class StepRecorder(Callback):
                 in_experiment=in_experiment,
             )
             self.core = RunRecorder(
-                Path(folder),
+                folder,
                 self.config,
                 label=label,
                 note=note,
@@ -151,6 +150,10 @@ class StepRecorder(Callback):
         self._num_steps: int | None = None
         self._ended = ""
         self._is_resumed_at_end = False
+
+    def open(self) -> Recording:
+        """Opens what is recorded so far for reading, also while training goes on."""
+        return self.core.open()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -1,11 +1,12 @@
 """From what quantities declare to the columns of a file."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from flannel_pl.errors import UserError
+from flannel_pl.quantities.core.blame import blamed
 from flannel_pl.quantities.quantity import Column, Quantity
 from flannel_pl.quantities.subject import Subject
 from flannel_pl.recording.formats.columns import ColumnSpec
@@ -36,13 +37,24 @@ def declared_columns(quantities: Iterable[Quantity], subject: Subject) -> dict[s
     """
     found: dict[str, tuple[Quantity, Column]] = {}
     for quantity in quantities:
-        for column in quantity.columns(subject):
+        for column in _columns(quantity, subject):
             _refuse_declaration(quantity, column)
             if column.name in found:
                 both = " and ".join(type(one).__name__ for one in (found[column.name][0], quantity))
                 raise UserError(f"{both} both declare a column {column.name}; give one of them another name")
             found[column.name] = (quantity, column)
     return found
+
+
+def _columns(quantity: Quantity, subject: Subject) -> Sequence[Column]:
+    kind = type(quantity)
+    if kind.columns is Quantity.columns:
+        raise UserError(f"{kind.__name__} declares no columns; it needs a method columns(self, subject)")
+    with blamed(quantity):
+        columns = quantity.columns(subject)
+    if not isinstance(columns, Sequence) or not all(isinstance(one, Column) for one in columns):
+        raise UserError(f"{kind.__name__}.columns returned {columns!r}, expected a list of Column")
+    return columns
 
 
 def _refuse_declaration(quantity: Quantity, column: Column) -> None:

@@ -1,6 +1,8 @@
 """What is asked of a recorder, and the quantities that follow from it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,18 +127,54 @@ def as_config(
     live: Sequence[str] | None = None,
     in_experiment: bool = False,
 ) -> RecorderConfig:
-    """Returns what a script or an experiment has asked for; one name is a list of one."""
+    """Returns what a script or an experiment has asked for; one name is a list of one.
+
+    Raises:
+        UserError: If something of it is of another kind.
+    """
+    if not isinstance(parameter, str | None):
+        several = "; several are parameters={...}" if isinstance(parameter, Mapping) else ""
+        raise UserError(
+            f"parameter is of type {type(parameter).__name__}, expected its name as in named_parameters(), "
+            f'e.g. "emb.weight"{several}'
+        )
+    if not isinstance(tokens, str | os.PathLike):
+        raise UserError(
+            f"tokens is {tokens!r}, expected all, the name of a token set, or the path of a file with ids; a "
+            'list of ids has a name in token_sets, e.g. token_sets={"mine": [3, 5]}, tokens="mine"'
+        )
+    if not isinstance(dtypes, Mapping | None):
+        raise UserError(f"dtypes is {dtypes!r}, expected a dict from column to type")
     return RecorderConfig(
         parameter,
-        None if tensors is None else _several(tensors),
+        None if tensors is None else _several("tensors", tensors),
         not in_experiment,
-        dict(dtypes or {}),
+        {name: str(dtype).removeprefix("torch.") for name, dtype in (dtypes or {}).items()},
         str(tokens),
-        every_n_steps,
+        whole("every_n_steps", every_n_steps),
         _quantities(quantities),
         by_alias(parameters),
-        _several(live or ()),
+        _several("live", live or ()),
     )
+
+
+def whole(name: str, given: Any) -> Any:
+    """Returns a whole number, of Python's own; None as it is.
+
+    Args:
+        name: Of the argument, for the message.
+        given: What was given for it.
+
+    Raises:
+        UserError: If it is something else, or larger than 64 bits.
+    """
+    try:
+        number = None if given is None else operator.index(given)
+    except TypeError:
+        raise UserError(f"{name} is {given!r}, expected a whole number") from None
+    if number is not None and not -(2**63) <= number < 2**63:
+        raise UserError(f"{name} is {given}, expected a number of at most 64 bits")
+    return number
 
 
 def by_alias(parameters: Any) -> dict[str, str]:
@@ -149,10 +187,13 @@ def by_alias(parameters: Any) -> dict[str, str]:
         return {parameters: parameters}
     if parameters is None:
         return {}
-    is_mapping = isinstance(parameters, Mapping)
-    if not is_mapping or not all(isinstance(name, str) for pair in parameters.items() for name in pair):
+    found = repr(parameters)
+    if isinstance(parameters, Mapping):
+        wrong = [pair for pair in parameters.items() if not all(isinstance(name, str) for name in pair)]
+        found = "".join(f"{alias!r} for a {type(name).__name__}" for alias, name in wrong[:1])
+    if found:
         raise UserError(
-            f"parameters is {parameters!r}, expected an alias for each name, e.g. "
+            f"parameters is {found}, expected an alias for each name, e.g. "
             '{"E": "emb.weight", "bias": "head.bias"}; or one name or pattern'
         )
     return dict(parameters)
@@ -167,5 +208,8 @@ def _quantities(given: Any) -> tuple[Quantity, ...]:
     return several
 
 
-def _several(names: Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _several(option: str, given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{option} is {given!r}, expected a list of names")
+    return names

@@ -15,11 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.keeping import kept_state
+from flannel_pl.quantities.core.optimizers import TELLS
 from flannel_pl.quantities.core.rows import kept_as_it_is
 from flannel_pl.recording.formats.schema import RECORDABLE
-
-_TELLS = "_optimizer_step_post_hooks"
-"""What an optimizer has that tells of its steps."""
 
 
 class OptimizerWatch:
@@ -56,7 +54,7 @@ class OptimizerWatch:
         if may_skip or may_change_rate:
             self._hooks = [register_optimizer_step_post_hook(self._somebody_has_stepped)]
             holder = self._optimizer_of(parameter)
-            if hasattr(holder, _TELLS):
+            if hasattr(holder, TELLS):
                 self._hooks.append(holder.register_step_post_hook(self._has_stepped))
             elif may_skip:
                 raise UserError(
@@ -98,7 +96,7 @@ class OptimizerWatch:
         silent = [
             one
             for one in self.optimizers
-            if hasattr(one, _TELLS) and not any(one is who for who in self._stepped)
+            if hasattr(one, TELLS) and not any(one is who for who in self._stepped)
         ]
         idle = {id(held) for one in silent for group in one.param_groups for held in group["params"]}
         for stranger in strangers:
@@ -216,19 +214,26 @@ class OptimizerWatch:
         dtypes = {name: kept.get(key, parameter.dtype) for name, key in wanted.items()}
         return {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}
 
-    def state(self, key: str, parameter: Tensor | None = None, *, of: str, wanted: str) -> Tensor:
+    def state(
+        self,
+        key: str,
+        parameter: Tensor | None = None,
+        *,
+        of: str = "the parameter",
+        wanted: str | None = None,
+    ) -> Tensor:
         """Returns what the optimizer keeps of a parameter after a step; zeros as long as that is not there.
 
         Args:
             key: Its name in the optimizer's state.
             parameter: None = the recorded one.
             of: The parameter's name, for the message.
-            wanted: The name of the recorded tensor, for the message.
+            wanted: The name of the recorded tensor, for the message; None = the key.
 
         Raises:
             UserError: If it is not there and the optimizer could not be asked before, or of another shape.
         """
-        parameter = self.parameter if parameter is None else parameter
+        parameter, wanted = self.parameter if parameter is None else parameter, wanted or key
         kept = self._optimizer_of(parameter).state.get(parameter, {})  # reading must not make an entry
         found = kept.get(key)
         if isinstance(found, Tensor):
@@ -277,61 +282,6 @@ class OptimizerWatch:
         # A fused optimizer is called in any case, and leaves the step out on the device.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = False if found_inf is None else found_inf != 0
-
-
-def refuse_optimizers(
-    module: nn.Module, optimizers: Sequence[Optimizer], recorded: Mapping[str, Tensor] | None
-) -> None:
-    """Refuses optimizers that do not train what is recorded.
-
-    Args:
-        module: What is trained.
-        optimizers: What steps it.
-        recorded: Name -> parameter, of those that are named to be recorded with what an optimizer keeps of
-            them; None if that is recorded of none.
-
-    Raises:
-        UserError: If an optimizer takes several gradients per step, or none holds such a parameter, although
-            it requires a gradient. One that does not may be given to an optimizer later.
-    """
-    for one in optimizers:
-        if isinstance(one, torch.optim.LBFGS):
-            raise UserError(several_gradients(type(one).__name__))
-    if recorded is None:
-        return
-    held = {id(each) for one in optimizers for group in one.param_groups for each in group["params"]}
-    parameters = list(module.parameters())
-    if any(one.requires_grad for one in parameters) and not any(id(one) in held for one in parameters):
-        kinds = " and ".join(dict.fromkeys(type(one).__name__ for one in optimizers))
-        raise UserError(
-            f"{kinds} holds no parameter of {type(module).__name__}, so it trains another model; make it "
-            "from this one's parameters()"
-        )
-    if idle := [name for name, one in recorded.items() if one.requires_grad and id(one) not in held]:
-        raise UserError(
-            f"no optimizer of this training holds {' and '.join(idle)}, which requires a gradient, so "
-            "nothing would move it; give it to one, and that one to the recorder, or freeze it "
-            "(requires_grad_(False)), or record it without what an optimizer keeps: "
-            'tensors ["embeddings", "grads", "losses"]'
-        )
-
-
-def several_gradients(kind: str) -> str:
-    """Returns why an optimizer of a kind cannot be recorded that takes several gradients per step."""
-    return (
-        f"{kind} evaluates the gradient several times per step, so there is no one gradient to record; "
-        "use an optimizer that does not"
-    )
-
-
-def inner_optimizer(optimizer: Any) -> Any:
-    """Returns the optimizer that a wrapper of Lightning or accelerate steps; that itself, if it is none."""
-    inner = getattr(optimizer, "optimizer", None)
-    # One that keeps something of its own is more than a wrapper.
-    is_wrapper = isinstance(inner, Optimizer) and (
-        not hasattr(optimizer, _TELLS) or optimizer.state is inner.state
-    )
-    return inner if is_wrapper else optimizer
 
 
 def _is_unscaled(scaler: Any, optimizer: Optimizer) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.columns import declared_columns, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig
-from flannel_pl.quantities.core.optimizing import OptimizerWatch, refuse_optimizers
+from flannel_pl.quantities.core.optimizers import refuse_optimizers
+from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.quantities.core.row import dtype_name
 from flannel_pl.quantities.core.tokens import token_tensors
 from flannel_pl.quantities.core.training import Training

@@ -3,6 +3,7 @@
 Adapters call it at the moments of a step; `rows.py` fills the rows, the writer brings them to the disk.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,7 +18,8 @@ from flannel_pl.quantities.core.config import RecorderConfig
 from flannel_pl.quantities.core.hold import hold_folder
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.listening import Listener
-from flannel_pl.quantities.core.optimizing import OptimizerWatch, several_gradients
+from flannel_pl.quantities.core.optimizers import several_gradients
+from flannel_pl.quantities.core.optimizing import OptimizerWatch
 from flannel_pl.quantities.core.passes import Passes
 from flannel_pl.quantities.core.remembering import go_on_with, remembered
 from flannel_pl.quantities.core.rows import StepEnd
@@ -51,7 +53,7 @@ class RunRecorder:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | os.PathLike[str],
         config: RecorderConfig,
         *,
         label: RunLabel | None = None,
@@ -59,8 +61,10 @@ class RunRecorder:
         in_experiment: bool = False,
         overwrite: bool = False,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise UserError(f"the folder to record into is of type {type(folder).__name__}, expected a path")
         # A script may go to another folder while it trains.
-        self.paths = RunPaths(folder if in_experiment else folder.absolute())
+        self.paths = RunPaths(Path(folder) if in_experiment else Path(folder).absolute())
         self.config, self.label = config, label or RunLabel()
         self._note = note or (lambda event, **fields: None)
         self.in_experiment, self._overwrite = in_experiment, overwrite

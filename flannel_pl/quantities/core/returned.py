@@ -1,11 +1,35 @@
-"""What `training_step` returned for the batches of one step: their loss, and a row of logits."""
+"""What the batches of one step give: their loss, and a row of logits."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flannel_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Giving:
+    """How loss and logits come to the recorder, in words."""
+
+    gave: str
+    """Who did what, e.g. `training_step returned`."""
+
+    give: str
+    """What one does, e.g. `return`."""
+
+    loss: str
+    logits: str
+    """What one gives, as code."""
+
+
+FROM_TRAINING_STEP = Giving(
+    "training_step returned",
+    "return",
+    '{"loss": loss, ...}',
+    '{"loss": loss, "logits": logits[0, -1].detach()}',
+)
 
 
 class Returned:
@@ -15,11 +39,19 @@ class Returned:
         parameter: Name of the recorded parameter, for messages.
         num_logits: V, one logit for each of its rows; None if logits are not recorded.
         logits_are_optional: Whether logits of another shape are passed over.
+        giving: How it comes here, for messages.
     """
 
-    def __init__(self, parameter: str, num_logits: int | None, *, logits_are_optional: bool = False) -> None:
+    def __init__(
+        self,
+        parameter: str,
+        num_logits: int | None,
+        *,
+        logits_are_optional: bool = False,
+        giving: Giving = FROM_TRAINING_STEP,
+    ) -> None:
         self._parameter, self._num_logits = parameter, num_logits
-        self._logits_are_optional = logits_are_optional
+        self._logits_are_optional, self._giving = logits_are_optional, giving
         self.clear()
 
     def clear(self) -> None:
@@ -40,14 +72,13 @@ class Returned:
         """
         if outputs is None or outputs == {}:
             return False
+        giving = self._giving
         if not isinstance(outputs, dict) or "loss" not in outputs:
-            raise UserError(
-                'training_step returned no loss to record; return {"loss": loss, ...} from every batch'
-            )
+            raise UserError(f"{giving.gave} no loss to record; {giving.give} {giving.loss} from every batch")
         loss = outputs["loss"].detach()
         if loss.numel() != 1:
             raise UserError(
-                f"training_step returned a loss of shape {tuple(loss.shape)}, expected one number; return "
+                f"{giving.gave} a loss of shape {tuple(loss.shape)}, expected one number; {giving.give} "
                 "its mean"
             )
         # A sum of a few bfloat16 has not even two digits.
@@ -86,23 +117,24 @@ class Returned:
         return None if is_missing else self._checked(outputs)
 
     def _checked(self, outputs: dict[str, Any]) -> Tensor:
+        giving = self._giving
         if "logits" not in outputs:
             raise UserError(
-                "recorder.tensors has 'logits', but training_step does not return them; return "
-                '{"loss": loss, "logits": logits[0, -1].detach()} or leave them out of recorder.tensors'
+                f"recorder.tensors has 'logits', but {giving.gave} none; {giving.give} {giving.logits} or "
+                "leave them out of recorder.tensors"
             )
-        logits_V = outputs["logits"]
+        logits_V, gave, give = outputs["logits"], giving.gave, giving.give
         if not isinstance(logits_V, Tensor) or not logits_V.is_floating_point():
             got = logits_V.dtype if isinstance(logits_V, Tensor) else type(logits_V).__name__
             raise UserError(
-                f"training_step returned logits of type {str(got).removeprefix('torch.')}, expected a tensor "
-                "of a real floating point type; return such, or leave them out of recorder.tensors"
+                f"{gave} logits of type {str(got).removeprefix('torch.')}, expected a tensor of a real "
+                f"floating point type; {give} such, or leave them out of recorder.tensors"
             )
         if logits_V.shape != (self._num_logits,):
             raise UserError(
-                f"training_step returned logits of shape {tuple(logits_V.shape)}, expected "
-                f"{(self._num_logits,)}: one for every row of {self._parameter}; return those of one "
-                "position, or leave them out of recorder.tensors"
+                f"{gave} logits of shape {tuple(logits_V.shape)}, expected {(self._num_logits,)}: one for "
+                f"every row of {self._parameter}; {give} those of one position, or leave them out of "
+                "recorder.tensors"
             )
         return logits_V
 

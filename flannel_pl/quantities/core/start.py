@@ -151,7 +151,8 @@ class Start:
             optional=plan.optional,
         )
         optional = "logits" in plan.optional
-        return rows, Returned(self.first.name, num_logits, logits_are_optional=optional)
+        returned = Returned(self.first.name, num_logits, logits_are_optional=optional, giving=training.giving)
+        return rows, returned
 
     @property
     def _num_tokens(self) -> int:

@@ -53,6 +53,8 @@ def as_token_sets(sets: Mapping[str, Any]) -> dict[str, TokenIds]:
     Raises:
         UserError: If one is something else, e.g. a mask.
     """
+    if not isinstance(sets, Mapping):
+        raise UserError(f"token_sets is {sets!r}, expected a dict from names to token ids")
     return {name: _ids(name, given) for name, given in sets.items()}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flannel_pl.quantities.core.returned import FROM_TRAINING_STEP, Giving
 from flannel_pl.quantities.core.tokens import TokenIds
 
 
@@ -52,6 +53,9 @@ class Training:
 
     go_on: str = "go on with it"
     """How an unfinished recording is gone on with, in words."""
+
+    giving: Giving = FROM_TRAINING_STEP
+    """How loss and logits come to the recorder."""
 
     who_changes: Callable[[], str] = _somebody
     """Says who may change weights between a row and the next gradient, and where it would be right."""
