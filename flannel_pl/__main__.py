@@ -45,7 +45,7 @@ def _explained(words: list[str], *, debug: bool) -> int:
         return 1
     except Interrupted as interruption:
         again = shlex.join(["flannel-pl", *words])
-        lost = "nothing is lost, go on" if interruption.keeps_all else "it begins anew"
+        lost = "nothing is lost, go on" if interruption.keeps_all else "what is not finished begins anew"
         print(f"stopped by {interruption}; {lost} with: {again}", file=sys.stderr)
         return 128 + interruption.signal_number
     except KeyboardInterrupt:

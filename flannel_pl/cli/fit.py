@@ -121,6 +121,7 @@ def _fit_all(request: Request, plan: Plan) -> int:
                     events=events,
                     finished=background.add if background else lambda index: None,
                     launcher=request.launcher,
+                    keeps_all=request.keeps_all,
                 )
             if not summarized(request, outcomes):
                 return 1

@@ -43,6 +43,9 @@ class Request:
     first: CheckedRun
     """What is known of the first run."""
 
+    keeps_all: bool
+    """Whether every run that is interrupted goes on with what it has."""
+
     types: list[str]
     """Lines that say in which types runs compute, and what is recorded in narrower ones."""
 
@@ -74,8 +77,10 @@ def understand(words: list[str]) -> Request:
     if record is not None:
         record = as_begun(experiment, record, data_changes(experiment, record, first.digests))
     launcher, runs = find_launcher(experiment), unfinished_runs(experiment)
+    has_checkpoints = experiment.config.launch.checkpoint_every is not None
+    keeps_all = has_checkpoints and not any(run.notice for run in checked.values())
     if record is not None and not runs:
-        return Request(experiment, launcher, record, None, first, [], words)
+        return Request(experiment, launcher, record, None, first, keeps_all, [], words)
     if runs:
         refuse_beside_jobs(experiment)
     check_writable(experiment.paths.folder.parent)
@@ -92,7 +97,7 @@ def understand(words: list[str]) -> Request:
     if record is None:
         _refuse_equal_runs(experiment, checked, accelerator=plan.slots[0].accelerator)
     types = types_in_words({run.index: checked[run.index] for run in experiment.selected})
-    return Request(experiment, launcher, record, plan, first, types, words)
+    return Request(experiment, launcher, record, plan, first, keeps_all, types, words)
 
 
 def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:

@@ -59,6 +59,7 @@ def train_all(
     events: EventLog,
     finished: Callable[[int], object],
     launcher: Launcher | None = None,
+    keeps_all: bool = True,
 ) -> list[Outcome]:
     """Trains `runs` on `slots` and returns how each ended, in the order of their numbers.
 
@@ -72,6 +73,7 @@ def train_all(
         events: Told of every start and end.
         finished: Called with the number of every run that has finished.
         launcher: What starts them; None = the one that the config asks for.
+        keeps_all: Whether a run that is interrupted goes on with what it has.
 
     Raises:
         Interrupted: On a signal, after every run has been stopped.
@@ -79,7 +81,11 @@ def train_all(
     """
     launcher = launcher or find_launcher(experiment)
     with _caught_signals() as signals, Progress(experiment, runs) as progress:
-        return _Launch(launcher, runs, slots, work, events, progress, finished).train(signals)
+        launch = _Launch(launcher, runs, slots, work, events, progress, finished)
+        outcomes = launch.train(signals)
+        if outcomes is None:
+            raise Interrupted(signals[0], keeps_all=keeps_all)
+        return outcomes
 
 
 class _Launch:
@@ -104,7 +110,8 @@ class _Launch:
         self.outcomes: list[Outcome] = []
         self.max_at_once = len(slots)
 
-    def train(self, signals: list[int]) -> list[Outcome]:
+    def train(self, signals: list[int]) -> list[Outcome] | None:
+        """Trains every run and returns how each ended; None if a signal came."""
         try:
             while self.waiting or self.workers:
                 self._start_waiting()
@@ -112,7 +119,7 @@ class _Launch:
                 check_held(self.experiment.paths.folder, look=False)
                 if signals:
                     self._stop(signals)
-                    raise Interrupted(signals[0])
+                    return None
                 for worker, state in ended:
                     self._collect(worker, state)
                 self.progress.update()

@@ -9,7 +9,7 @@ Shape suffixes: V recorded tokens, S tokens of a set, D dimensions.
 
 import importlib
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,12 +117,15 @@ ROW_METRICS = {
 """Name -> what is measured. A further one is a further line."""
 
 
-def find_metrics(names: Iterable[str], *, option: str) -> dict[str, RowMetric]:
+def find_metrics(
+    names: Iterable[str], *, option: str, table: Mapping[str, RowMetric] = ROW_METRICS
+) -> dict[str, RowMetric]:
     """Returns metrics by their short names.
 
     Args:
         names: Those of the table, or import paths, whose last part is the short name.
         option: Who asks, for messages.
+        table: Those that need no import path.
 
     Raises:
         UserError: If there is none of that name, or two have the same.
@@ -132,13 +135,14 @@ def find_metrics(names: Iterable[str], *, option: str) -> dict[str, RowMetric]:
         short = name.rpartition(".")[2]
         if short in found:
             raise UserError(f"{option} has two metrics {short}; give one of them another name")
-        found[short] = ROW_METRICS[name] if name in ROW_METRICS else _imported(name, option)
+        found[short] = table[name] if name in table else _imported(name, option, table)
     return found
 
 
-def _imported(name: str, option: str) -> RowMetric:
+def _imported(name: str, option: str, table: Collection[str]) -> RowMetric:
     place, _, attribute = name.rpartition(".")
-    expected = f"expected some of {', '.join(ROW_METRICS)}, or the import path of a RowMetric"
+    known = f"some of {', '.join(table)}, or " if table else ""
+    expected = f"expected {known}the import path of a RowMetric, e.g. my_lab.alignment"
     if not place:
         raise UserError(f"{option} has {name!r}, {expected}")
     try:

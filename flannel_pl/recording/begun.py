@@ -22,9 +22,10 @@ def how_it_goes_on(partial: Path) -> str:
     Args:
         partial: The recording.
     """
-    if not is_from_python(partial):
-        return "flannel-pl fit goes on with this run from its last checkpoint"
     known = RunPaths(partial.parent).checkpoints()
+    if not is_from_python(partial):
+        there = "goes on with this run from its last checkpoint"
+        return f"flannel-pl fit {there if known else 'begins this run anew, since it has no checkpoint yet'}"
     if not known:
         return (
             "the script that began it goes on from a checkpoint, if it has made one elsewhere, since none "

@@ -120,11 +120,15 @@ def test_one_that_fails_is_told_by_name(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("alignmint.alignment", r"--metrics has 'alignmint\.alignment', expected some of .*No module named"),
+        (
+            "alignmint.alignment",
+            r"'alignmint\.alignment', expected the import path .*No module named",
+        ),
         ("alignment.nothing", r"--metrics has 'alignment\.nothing', expected .* has no attribute 'nothing'"),
-        ("tests.analysis.test_own_metric.number", r"which is a int, expected some of origin_radius,"),
-        ("tests.analysis.test_own_metric.speed", r"--metrics has speed, which every report has"),
-        ("token_speed", r"--metrics has 'token_speed', expected some of origin_radius"),
+        ("tests.analysis.test_own_metric.number", r"which is a int, expected the import path of a Ro"),
+        ("tests.analysis.test_own_metric.speed", r"--metrics has speed, which every report has; give yours"),
+        ("alinement", r"--metrics has 'alinement', expected the import path of a RowMetric, e\.g\. my_lab"),
+        ("token_speed", r"--metrics has token_speed, which every report has; leave it out"),
     ],
 )
 def test_what_is_none_is_refused(recording: Path, name: str, sentence: str) -> None:

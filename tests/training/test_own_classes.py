@@ -1,7 +1,10 @@
 """Anybody's model and data, by class_path: read, refused, recorded, and gone on with."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +290,7 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [("Data", "nothing is lost, go on"), ("Stateless", "it begins anew")]
+    ("data", "said"), [("Data", "nothing is lost, go on"), ("Stateless", "what is not finished begins anew")]
 )
 def test_a_run_that_is_stopped_says_whether_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: str, said: str
@@ -296,6 +299,33 @@ def test_a_run_that_is_stopped_says_whether_it_goes_on(
     given = ["--model", "tests.training.lab.Net", "--data", f"tests.training.lab.{data}", *ALL]
     assert main(["fit", *given, *words(tmp_path, "--experiment.seeds", "1")]) == 143
     assert f"stopped by SIGTERM; {said} with: flannel-pl fit" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "said", "then"),
+    [
+        ("Data", "nothing is lost, go on", "goes on with this run from its last checkpoint"),
+        ("Stateless", "what is not finished begins anew", "begins this run anew, since it has no checkpoint"),
+    ],
+)
+def test_runs_that_are_interrupted_say_whether_they_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str, said: str, then: str
+) -> None:
+    given = ["--model", "tests.training.lab.Net", "--data", f"tests.training.lab.{data}", *ALL]
+    given += ["--experiment.seeds", "1..2", "--launch.devices", "2"]
+    command = [sys.executable, "-m", "flannel_pl", "fit", *given, *words(tmp_path, steps=10**6)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    runs = [tmp_path / "x" / f"run_{index}" for index in (0, 1)]
+    while not all((run / "recording.partial").exists() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"stopped by SIGINT; {said} with: flannel-pl fit" in stderr
+    assert main(["verify", str(runs[0])]) == 1
+    assert then in capsys.readouterr().out
 
 
 def test_a_validation_moves_no_random_number_of_the_training(tmp_path: Path) -> None:

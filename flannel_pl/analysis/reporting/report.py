@@ -122,8 +122,11 @@ def _refuse(paths: Sequence[str | Path], token_set: str) -> None:
 
 def _own_metrics(names: Sequence[str]) -> dict[str, RowMetric]:
     """Returns somebody's own metrics, none of which is called like one that every report has."""
-    own = find_metrics(names, option="--metrics")
-    if taken := own.keys() & {*ROW_METRICS, *(kind.name for kind in GALLERY), *EVERY_SERIES}:
+    known = {*ROW_METRICS, *(kind.name for kind in GALLERY), *EVERY_SERIES}
+    if needless := known.intersection(names):
+        raise UserError(f"--metrics has {', '.join(sorted(needless))}, which every report has; leave it out")
+    own = find_metrics(names, option="--metrics", table={})
+    if taken := known.intersection(own):
         raise UserError(
             f"--metrics has {', '.join(sorted(taken))}, which every report has; give yours another name"
         )
