@@ -143,6 +143,32 @@ def test_it_goes_on_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     assert all(whole[name].tobytes() == cut[name].tobytes() for name in whole)
 
 
+@pytest.mark.parametrize("begun", [None, 20, 8, 4])
+def test_it_goes_on_with_as_many_steps_as_there_are_now(tmp_path: Path, begun: int | None) -> None:
+    net, optimizer = setup()
+    recorder = Recorder(tmp_path, net, optimizer, parameters=E, steps=begun)
+    with contextlib.suppress(ArithmeticError), recorder:
+        for batch in ALL[:3]:
+            one_step(recorder, net, optimizer, batch)
+        state = recorder.state_dict()
+        raise ArithmeticError("trip")
+    recorder = Recorder(tmp_path, net, optimizer, parameters=E, steps=8)
+    recorder.load_state_dict(state)
+    if begun == 4:
+        with pytest.raises(
+            UserError, match="begun with places for 4 steps, and now there are to be 8; go on w"
+        ):
+            recorder.__enter__()
+        return
+    train(recorder, net, optimizer, ALL[3:])
+    assert verify(tmp_path).ok
+    there = (tmp_path / "recording.safetensors").stat()
+    assert there.st_blocks * 512 < 2**20
+    assert columns_of(tmp_path)["embeddings"].shape == (9, 12, 3)
+    words = "ended at step 8 (it was begun with places for more steps), of a number that was not known before"
+    assert (words in describe_recording(tmp_path)) == (begun != 8)
+
+
 def test_weights_of_another_training_are_no_going_on(tmp_path: Path) -> None:
     trip(tmp_path, *setup())
     net, optimizer = setup()

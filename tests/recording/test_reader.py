@@ -288,7 +288,7 @@ def test_an_unfinished_recording_is_refused(tmp_path: Path) -> None:
     by_fit = {"run": 0, "seed": 42, "swept": {}, "config": {}}
     make_writer(tmp_path / "exp" / "run_0", metadata=by_fit).abort("killed")
     with pytest.raises(
-        UserError, match=r"recording.partial is not finished: .* fit goes on with .* its last checkpoint"
+        UserError, match=r"recording.partial is not finished: .* fit begins this run anew, since it has no"
     ):
         open_recording(tmp_path / "exp/run_0/recording.partial")
     for folder in (tmp_path / "exp", tmp_path / "exp/run_0"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from flannel_pl.errors import RunError
+from flannel_pl.errors import RunError, UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.quantities.core.columns import column_dtype, schema_of
 from flannel_pl.quantities.core.config import RecorderConfig
@@ -47,6 +47,9 @@ class RunFile:
 
         Args:
             columns: All, with their sizes.
+
+        Raises:
+            UserError: If what is gone on with has fewer rows than there are going to be.
         """
         plan, config = self.plan, self.config
         # What no config tells beforehand; one that is gone on with says it already.
@@ -63,8 +66,14 @@ class RunFile:
             version=plan.version,
         )
         num_steps = self.num_steps
-        if num_steps is None and plan.begun is not None:
-            num_steps = (plan.begun.said["num_rows"] - 1) * config.every_n_steps
+        if plan.begun is not None:
+            begun = (plan.begun.said["num_rows"] - 1) * config.every_n_steps
+            if num_steps is not None and num_steps // config.every_n_steps * config.every_n_steps > begun:
+                raise UserError(
+                    f"{self.paths.partial} was begun with places for {begun} steps, and now there are to be "
+                    f"{num_steps}; go on with at most as many, or record into another folder"
+                )
+            num_steps = begun
         elif num_steps is None:
             num_rows = reserved_rows(self.paths.folder, lay_out(max_steps=config.every_n_steps).row_bytes)
             num_steps = (num_rows - 1) * config.every_n_steps
@@ -105,7 +114,7 @@ class RunFile:
             environment=environment,
             pin_memory=pin_memory,
             first_row=first_row,
-            reserve=self.num_steps is not None,
+            reserve=self.num_steps is not None and self.num_steps >= schema.last_step,
             watcher=watcher,
         )
         if first_row < schema.num_rows and environment is not None:

@@ -127,6 +127,11 @@ class RecordingSchema:
     """Of the file format: an unfinished file is gone on with as it was begun."""
 
     @property
+    def last_step(self) -> int:
+        """Step of the last row."""
+        return (self.num_rows - 1) * self.every_n_steps
+
+    @property
     def narrowed(self) -> dict[str, tuple[str, str]]:
         """Tensor -> its own type and the narrower one that it is recorded in."""
         stored = {column.name: str(NUMPY_DTYPES[column.dtype]) for column in self.columns}
