@@ -258,7 +258,8 @@ def test_names_that_work(
 BARE = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("locale", ["C", pytest.param("POSIX", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
 def test_names_that_are_no_text_in_the_locale(
     small_data: SmallData, tmp_path: Path, locale: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

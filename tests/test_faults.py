@@ -200,4 +200,4 @@ def test_a_pwrite_that_writes_less_than_asked(lab: Lab) -> None:
 
 def test_some_calls_that_fail(lab: Lab) -> None:
     every = [fault for call in CALLS for fault in lab.faults(call)]
-    lab.check_all([*every[::20], Fault("pwrite", lab.num_calls["pwrite"] // 2, SHORT)])
+    lab.check_all([*every[::40], Fault("pwrite", lab.num_calls["pwrite"] // 2, SHORT)])

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import matplotlib.font_manager  # noqa: F401 - makes the list, of which it tells on the terminal if that takes long
 import pytest
 
+from flannel_pl.analysis.drawing.gallery import GALLERY
+from flannel_pl.analysis.reporting import report as reporting
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -25,3 +28,9 @@ def browser() -> Iterator["Browser"]:
         running = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has reports draw one figure of all, for tests that look at none."""
+    monkeypatch.setattr(reporting, "GALLERY", GALLERY[:1])

@@ -83,6 +83,7 @@ def test_it_is_in_tables_and_has_a_figure(recording: Path, tmp_path: Path) -> No
     assert not (tmp_path / "plain" / "figures" / "alignment.svg").exists()
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_it_is_measured_anew_since_it_may_depend_on_anything(recording: Path, tmp_path: Path) -> None:
     def values(name: str) -> set[str]:
         flannel_pl.report(recording, out=tmp_path / "a", metrics=[f"tests.analysis.test_own_metric.{name}"])

@@ -173,6 +173,7 @@ def test_a_figure_is_missing_for_the_reason_that_its_metric_is(tmp_path: Path) -
         assert "recorded as float16, which rests at other times" in why, heading
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_a_report_says_what_is_rounded(tmp_path: Path) -> None:
     config = {"model": {"param_dtype": "float32"}, "trainer": {"precision": "32-true"}}
     make_experiment(tmp_path / "old", num_runs=2, gather="index", config=config)
@@ -209,6 +210,7 @@ def test_several_experiments_are_laid_over_one_another(tmp_path: Path) -> None:
     assert report(paths[1]).measured_bytes == 0  # what was measured lies with the recording
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_a_sweep_has_a_group_for_each_value(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     make_experiment(
@@ -244,11 +246,13 @@ def test_a_run_that_is_not_finite_is_named_and_not_in_the_mean(tmp_path: Path) -
     assert [(x["step"], x["value"]) for x in found] == [(x["step"], x["value"]) for x in expected]
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_runs_of_different_length_end_where_the_shortest_does(tmp_path: Path) -> None:
     made = report(save_recording(tmp_path / "r.safetensors", [walk(1), walk(2)[:5]], dead=[0, 1, 4]))
     assert "ends where the shortest does, at step 4." in made.page.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_names_are_no_formulas(tmp_path: Path) -> None:
     paths = [
         save_recording(tmp_path / name, [walk(1), walk(2)], dead=[0, 1, 4])
@@ -260,6 +264,7 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     assert r"<h1>a $\foo{$ b and _under and &lt;script&gt;</h1>" in text
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_experiments_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
     paths = []
     for place in ("here", "there"):
@@ -271,6 +276,7 @@ def test_experiments_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -
     assert "Recordings side by side" in made.page.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_tables_of_an_earlier_report_are_taken_away_and_nothing_else(tmp_path: Path) -> None:
     paths = [save_recording(tmp_path / f"{seed}.safetensors", [walk(seed)], dead=[0]) for seed in (1, 2)]
     out = tmp_path / "out"
@@ -281,6 +287,7 @@ def test_tables_of_an_earlier_report_are_taken_away_and_nothing_else(tmp_path: P
     assert names == {name for name in TABLES if name.endswith(".csv")} | {"mine.csv"}
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
     paths = make_experiment(tmp_path / "begun")
     paths.run(1).recording.rename(paths.run(1).partial)
@@ -288,6 +295,7 @@ def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
     assert "1 run of the experiment is not in this recording (1)" in text
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_measures_of_a_recording_on_a_read_only_disk_lie_with_the_report(tmp_path: Path) -> None:
     folder = make_experiment(tmp_path / "disk" / "trial").folder
     with read_only(tmp_path / "disk"):
@@ -303,6 +311,7 @@ def test_homes() -> None:
     assert home_of(Path("a/x.safetensors")) == Path("a/x_report")
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_wrong_use_is_refused(trial: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected one of dead, live, all"):
         report(trial, token_set="dea")

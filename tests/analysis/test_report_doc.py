@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="ut
 KEY_FIGURES = PAGE.partition("## Key figures")[2].partition("\n## ")[0]
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_every_column_of_every_table_is_on_the_page(tmp_path: Path) -> None:
     made = flannel_pl.report(make(tmp_path, KINDS[0]), out=tmp_path / "report")
     tables = sorted(made.page.parent.glob("*.csv"))

@@ -17,6 +17,7 @@ def trial(tmp_path: Path) -> Path:
     return save_recording(tmp_path / "trial.safetensors", [walk(1), walk(2)], dead=[0, 1, 4])
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_says_where_the_report_is_and_what_was_read(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(trial)]) == 0
     first, second = capsys.readouterr().out.splitlines()

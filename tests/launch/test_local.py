@@ -153,7 +153,8 @@ def test_a_run_that_keeps_failing_stops_no_other_and_the_same_command_finishes_i
 @pytest.mark.parametrize(
     ("num_runs", "number", "code"),
     [
-        *[(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (1, signal.SIGUSR1, 138)],
+        *[(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143)],
+        pytest.param(1, signal.SIGUSR1, 138, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGUSR1, 138, marks=pytest.mark.slow),

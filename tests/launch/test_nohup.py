@@ -34,6 +34,7 @@ def journals_of(folder: Path, *, num_runs: int) -> list[Journal]:
     return [Journal(folder / "flannel" / f"run_{index}" / "journal") for index in range(num_runs)]
 
 
+@pytest.mark.slow
 def test_under_nohup_the_terminals_signals_end_neither_launcher_nor_runs(
     small_data: SmallData, tmp_path: Path
 ) -> None:

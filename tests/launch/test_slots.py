@@ -141,6 +141,7 @@ def test_a_fork_server_that_cannot_fork_is_told_in_a_line(
         launch(tmp_path, finish, [Slot("cpu", None, 1)], "--experiment.seeds", "1..2")
 
 
+@pytest.mark.slow
 def test_runs_do_not_outlive_their_fork_server_and_are_started_again(tmp_path: Path) -> None:
     pids: list[int] = []
 

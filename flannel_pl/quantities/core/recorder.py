@@ -295,7 +295,8 @@ class RunRecorder:
         """
         assert self._started is not None
         rows = self._started.rows
-        if early_end is None and rows.writer is not None and self.step < rows.writer.schema.last_step:
+        is_last = self._training is not None and self.step == self._training.num_steps
+        if is_last and rows.writer is not None and self.step < rows.writer.schema.last_step:
             early_end = EarlyEnd(self.step, None, "it was begun with places for more steps")
         with in_words_of_scripts(in_experiment=self.in_experiment):
             rows.refuse_unknown()

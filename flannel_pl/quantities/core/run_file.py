@@ -66,7 +66,8 @@ class RunFile:
             version=plan.version,
         )
         num_steps = self.num_steps
-        if plan.begun is not None:
+        is_ended = plan.begun is not None and bool(plan.begun.said.get("ended"))
+        if plan.begun is not None and not (is_ended and num_steps):  # of that the writer knows what is left
             begun = (plan.begun.said["num_rows"] - 1) * config.every_n_steps
             if num_steps is not None and num_steps // config.every_n_steps * config.every_n_steps > begun:
                 raise UserError(
