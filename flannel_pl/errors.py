@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 _LIBRARIES = sys.stdlib_module_names | {
     *("torch", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "transformers"),
@@ -73,15 +74,28 @@ def foreign_place(error: BaseException) -> str | None:
     """
     place, before = None, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        is_ours = _OURS in Path(file).parents
-        package = "" if is_ours else str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if is_ours:
+        package = _package(frame)
+        if package is None:
             place = None
         elif package not in _LIBRARIES and (place or before in _LIBRARIES):
-            place = f"{file}, line {line}, in {frame.f_code.co_name}"
-        before = package
+            place = f"{frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}"
+        before = package or ""
     return place
+
+
+def _package(frame: FrameType) -> str | None:
+    """Returns the package whose code is called; None if that is ours."""
+    if _OURS in Path(frame.f_code.co_filename).parents:
+        return None
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def raised_at(error: BaseException) -> str:
+    """Returns the last place of an error in code that is neither ours nor a library's; else the very last."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    theirs = [one for one in frames if _package(one[0]) not in (None, *_LIBRARIES)]
+    frame, line = (theirs or frames)[-1]
+    return f"{frame.f_code.co_filename}, line {line}"
 
 
 def explanation(error: Exception) -> UserError | RunError | None:

@@ -103,7 +103,7 @@ class TrainerRecorder(TrainerCallback):
         find: Any = trainer_utils.get_last_checkpoint
         is_last = resume_from_checkpoint is True
         self._resumes_from = find(self._trainer.args.output_dir) if is_last else resume_from_checkpoint
-        message = "training ended before its last step"
+        message, stopped = "training ended before its last step", False
         try:
             result = train(resume_from_checkpoint, *arguments, **others)
             self._train.take_off()
@@ -111,16 +111,16 @@ class TrainerRecorder(TrainerCallback):
                 self._trainer.remove_callback(self)
             return result
         except BaseException as error:
-            message = f"{type(error).__name__}: {error}"
+            message, stopped = f"{type(error).__name__}: {error}", isinstance(error, KeyboardInterrupt)
             raise
         finally:
-            self._let_go(message)
+            self._let_go(message, stopped=stopped)
 
-    def _let_go(self, message: str) -> None:
+    def _let_go(self, message: str, *, stopped: bool = False) -> None:
         for wrapped in self._wrapped:
             wrapped.take_off()
         self._wrapped.clear()
-        self._core.abort(message)
+        self._core.abort(message, state="stopped" if stopped else "failed")
 
     @override
     def on_train_begin(

@@ -70,6 +70,8 @@ class Recorder:
         ]
         if not self._optimizers or not all(isinstance(one, Optimizer) for one in self._optimizers):
             raise UserError(f"optimizer is {optimizer!r}, expected one of torch's, or a list of them")
+        if scaler is not None and not hasattr(scaler, "unscale_"):
+            raise UserError(f"scaler is {scaler!r}, expected a torch.amp.GradScaler")
         self._steps = whole("steps", steps)
         if self._steps is not None and self._steps < 1:
             raise UserError(f"steps is {steps}, expected at least 1, or None if nobody knows")
@@ -209,7 +211,7 @@ class Recorder:
                 f"the recorder is given a state of {', '.join(there) or 'nothing'}, expected what its "
                 "state_dict had returned"
             )
-        self._step = int(state["step"])
+        self._step = whole("the step of a state", state["step"], is_needed=True)
         self._core.load_state_dict(state, step=self._step)
 
     def __exit__(
@@ -248,6 +250,6 @@ class Recorder:
 
 def _as_number(loss: Any) -> Tensor:
     try:
-        return torch.as_tensor(loss)
+        return loss if isinstance(loss, Tensor) else torch.as_tensor(loss, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"loss is {loss!r}, expected a number or a tensor with one") from error

@@ -8,7 +8,6 @@ Shape suffixes: V recorded tokens, S tokens of a set, D dimensions.
 """
 
 import importlib
-import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flannel_pl.arrays import Array
-from flannel_pl.errors import UserError
+from flannel_pl.errors import UserError, raised_at
 from flannel_pl.metrics import cloud, lattice
 
 
@@ -39,7 +38,10 @@ class Moment:
     @property
     def before_SD(self) -> Array:
         """The row before, as recorded."""
-        assert self._before_SD is not None, "metrics of motion are left out where there is none"
+        if self._before_SD is None:
+            raise ValueError(
+                "there is no row before; of a metric of motion say RowMetric(..., of_motion=True)"
+            )
         return self._before_SD
 
     @cached_property
@@ -133,6 +135,10 @@ def find_metrics(
     found: dict[str, RowMetric] = {}
     for name in names:
         short = name.rpartition(".")[2]
+        if short in ROW_METRICS and name not in table:
+            raise UserError(
+                f"{option} has {name!r}, but {short} is one of flannel-pl's own; give yours another name"
+            )
         if short in found:
             raise UserError(f"{option} has two metrics {short}; give one of them another name")
         found[short] = table[name] if name in table else _imported(name, option, table)
@@ -193,12 +199,9 @@ def measure_row(
 def _number(name: str, metric: RowMetric, moment: Moment) -> float:
     try:
         value: Any = metric.measure(moment)
-    except Exception as error:
-        *_, last = traceback.extract_tb(error.__traceback__)
-        raise UserError(
-            f"the metric {name} failed with {type(error).__name__}: {error} ({last.filename}, line "
-            f"{last.lineno})"
-        ) from error
+    except (Exception, SystemExit) as error:
+        kind = type(error).__name__
+        raise UserError(f"the metric {name} failed with {kind}: {error} ({raised_at(error)})") from error
     if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf":
         return float(value)
     found = f"{type(value).__name__} of shape {np.shape(value)}" if np.ndim(value) else repr(value)

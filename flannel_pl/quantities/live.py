@@ -50,7 +50,7 @@ class LiveValues:
     row: int
     step: int
     values: Mapping[str, float]
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
 
 class LiveMetrics:
@@ -103,7 +103,7 @@ class LiveMetrics:
         step = int(tensors["recorded_steps"])
         try:
             seen = LiveValues(row, step, self._measure(row, step, tensors))
-        except Exception as error:
+        except BaseException as error:  # sys.exit ends nothing but this thread, for whose rows training waits
             self._has_failed = True
             seen = LiveValues(row, step, {}, error)
         if row >= self._first_row:

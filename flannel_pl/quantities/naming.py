@@ -118,7 +118,8 @@ def is_pattern(name: str) -> bool:
 def _like(module: nn.Module, name: str) -> dict[str, Tensor]:
     there = tensors_of(module)
     if name == EVERY:
-        return {without_wrapper(full): one for full, one in module.named_parameters()}
+        # One without any element, e.g. a table of no tokens, has nothing to record.
+        return {without_wrapper(full): one for full, one in module.named_parameters() if one.numel()}
     found = {full: one for full, one in there.items() if fnmatch.fnmatchcase(full, name)}
     if not found:
         raise UserError(

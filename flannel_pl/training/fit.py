@@ -41,6 +41,12 @@ from flannel_pl.training.signals import StopOnSignal
 from flannel_pl.training.trainer import MISTAKES, build, interruption, name_mistake, reason
 from flannel_pl.training.used import refuse_replaced
 
+_NO_GRADIENT = (
+    "grad can be implicitly created only for scalar outputs",
+    "does not require grad and does not",
+)
+"""What torch says of a loss from which no gradient follows."""
+
 LOCK_WAIT_S = 15.0 + SILENT_S
 """How long to wait for a run's last process: one whose launcher was killed needs some seconds to notice, and
 one that was killed on another host holds its lock until it is taken for dead."""
@@ -203,7 +209,8 @@ def _is_mistake(error: Exception, trainer: Any, *, first_step: int) -> bool:
     """Tells whether a training that ended with `error` would end so again, because of its settings."""
     if isinstance(error, (UserError, RunError, Interrupted)):
         return False  # these say so themselves
-    if isinstance(error, MISTAKES) and trainer.global_step == first_step:
+    no_gradient = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_GRADIENT)
+    if (no_gradient or isinstance(error, MISTAKES)) and trainer.global_step == first_step:
         return True
     # EarlyStopping says with a RuntimeError that there is nothing of that name.
     monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]

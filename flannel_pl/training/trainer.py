@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flannel_pl.config import Config
-from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place
+from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place, raised_at
 from flannel_pl.experiment import Slot, local_path
 from flannel_pl.training.classes import has_corpus
 from flannel_pl.training.cli import FlannelCLI, built
@@ -101,9 +101,13 @@ def _defaults(trainer: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def interruption(end: SystemExit) -> Interrupted:
-    """Returns what is behind Lightning's way to end a process on Ctrl-C or SIGTERM before the first step."""
-    return Interrupted(signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT)
+def interruption(end: SystemExit) -> Interrupted | RunError:
+    """Returns what is behind the end of a process: before the first step Lightning makes one of a signal."""
+    if isinstance(end, SIGTERMException):
+        return Interrupted(signal.SIGTERM)
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return Interrupted(signal.SIGINT)
+    return RunError(f"training was ended by sys.exit({end.code!r}), called in {raised_at(end)}")
 
 
 def shown(value: Any) -> str:

@@ -322,6 +322,68 @@ def test_a_step_that_is_left_halfway_is_told_and_not_recorded(tmp_path: Path) ->
     assert words in describe_recording(tmp_path)
 
 
+class Plain(torch.optim.Optimizer):
+    """Gradient descent that remembers the last gradient; its `step` takes nothing."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for one in self.param_groups[0]["params"]:
+            one -= 0.1 * one.grad
+            self.state[one]["last"] = one.grad.clone()
+
+
+def test_an_optimizer_whose_step_takes_nothing(tmp_path: Path) -> None:
+    net = Net()
+    optimizer = Plain(net.parameters())
+    train(Recorder(tmp_path, net, optimizer, parameters=E), net, optimizer, ALL)
+    columns = columns_of(tmp_path)
+    assert np.array_equal(columns["last"][1:], columns["grads"][1:])
+    assert columns["last"].any()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_parameter_that_comes_to_another_optimizer(tmp_path: Path, kind: Any) -> None:
+    """One that keeps the same is as good; what another keeps has no place in the file."""
+    net = Net()
+    net.table.weight.requires_grad_(False)
+    first = torch.optim.AdamW([net.head.weight], lr=0.1)
+    second = kind([net.head.bias], lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+
+    def train_both() -> None:
+        with Recorder(tmp_path, net, [first, second], parameters="all") as recorder:
+            for number, batch in enumerate(ALL, start=1):
+                if number == 4:
+                    net.table.weight.requires_grad_(True)
+                    second.add_param_group({"params": [net.table.weight]})
+                loss = net(**batch)["loss"]
+                loss.backward()
+                recorder.before_step()
+                first.step()
+                second.step()
+                recorder.after_step(loss=loss)
+
+    if kind is torch.optim.SGD:
+        with pytest.raises(UserError, match=r"table\.weight was given to SGD while training went on, but"):
+            train_both()
+        return
+    train_both()
+    momentum = columns_of(tmp_path)["table.weight/momentum"]
+    assert not momentum[:4].any()
+    assert momentum[4].any()
+
+
+def test_the_default_device_is_not_where_rows_are_kept(tmp_path: Path) -> None:
+    for folder, device in ((tmp_path / "a", "cpu"), (tmp_path / "b", "meta")):
+        net, optimizer = setup(torch.optim.SGD, momentum=0.9)
+        with torch.device(device):
+            train(Recorder(folder, net, optimizer, parameters=E), net, optimizer, ALL)
+    a, b = columns_of(tmp_path / "a"), columns_of(tmp_path / "b")
+    assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
 def misused(kind: str, folder: Path) -> None:
     net, optimizer = setup()
     options: dict[str, Any] = {"parameters": E}
@@ -356,7 +418,7 @@ def misused(kind: str, folder: Path) -> None:
             optimizer.step()
             if kind == "twice told":
                 recorder.forward(loss=loss)
-            recorder.after_step(loss=None if kind == "no loss" else loss)
+            recorder.after_step(loss={"no loss": None, "complex": 1j}.get(kind, loss))
             if kind == "changes":
                 nn.init.zeros_(net.table.weight)
             if kind == "loads late":
@@ -378,6 +440,7 @@ def misused(kind: str, folder: Path) -> None:
         "no before": r"after_step is called without before_step, .* between loss.backward\(\) and opt",
         "before twice": r"before_step is called again before after_step; call each once in every step",
         "no loss": r"after_step was given no loss; say after_step\(loss=loss\)",
+        "complex": r"the recorder was given a loss of type torch.complex64, expected a real number",
         "twice told": r"the step's loss was given to forward\(\) and to after_step\(\); give it to one",
         "too long": r"has places for 2 steps, because as many were announced, and this is step 3; ann",
         "changes": r"table.weight was changed after its row of step 1 .* change it before the recorder",

@@ -67,6 +67,8 @@ EVERYWHERE: list[tuple[dict[str, Any], str]] = [
     ({"dtypes": ["float32"]}, r"dtypes is \['float32'\], expected a dict from column to type"),
     ({"dtypes": {"grads": torch.int8}}, r"dtypes has 'int8' for grads, expected one of bfloat16"),
     ({"every_n_steps": 1.5}, r"every_n_steps is 1.5, expected a whole number"),
+    ({"every_n_steps": None}, r"every_n_steps is None, expected a whole number"),
+    ({"overwrite": "false"}, r"overwrite is 'false', expected True or False"),
     ({"tokens": [1, 2]}, r"tokens is \[1, 2\], expected all, the name of a token set.*token_sets=\{"),
     (
         {"parameters": {"E": nn.Parameter(torch.ones(1))}},
@@ -123,6 +125,15 @@ ONE_TRAINER: dict[str, tuple[Callable[[Path], Any], str]] = {
     "live": (
         lambda folder: flannel_pl.StepRecorder(folder, "table.weight", live=[object()]),  # type: ignore[list-item]
         r"live is \[<object .*\], expected a list of names",
+    ),
+    "checkpoints": (
+        lambda folder: flannel_pl.StepRecorder(folder, "table.weight", checkpoint_every="2"),  # type: ignore[arg-type]
+        r"checkpoint_every is '2', expected a whole number",
+    ),
+    "a step of a state": (loaded({"step": 2.5}), r"the step of a state is 2\.5, expected a whole number"),
+    "scaler": (
+        lambda folder: in_a_loop(folder, scaler=True),
+        r"scaler is True, expected a torch\.amp\.GradScaler",
     ),
     "no such option": (
         lambda folder: in_a_loop(folder, token_set={}),

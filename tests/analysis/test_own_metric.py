@@ -3,6 +3,7 @@
 import csv
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from tests.analysis.samples import save_recording, walk
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_metric"
 
 rounded = RowMetric(lambda tokens: 1.0, "of bits", of_bits=True, drawn=Drawn("Bits", "bits", "x", "y"))
+step = RowMetric(lambda tokens: 1.0, "a name that a column of the tables has")
 speed = RowMetric(lambda tokens: 1.0, "a name that is taken")
 number = 3
 
 ELSEWHERE = {"value": 1.0}
 elsewhere = RowMetric(lambda tokens: ELSEWHERE["value"], "depends on more than its code")
 failing = RowMetric(lambda tokens: ELSEWHERE["x"], "fails")
+leaving = RowMetric(lambda tokens: sys.exit(4), "ends the process")
+motion = RowMetric(
+    lambda tokens: float(tokens.dW_SD.max()), "compares with the row before and does not say so"
+)
 none: RowMetric = RowMetric(lambda tokens: None, "returns nothing")  # type: ignore[arg-type, return-value]
 text: RowMetric = RowMetric(lambda tokens: "3", "returns a text")  # type: ignore[arg-type, return-value]
 several: RowMetric = RowMetric(lambda tokens: np.ones(2), "returns two")  # type: ignore[arg-type, return-value]
@@ -101,6 +107,11 @@ def test_it_is_measured_anew_since_it_may_depend_on_anything(recording: Path, tm
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
+        ("leaving", r"the metric leaving failed with SystemExit: 4 \(.*test_own_metric\.py, line \d+\)"),
+        (
+            "motion",
+            r"failed with ValueError: there is no row before; .*of_motion=True\) \(.*own_metric\.py, li",
+        ),
         ("failing", r"the metric failing failed with KeyError: 'x' \(.*test_own_metric\.py, line \d+\)"),
         ("none", r"the metric none has measured None, expected one number"),
         ("text", r"the metric text has measured '3', expected one number"),
@@ -127,7 +138,8 @@ def test_one_that_fails_is_told_by_name(
         ),
         ("alignment.nothing", r"--metrics has 'alignment\.nothing', expected .* has no attribute 'nothing'"),
         ("tests.analysis.test_own_metric.number", r"which is a int, expected the import path of a Ro"),
-        ("tests.analysis.test_own_metric.speed", r"--metrics has speed, which every report has; give yours"),
+        ("tests.analysis.test_own_metric.speed", r"speed', but speed is one of flannel-pl's own; give yours"),
+        ("tests.analysis.test_own_metric.step", r"--metrics has step, which every report has; give yours an"),
         ("alinement", r"--metrics has 'alinement', expected the import path of a RowMetric, e\.g\. my_lab"),
         ("token_speed", r"--metrics has token_speed, which every report has; leave it out"),
     ],

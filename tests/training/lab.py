@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,24 @@ class NoOptimizer(Net):
     @override
     def configure_optimizers(self) -> Any:
         return None
+
+
+class ManyLosses(Net):
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1], reduction="none")
+
+
+class Detached(Net):
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx).detach()
+
+
+class Leaves(Net):
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        sys.exit(3)
 
 
 class SeveralTimes(Net):

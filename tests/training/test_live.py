@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,13 @@ def test_status_shows_the_newest(
     assert all(f"{value:.4g}" in said and name in said for name, value in expected.items())
 
 
+origin_radius = RowMetric(lambda tokens: 42.0, "a name that is taken")
+
 REFUSED = [
+    (
+        ["--recorder.live", "[tests.training.test_live.origin_radius]"],
+        "'tests.training.test_live.origin_radius', but origin_radius is one of flannel-pl's own; give yours",
+    ),
     (["--recorder.live", "[radius]"], "recorder.live has 'radius', expected some of origin_radius, "),
     (
         ["--recorder.live", "[speed]", "--recorder.tensors", "[losses]"],
@@ -164,6 +171,11 @@ class Lightless:
         raise ZeroDivisionError("no light")
 
 
+class Leaving(Lightless):
+    def __call__(self, tokens: Moment) -> Any:
+        sys.exit(4)
+
+
 class Numberless(Lightless):
     def __call__(self, tokens: Moment) -> Any:
         return tokens.stored_SD[0]
@@ -179,6 +191,7 @@ class Writing(Lightless):
     ("kind", "words"),
     [
         (Lightless, r"failed with ZeroDivisionError: no light \(.*test_live\.py, line \d+\)"),
+        (Leaving, r"failed with SystemExit: 4 \(.*test_live\.py, line \d+\)"),
         (Numberless, r"has measured ndarray of shape \(3,\), expected one number"),
         (Writing, r"failed with ValueError: assignment destination is read-only \(.*, line \d+\)"),
     ],

@@ -170,6 +170,29 @@ def test_what_cannot_be_is_refused_before_there_is_a_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("model", "code", "sentence"),
+    [
+        (
+            "ManyLosses",
+            2,
+            "this cannot be trained: RuntimeError: grad can be implicitly created only for s",
+        ),
+        ("Detached", 2, "this cannot be trained: RuntimeError: element 0 of tensors does not require grad"),
+        ("Leaves", 1, "training was ended by sys.exit(3), called in "),
+    ],
+)
+def test_what_the_first_step_tells_is_the_models_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, code: int, sentence: str
+) -> None:
+    given = ["--model", f"tests.training.lab.{model}", *DATA, *ALL, "--experiment.seeds", "1"]
+    assert main(["fit", *given, *words(tmp_path)]) == code
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert ("lab.py, line " in said) == (model == "Leaves")
+    assert "Traceback" not in said
+
+
 FILES = {
     "test.py": "class Net: pass\n",
     "broken_lab.py": "import torch\nclass Net(\n",

@@ -24,7 +24,7 @@ from flannel_pl.adapters.lightning.live_log import log_live
 from flannel_pl.adapters.lightning.passes import wrap_training_step
 from flannel_pl.adapters.lightning.stepping import may_skip, num_steps, refuse_unrecordable, who_changes
 from flannel_pl.errors import Interrupted, UserError
-from flannel_pl.quantities.core.config import as_config
+from flannel_pl.quantities.core.config import as_config, whole
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.run_file import Note
@@ -138,7 +138,7 @@ class StepRecorder(Callback):
             )
             self.paths = self.core.paths
             self._checkpoints = Checkpoints(
-                self.paths, every=checkpoint_every, asked=lambda: self.stop_signal
+                self.paths, every=whole("checkpoint_every", checkpoint_every), asked=lambda: self.stop_signal
             )
         self.stop_signal: int | None = None
         """A signal that asks for the end: set from outside, obeyed at the end of the step."""
@@ -323,7 +323,7 @@ class StepRecorder(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Brings the rows recorded so far to the disk, unfinished."""
-        stopped = isinstance(exception, Interrupted)
+        stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
         self._let_go(f"{type(exception).__name__}: {exception}", stopped=stopped)
 
     @override

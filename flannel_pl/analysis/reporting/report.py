@@ -15,13 +15,14 @@ from pathlib import Path
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind, own_figures
 from flannel_pl.analysis.drawing.panels import for_page, save
 from flannel_pl.analysis.measuring.all_runs import measure_experiment, title_of
-from flannel_pl.analysis.measuring.one_run import EVERY_SERIES
+from flannel_pl.analysis.measuring.one_run import EVERY_SERIES, SCALARS
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES, token_ids, token_sets
 from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.analysis.reporting.files import tables_of
 from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
+from flannel_pl.analysis.reporting.tables import METRICS_COLUMNS
 from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
@@ -122,7 +123,7 @@ def _refuse(paths: Sequence[str | Path], token_set: str) -> None:
 
 def _own_metrics(names: Sequence[str]) -> dict[str, RowMetric]:
     """Returns somebody's own metrics, none of which is called like one that every report has."""
-    known = {*ROW_METRICS, *(kind.name for kind in GALLERY), *EVERY_SERIES}
+    known = {*ROW_METRICS, *(kind.name for kind in GALLERY), *EVERY_SERIES, *SCALARS, *METRICS_COLUMNS}
     if needless := known.intersection(names):
         raise UserError(f"--metrics has {', '.join(sorted(needless))}, which every report has; leave it out")
     own = find_metrics(names, option="--metrics", table={})

@@ -18,6 +18,9 @@ from flannel_pl.analysis.statistics.key_figures import KeyFigure
 from flannel_pl.analysis.statistics.series import mean_and_std
 from flannel_pl.arrays import Array
 
+METRICS_COLUMNS = ("run", "label", "set", "step")
+"""What the columns of `metrics_csv` are called that are no metrics."""
+
 
 def metrics_csv(measures: Measures) -> str:
     """Returns all series: a line per run, token set and row; the scalars are on the lines of the set "all".
@@ -32,7 +35,7 @@ def metrics_csv(measures: Measures) -> str:
     scalars = _in_order(name for run in measures.runs for name in run.scalars)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "label", "set", "step", *names, *scalars])
+    writer.writerow([*METRICS_COLUMNS, *names, *scalars])
     for run in measures.runs:
         for token_set, series in (run.series or {"all": {}}).items():
             columns = [series.get(name) for name in names]

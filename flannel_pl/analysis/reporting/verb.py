@@ -15,7 +15,7 @@ def report_verb(
     paths: list[Path],
     out: Path | None = None,
     tokens: Literal["dead", "live", "all"] = "dead",
-    metrics: list[str] | None = None,
+    metrics: list[str] | str | None = None,
 ) -> None:
     """Shows what a recording holds: metrics, epochs, figures, as a page (index.html), CSV, PNG and SVG.
 
@@ -44,7 +44,8 @@ def report_verb(
                 tasks[stage] = bar.add_task(stage.capitalize())
             bar.update(tasks[stage], completed=done, total=total)
 
-        made = report(*paths, out=out, token_set=tokens, metrics=metrics or (), progress=show)
+        own = [metrics] if isinstance(metrics, str) else metrics or ()
+        made = report(*paths, out=out, token_set=tokens, metrics=own, progress=show)
     elapsed_s = time.monotonic() - start_s
     print(f"report: {made.page}")
     if made.measured_bytes:

@@ -1,10 +1,9 @@
 """Whose code an error was raised in, where somebody's own quantity is called."""
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flannel_pl.errors import RunError, UserError
+from flannel_pl.errors import RunError, UserError, raised_at
 from flannel_pl.quantities.quantity import Quantity
 
 
@@ -23,9 +22,7 @@ def blamed(quantity: Quantity) -> Iterator[None]:
         kind = type(quantity)
         if kind.__module__.startswith("flannel_pl."):
             raise
-        *_, last = traceback.extract_tb(error.__traceback__)
-        where = f"{last.filename}, line {last.lineno}"
         raise UserError(
             f"the quantity {kind.__module__}.{kind.__qualname__} failed with {type(error).__name__}: {error} "
-            f"({where})"
+            f"({raised_at(error)})"
         ) from error

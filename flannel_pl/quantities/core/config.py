@@ -151,25 +151,26 @@ def as_config(
         not in_experiment,
         {name: str(dtype).removeprefix("torch.") for name, dtype in (dtypes or {}).items()},
         str(tokens),
-        whole("every_n_steps", every_n_steps),
+        whole("every_n_steps", every_n_steps, is_needed=True),
         _quantities(quantities),
         by_alias(parameters),
         _several("live", live or ()),
     )
 
 
-def whole(name: str, given: Any) -> Any:
-    """Returns a whole number, of Python's own; None as it is.
+def whole(name: str, given: Any, *, is_needed: bool = False) -> Any:
+    """Returns a whole number, of Python's own; None as it is, unless it is needed.
 
     Args:
         name: Of the argument, for the message.
         given: What was given for it.
+        is_needed: Whether None is none.
 
     Raises:
         UserError: If it is something else, or larger than 64 bits.
     """
     try:
-        number = None if given is None else operator.index(given)
+        number = None if given is None and not is_needed else operator.index(given)
     except TypeError:
         raise UserError(f"{name} is {given!r}, expected a whole number") from None
     if number is not None and not -(2**63) <= number < 2**63:

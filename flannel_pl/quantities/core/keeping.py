@@ -8,6 +8,8 @@ the random numbers of torch, Python and numpy stay as they are. What somebody's 
 
 import contextlib
 import copy
+import inspect
+import itertools
 import random
 import sys
 from collections import OrderedDict, defaultdict
@@ -38,8 +40,8 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
         Key in the optimizer's state -> type; None if it cannot be told.
     """
     devices = [parameter.device] if parameter.device.type == "cuda" else []
-    # Some make what they keep when they are made, and cannot step without it.
-    for with_state in (False, True):
+    # Some make what they keep when they are made, and cannot step without it; some need every gradient.
+    for with_state, with_all in itertools.product((False, True), repeat=2):
         # Whatever somebody's own optimizer cannot do with a copy of itself.
         with (
             contextlib.suppress(Exception),
@@ -49,7 +51,7 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
             _no_hooks_of_all_optimizers(),
             torch.enable_grad(),
         ):
-            return _steps_of_a_copy(optimizer, parameter, with_state=with_state)
+            return _steps_of_a_copy(optimizer, parameter, with_state=with_state, with_all=with_all)
     return None
 
 
@@ -121,7 +123,9 @@ def _no_loss() -> Any:
     return torch.zeros(())
 
 
-def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor, *, with_state: bool) -> dict[str, torch.dtype]:
+def _steps_of_a_copy(
+    optimizer: Optimizer, parameter: Tensor, *, with_state: bool, with_all: bool
+) -> dict[str, torch.dtype]:
     # Sizes that differ, so that what is kept per row or per column does not pass for the whole.
     held = [one for group in optimizer.param_groups for one in group["params"]]
     is_held = any(one is parameter for one in held)
@@ -149,8 +153,10 @@ def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor, *, with_state: boo
     if not is_held:
         twin.param_groups[0]["params"].append(stand_in)
     for _ in range(NUM_STEPS):
-        stand_in.grad = torch.full_like(stand_in, 1e-3)
-        twin.step(_no_loss)
+        for one in stand_ins.values() if with_all else [stand_in]:
+            one.grad = torch.full_like(one, 1e-3)
+        # Not every own optimizer takes what computes the loss once more.
+        twin.step(*([_no_loss] if inspect.signature(twin.step).parameters else []))
     kept = twin.state.get(stand_in, {})
     return {
         key: value.dtype

@@ -44,7 +44,8 @@ class OptimizerWatch:
     ) -> None:
         self.parameter, self.optimizers = parameter, tuple(optimizers)
         self._module, self._scaler = module, scaler
-        self._kept_of: dict[int, Mapping[str, torch.dtype] | None] = {}
+        self._kept_of: dict[int, tuple[Tensor, Optimizer, Mapping[str, torch.dtype] | None]] = {}
+        self._num_held = 0
         self._rate: float | Tensor = float("nan")
         self._rate_of_step: float | Tensor | None = None
         self._hooks: list[Any] = []
@@ -83,6 +84,27 @@ class OptimizerWatch:
                 "would be those of one that does not step any more; change the optimizer in place "
                 "(add_param_group, param_groups) to record it"
             )
+
+    def refuse_moved(self) -> None:
+        """Refuses to go on once an optimizer that keeps something else holds a parameter.
+
+        Raises:
+            UserError: If one does of which it was asked what is kept.
+        """
+        num_held = sum(len(group["params"]) for _, group in self._groups())
+        if num_held == self._num_held:
+            return
+        self._num_held = num_held
+        for parameter, asked, kept in list(self._kept_of.values()):
+            holder = self._optimizer_of(parameter)
+            if holder is not asked and kept_state(holder, parameter) != kept:
+                names = [name for name, one in self._module.named_parameters() if one is parameter]
+                raise UserError(
+                    f"{' and '.join(names) or 'a parameter'} was given to {type(holder).__name__} while "
+                    f"training went on, but is recorded with what {type(asked).__name__} keeps; give it to "
+                    "its optimizer before the recording begins (it may be frozen), or record it without what "
+                    'an optimizer keeps: tensors ["embeddings", "grads", "losses"]'
+                )
 
     def refuse_stranger(self) -> None:
         """Refuses a step that another optimizer made in the place of one of ours.
@@ -188,8 +210,9 @@ class OptimizerWatch:
     def kept(self, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
         """See `kept_state`; asked for only if a moment is recorded."""
         if id(parameter) not in self._kept_of:
-            self._kept_of[id(parameter)] = kept_state(self._optimizer_of(parameter), parameter)
-        return self._kept_of[id(parameter)]
+            holder = self._optimizer_of(parameter)
+            self._kept_of[id(parameter)] = parameter, holder, kept_state(holder, parameter)
+        return self._kept_of[id(parameter)][2]
 
     def never_keeps(self, key: str, parameter: Tensor) -> bool:
         """Tells whether it is known that the optimizer, if it holds a parameter, keeps no such thing."""

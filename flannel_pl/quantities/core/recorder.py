@@ -63,6 +63,8 @@ class RunRecorder:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise UserError(f"the folder to record into is of type {type(folder).__name__}, expected a path")
+        if not isinstance(overwrite, bool):
+            raise UserError(f"overwrite is {overwrite!r}, expected True or False")
         # A script may go to another folder while it trains.
         self.paths = RunPaths(Path(folder) if in_experiment else Path(folder).absolute())
         self.config, self.label = config, label or RunLabel()
@@ -215,6 +217,7 @@ class RunRecorder:
         watched.refuse_replaced()
         watched.refuse_changed(step=number, who=self._training.who_changes)
         self._refuse_beyond(number)
+        watch.refuse_moved()
         if number == self._gradient_step:
             raise UserError(several_gradients(of))
         self._gradient_step = number

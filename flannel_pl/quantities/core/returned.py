@@ -76,6 +76,8 @@ class Returned:
         if not isinstance(outputs, dict) or "loss" not in outputs:
             raise UserError(f"{giving.gave} no loss to record; {giving.give} {giving.loss} from every batch")
         loss = outputs["loss"].detach()
+        if loss.is_complex():
+            raise UserError(f"{giving.gave} a loss of type {loss.dtype}, expected a real number")
         if loss.numel() != 1:
             raise UserError(
                 f"{giving.gave} a loss of shape {tuple(loss.shape)}, expected one number; {giving.give} "
@@ -103,7 +105,7 @@ class Returned:
             divided_by: By how many each loss is divided already; None if so that their sum is the mean.
         """
         if self._loss is None:
-            return torch.full((), float("nan"))
+            return torch.full((), float("nan"), device="cpu")
         if divided_by in (None, self._num_batches):
             return self._loss
         # The last step of an epoch may have had fewer batches, and not all may count.

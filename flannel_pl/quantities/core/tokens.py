@@ -65,7 +65,7 @@ def token_tensors(sets: Mapping[str, TokenIds], device: torch.device) -> dict[st
 
 def _ids(name: str, given: Any) -> TokenIds:
     try:
-        ids = torch.as_tensor(given).cpu().numpy()
+        ids = torch.as_tensor(given, device="cpu").numpy()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the token set {name!r} is {given!r}, expected token ids: {error}") from error
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):

@@ -117,7 +117,7 @@ class LiveFeed:
             else:
                 self._tell(seen.step, seen.failure)
 
-    def _tell(self, step: int, failure: Exception) -> None:
+    def _tell(self, step: int, failure: BaseException) -> None:
         cause = str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
         print(
             f"flannel-pl: live metrics end at step {step}: {cause}; training and recording go on without "

@@ -104,6 +104,8 @@ def make_folder(folder: Path) -> None:
         RunError: If the disk refuses.
     """
     for path in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
+        if path.is_file():
+            raise RunError(f"{path} is a file, and expected is a folder; name another one")
         with explained(path, need_bytes=0):
             path.mkdir(exist_ok=True)
             sync_folder(path.parent)
@@ -238,7 +240,7 @@ def explained(path: Path, *, need_bytes: int) -> Iterator[None]:
         raise disk_error(error, path, need_bytes=need_bytes) from error
 
 
-def row_error(error: Exception, path: Path, *, row: int, need_bytes: int) -> RunError:
+def row_error(error: BaseException, path: Path, *, row: int, need_bytes: int) -> RunError:
     """Returns the user's explanation of whatever happened while a row of `path` was written."""
     if isinstance(error, RunError):
         return RunError(str(error))

@@ -101,7 +101,7 @@ def _make_buffers(schema: RecordingSchema, *, num_buffers: int, pin_memory: bool
     for name, num_bytes in sizes.items():
         starts[name] = end
         end += math.ceil(num_bytes / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    ring = torch.zeros((num_buffers, end), dtype=torch.uint8, pin_memory=pin_memory)
+    ring = torch.zeros((num_buffers, end), dtype=torch.uint8, device="cpu", pin_memory=pin_memory)
     buffers = []
     for memory in ring:
         parts = {name: memory[start : start + sizes[name]] for name, start in starts.items()}

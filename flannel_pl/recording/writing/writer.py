@@ -99,7 +99,7 @@ class RecordingWriter:
         self._ring = ring
         self._jobs: deque[Callable[[], object]] = deque()
         self._next_row = first_row
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._ending = self._closed = False
         # The thread's own, until it is joined.
         entry = dataclasses.replace(journal_entry, num_rows=schema.num_rows, first_row=first_row)
@@ -309,7 +309,7 @@ class RecordingWriter:
                 if job is not None:
                     job()
                 self._report_progress()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, nobody may wait for this thread
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
