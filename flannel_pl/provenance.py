@@ -64,6 +64,11 @@ def note_source(module: str, file: Path) -> None:
         _own_sources[module] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
+def forget_sources() -> None:
+    """Begins anew with what `note_source` is told: another experiment has other modules."""
+    _own_sources.clear()
+
+
 @functools.cache
 def _code() -> dict[str, Any]:
     """Looks once: what runs in this process was read at its beginning."""

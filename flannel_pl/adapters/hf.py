@@ -61,6 +61,11 @@ def record(trainer: Trainer, folder: str | Path, **options: Any) -> "TrainerReco
             'record(trainer, "runs/mine", ...)'
         )
     recorder = TrainerRecorder(trainer, folder, RecorderOptions.of(options))
+    for one in list(trainer.callback_handler.callbacks):
+        if (
+            isinstance(one, TrainerRecorder) and one.is_refused
+        ):  # what was wrong with it is mended in this one
+            one.leave()
     trainer.add_callback(recorder)
     return recorder
 
@@ -91,6 +96,8 @@ class TrainerRecorder(TrainerCallback):
         self._logits: Tensor | None = None
         self._wrapped: list[Wrapped] = []
         self._train = Wrapped(trainer, "train", self._train_recorded)
+        self.is_refused = False
+        """Whether its training could not begin."""
 
     def open(self) -> Recording:
         """Opens what is recorded so far for reading, also while training goes on."""
@@ -106,15 +113,19 @@ class TrainerRecorder(TrainerCallback):
         message, stopped = "training ended before its last step", False
         try:
             result = train(resume_from_checkpoint, *arguments, **others)
-            self._train.take_off()
-            if self in self._trainer.callback_handler.callbacks:  # nobody has taken it out
-                self._trainer.remove_callback(self)
+            self.leave()
             return result
         except BaseException as error:
             message, stopped = f"{type(error).__name__}: {error}", isinstance(error, KeyboardInterrupt)
             raise
         finally:
             self._let_go(message, stopped=stopped)
+
+    def leave(self) -> None:
+        """Leaves the Trainer as it was."""
+        self._train.take_off()
+        if self in self._trainer.callback_handler.callbacks:  # nobody has taken it out
+            self._trainer.remove_callback(self)
 
     def _let_go(self, message: str, *, stopped: bool = False) -> None:
         for wrapped in self._wrapped:
@@ -127,6 +138,7 @@ class TrainerRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Opens the recording and writes row 0; or goes on with one."""
+        self.is_refused = True  # until it has begun
         if args.world_size != 1 or args.n_gpu > 1:
             raise UserError(
                 f"this Trainer spreads one run over {max(args.world_size, args.n_gpu)} devices, but a "
@@ -156,6 +168,7 @@ class TrainerRecorder(TrainerCallback):
                 giving=_GIVING,
             )
         )
+        self.is_refused = False
 
     @property
     def _state_file(self) -> str:

@@ -17,6 +17,7 @@ from flannel_pl.launch.folder import (
 from flannel_pl.launch.launcher import Launcher, find_launcher
 from flannel_pl.launch.plan import Plan, make_plan
 from flannel_pl.launch.unattended import refuse_beside_jobs
+from flannel_pl.provenance import forget_sources
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.sameness import has_own_data, meaning, with_seed
 from flannel_pl.texts import from_file
@@ -63,6 +64,7 @@ def understand(words: list[str]) -> Request:
         UserError: If anything is wrong with the config, the data or the folder.
         RunError: If what the folder says cannot be read.
     """
+    forget_sources()
     experiment = Experiment.from_config(with_length(resolve(words)))
     record = begun_record(experiment)
     if record is not None:  # its files keep their names when its folder is renamed

@@ -162,7 +162,7 @@ def find_class(path: Any, group: str) -> type | None:
         )
     if found is default:
         return None
-    _note_source(found)
+    note_source_of(found)
     return found
 
 
@@ -215,8 +215,8 @@ def _other_package(found: Any) -> str:
     return ""
 
 
-def _note_source(found: type) -> None:
-    """Has the file that a class is in count as code that decides bits."""
+def note_source_of(found: type) -> None:
+    """Has the files that a class, and those it is made from, are in count as code that decides bits."""
     for one in found.__mro__:
         top = one.__module__.partition(".")[0]
         if top not in ("lightning", "torch", "flannel_pl", "builtins"):

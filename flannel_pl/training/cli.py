@@ -32,6 +32,7 @@ from flannel_pl.training.classes import (
     class_paths,
     find_class,
     normal_form,
+    note_source_of,
     without_classes,
 )
 from flannel_pl.training.parser import FlannelParser
@@ -189,12 +190,15 @@ def recorder_arguments(recorder: Mapping[str, Any]) -> dict[str, Any]:
     parser.add_argument("--quantities", type=list[Quantity])
     parsed = parser.parse_object({"quantities": typed(recorder["quantities"])})
     try:
-        return {**recorder, "quantities": parser.instantiate_classes(parsed).quantities}
+        quantities = parser.instantiate_classes(parsed).quantities
     except UserError:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"recorder.quantities: one of them cannot be made: {what}") from error
+    for quantity in quantities:
+        note_source_of(type(quantity))
+    return {**recorder, "quantities": quantities}
 
 
 def to_yaml(config: dict[str, Any]) -> str:

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flannel_pl.config import Config
 from flannel_pl.errors import Interrupted, RunError, UserError, foreign_place, raised_at
 from flannel_pl.experiment import Slot, local_path
-from flannel_pl.training.classes import has_corpus
+from flannel_pl.training.classes import has_corpus, note_source_of
 from flannel_pl.training.cli import FlannelCLI, built
 from flannel_pl.training.metrics_log import MetricsLog
 
@@ -50,6 +50,9 @@ def build(config: Config, folder: Path, slot: Slot, *, progress_bar: bool | None
     _silence_noise()
     settings = _run_settings(dict(config.trainer.arguments), folder, slot, progress_bar)
     cli = built({**config.content, "trainer": settings})
+    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        note_source_of(type(callback))
     limits = ("max_epochs", "limit_train_batches", "overfit_batches")
     data: Any = cli.datamodule
     if has_corpus(data) and all(settings[key] in (None, 0.0) for key in limits):

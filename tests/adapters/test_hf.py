@@ -149,6 +149,11 @@ def test_what_cannot_be_recorded_is_refused_before_training(tmp_path: Path) -> N
         trainer.train()
     assert trainer.state.global_step == 0
     assert not (tmp_path / "a" / "recording.partial").exists()
+    with pytest.raises(UserError, match=r"no parameter 'tabel\.weight' to record; it has head"):
+        trainer.train()  # never silently without a recording
+    flannel_pl.hf.record(trainer, tmp_path / "a", parameters="table.weight")
+    trainer.train()
+    assert verify(tmp_path / "a").ok
     trained(tmp_path / "b", Case())
     with pytest.raises(UserError, match=r"recording\.safetensors exists, and a recording is never"):
         trained(tmp_path / "b", Case())

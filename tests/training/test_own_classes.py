@@ -23,6 +23,7 @@ from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.attempts import environment_changes
 from flannel_pl.training.cli import parse_config, resolve, to_yaml
 from tests.conftest import SmallData
+from tests.quantities import own
 from tests.training import lab
 from tests.training.test_resume import StopAfter
 
@@ -395,6 +396,31 @@ def test_the_file_a_class_is_in_is_part_of_what_decides_bits(tmp_path: Path) -> 
     assert there["own_source"].keys() == {"tests.training.lab"}
     (change,) = environment_changes(there, {**there, "own_source": {"tests.training.lab": "another"}})
     assert change.startswith("own_source.tests.training.lab: ")
+
+
+def test_so_is_that_of_a_quantity_and_a_callback(
+    small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quantity that is changed in the middle would fill a column with two things."""
+    given = ["--recorder.quantities", "[tests.quantities.own.Batches]"]
+    given += [
+        "--trainer.callbacks+=tests.training.odd_classes.Failing",
+        "--trainer.callbacks.error",
+        "OSError",
+    ]
+    command = ["fit", *small_data.arguments, *given, "--trainer.callbacks.step", "9"]
+    with monkeypatch.context() as patch:
+        StopAfter(patch)(3)
+        assert main([*command, *words(tmp_path)]) == 143
+    with flannel_pl.open_recording(tmp_path / "x/run_0", unfinished=True) as recording:
+        there = recording.run(0).attempts[0].environment
+    assert there["own_source"].keys() == {"tests.quantities.own", "tests.training.odd_classes"}
+    changed = tmp_path / "changed.py"
+    changed.write_bytes(Path(own.__file__).read_bytes() + b"# another factor\n")
+    monkeypatch.setattr("inspect.getsourcefile", lambda kind: str(changed) if "own" in str(kind) else None)
+    capsys.readouterr()
+    assert main([*command, *words(tmp_path)]) == 2
+    assert "own_source.tests.quantities.own: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parameter", [pytest.param("net.0.bias", marks=pytest.mark.slow), "net.0.weight"])

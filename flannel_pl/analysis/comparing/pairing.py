@@ -22,9 +22,12 @@ WITH_TOKENS = ("embeddings", "grads", "momentum", "variance", "logits")
 
 ORDER = (
     *("recorded_steps", "logits", "losses_f32", "losses", "grads", "grad_norms", "learning_rates"),
-    *("momentum", "variance", "embeddings", "checksums"),
+    *("momentum", "variance", "embeddings"),
 )
 """In a step, each follows from those before it: the first that differs is nearest to the cause."""
+
+LAST = "checksums"
+"""What follows from all others, also from those that are not in `ORDER`."""
 
 
 def pair_runs(
@@ -95,7 +98,9 @@ class Pairing:
     def names(self) -> list[str]:
         """Tensors that can be compared, in `ORDER`."""
         names = [name for name in self._common if name not in self.not_compared]
-        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        return sorted(
+            names, key=lambda name: (name == LAST, ORDER.index(name) if name in ORDER else len(ORDER))
+        )
 
     @cached_property
     def not_compared(self) -> dict[str, str]:
