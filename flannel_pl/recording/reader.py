@@ -231,6 +231,12 @@ class Recording:
                     f"{self.path} has no masks: flannel-pl fit makes them of its text, and this was recorded "
                     "from Python. Which tokens are meant can only be said by their numbers."
                 )
+            data = (self.metadata.get("config") or {}).get("data") or {}
+            if "class_path" in data:
+                raise UserError(
+                    f"{self.path} has no masks: flannel-pl fit makes them of its text, and this was trained "
+                    f"on {data['class_path']}. Which tokens are meant can only be said by their numbers."
+                )
             if self.metadata.get("run") is None or not beside.exists():
                 raise UserError(
                     f"{self.path} has no masks: they are in the experiment's gathered file and in its "

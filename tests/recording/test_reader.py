@@ -216,6 +216,10 @@ def test_where_masks_are_is_said_if_they_are_not_here(plain: Path, tmp_path: Pat
     cases = [(plain, elsewhere)]
     made: dict[str, tuple[dict[str, Any], str]] = {
         "by fit": ({"config": {}}, elsewhere),
+        "of others": (
+            {"config": {"data": {"class_path": "my.D"}}},
+            r"has no masks: .* was trained on my\.D\. ",
+        ),
         "from Python": ({}, r"has no masks: .* from Python. Which tokens are meant can only be said"),
     }
     for name, (more, expected) in made.items():

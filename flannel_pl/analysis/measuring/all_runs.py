@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from flannel_pl.analysis.measuring import cache
 from flannel_pl.analysis.measuring.divergence import Divergence, joined, measure_divergence
-from flannel_pl.analysis.measuring.one_run import Advance, measure_run, measured_bytes
+from flannel_pl.analysis.measuring.one_run import Advance, measure_run, measured_bytes, why_no_tokens
 from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.errors import RunError, UserError
@@ -114,6 +114,8 @@ def _pairs(
 ) -> tuple[dict[str, Divergence], dict[str, str]]:
     """Returns the distances between runs, and why there are none."""
     why = "it takes two runs that differ in their seed only to measure their distance"
+    if not any(run.has_token_rows for run in recording):
+        why = why_no_tokens(recording.run(recording.runs[0]))
     parts = []
     try:
         for runs in groups:

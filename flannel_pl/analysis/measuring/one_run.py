@@ -81,7 +81,7 @@ def measure_run(
     run = recording.run(index)
     if not run.has_token_rows:
         return RunMeasures(
-            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, {ALL_METRICS: _no_embeddings(run)}),
+            *(index, _label(run), run.steps, {}, _scalars(run), {}, {}, {ALL_METRICS: why_no_tokens(run)}),
             skipped_R=skipped_rows(run),
         )
     sets, left_out = token_sets(recording, run)
@@ -111,7 +111,7 @@ def measure_run(
     )
 
 
-def _no_embeddings(run: RunRecording) -> str:
+def why_no_tokens(run: RunRecording) -> str:
     """Returns why no token can be measured."""
     is_of_others = "embeddings" in run.names or any(name.endswith("/values") for name in run.names)
     return NO_TOKENS if is_of_others else NO_EMBEDDINGS

@@ -51,4 +51,4 @@ def report_verb(
     if made.measured_bytes:
         print(f"{readable_bytes(made.measured_bytes)} read and drawn in {elapsed_s:.1f} s")
     else:
-        print(f"nothing had changed since it was measured; drawn in {elapsed_s:.1f} s")
+        print(f"nothing had to be measured anew; drawn in {elapsed_s:.1f} s")
