@@ -135,6 +135,10 @@ def _instead(module: nn.Module, name: str, there: Mapping[str, Tensor]) -> str:
     if owner in modules and parametrize.is_parametrized(modules[owner], last):
         inner = [one for one in there if one.startswith(f"{owner}.parametrizations.{last}.")]
         return f"it is computed from {', '.join(inner)}; record those"
+    # As torch.nn.utils.weight_norm and spectral_norm did it before there were parametrizations.
+    if owner in modules and isinstance(vars(modules[owner]).get(last), Tensor):
+        inner = [one for one in there if one.startswith(f"{name}_")]
+        return f"it is computed from {', '.join(inner) or 'others'}; record those"
     if len(there) <= MAX_NAMED:
         return f"it has {what_there_is(module)}"
     return f"it has, e.g., {', '.join(difflib.get_close_matches(name, list(there), n=3, cutoff=0.0))}"

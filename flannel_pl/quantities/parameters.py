@@ -108,10 +108,18 @@ class OptimizerState(OfParameter):
     def __init__(self, key: str, column: str, of: str | None = None, owner: str = "the optimizer") -> None:
         super().__init__(column, of)
         self.key, self.owner = key, owner
+        self.part: tuple[torch.dtype, tuple[int, ...]] | None = None
+        """Type and shape where only some of the parameter's axes are kept; set once there is an optimizer."""
 
     @override
     def columns(self, subject: Subject) -> Sequence[Column]:
-        return self.declared(subject, row0="zero", meaning=f"{self.owner}'s {self.key} after the step")
+        meaning = f"{self.owner}'s {self.key} after the step"
+        if self.part is None:
+            return self.declared(subject, row0="zero", meaning=meaning)
+        dtype, shape = self.part
+        axes = tuple(f"axis{number}" for number in range(len(shape)))
+        like = torch.empty(shape, dtype=dtype, device="meta")
+        return [Column(self.column, axes, None, like, "zero", meaning=meaning, parameter=self.name(subject))]
 
     @override
     def after_step(self, row: Row, step: Step) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import flannel_pl
 from flannel_pl import Recorder
 from flannel_pl.errors import UserError
-from flannel_pl.quantities import HiddenMean
+from flannel_pl.quantities import HiddenMean, OptimizerState
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.safetensors import sink
 from flannel_pl.recording.info import describe_recording
@@ -373,6 +374,48 @@ def test_a_parameter_that_comes_to_another_optimizer(tmp_path: Path, kind: Any) 
     momentum = columns_of(tmp_path)["table.weight/momentum"]
     assert not momentum[:4].any()
     assert momentum[4].any()
+
+
+PARTS: dict[str, tuple[Any, dict[str, tuple[int, ...]]]] = {
+    "torch": (
+        lambda parameters: torch.optim.Adafactor(parameters, lr=0.1),
+        {"row_var": (12, 1), "col_var": (1, 3)},
+    ),
+    "transformers": (
+        lambda parameters: transformers.Adafactor(  # type: ignore[no-untyped-call]
+            parameters, lr=0.1, relative_step=False
+        ),
+        {"exp_avg_sq_row": (12,), "exp_avg_sq_col": (3,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("skips_first", [False, True])
+def test_what_an_optimizer_keeps_of_some_axes(tmp_path: Path, kind: str, skips_first: bool) -> None:
+    """Beside copies of the optimizer's state, taken in the same loop."""
+    make, shapes = PARTS[kind]
+    net = Net()
+    optimizer = make(net.parameters())
+    quantities = [OptimizerState(key, f"my_{key}") for key in shapes]
+    expected: dict[str, list[Tensor]] = {key: [torch.zeros(shape)] for key, shape in shapes.items()}
+    with Recorder(tmp_path, net, optimizer, parameters=E, quantities=quantities) as recorder:
+        for number, batch in enumerate(ALL):
+            optimizer.zero_grad()
+            loss = net(**batch)["loss"]
+            loss.backward()
+            recorder.before_step()
+            if number > 0 or not skips_first:
+                optimizer.step()
+            recorder.after_step(loss=loss)
+            for key, shape in shapes.items():
+                found = optimizer.state[net.table.weight].get(key)
+                expected[key].append(torch.zeros(shape) if found is None else found.clone())
+    columns = columns_of(tmp_path)
+    for key, values in expected.items():
+        assert np.array_equal(columns[f"my_{key}"], torch.stack(values).numpy())
+        assert columns[f"my_{key}"].any()
+    assert verify(tmp_path).ok
 
 
 def test_the_default_device_is_not_where_rows_are_kept(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ class Failing(Amsgrad):
         (lambda: OptimizerState("exp_avg", "momentum"), "both declare a column momentum"),
         (
             lambda: OptimizerState("row_var", "rows"),
-            "AdamW keeps no 'row_var' that has the shape of table.weight, for 'rows'; of that shape is: exp_",
+            "AdamW keeps no 'row_var' of table.weight, for 'rows'; it keeps: exp_avg, ",
         ),
         (lambda: LogitsAt([[0]]), "Amsgrad has no stream logits; it has log_probs"),
         (lambda: LogitsAt([[0]], of="haed"), "the model has no module 'haed'; expected one of, e.g., head"),

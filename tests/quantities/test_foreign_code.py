@@ -159,7 +159,7 @@ def test_a_training_step_of_the_objects_own_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["exp_avg_sqr", "nonsense"])
 def test_what_the_optimizer_never_keeps_is_refused(tmp_path: Path, key: str) -> None:
-    said = f"AdamW keeps no '{key}' that has the shape of table.weight, for 'mine'; of that shape is: exp_avg"
+    said = f"AdamW keeps no '{key}' of table.weight, for 'mine'; it keeps: exp_avg, exp_avg_sq"
     with pytest.raises(UserError, match=said):
         train(tmp_path, [OptimizerState(key, "mine")])
 

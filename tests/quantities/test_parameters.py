@@ -164,6 +164,11 @@ def test_names() -> None:
     }.items():
         with pytest.raises(UserError, match=sentence):
             find_named(net, name)
+    older = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)))
+    with pytest.raises(
+        UserError, match=r"it is computed from 0\.weight_orig, 0\.weight_u, 0\.weight_v; record"
+    ):
+        find_named(older, "0.weight")
     with pytest.raises(UserError, match=r"'h\.\*', which is like the name of no parameter"):
         expand(net, {"x": "h.*"})
 

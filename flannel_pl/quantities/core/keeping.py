@@ -15,6 +15,7 @@ import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,19 @@ NUM_STEPS = 3
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
-def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
-    """Returns what an optimizer keeps of a parameter that is as large as the parameter itself.
+@dataclass(frozen=True)
+class Kept:
+    """What an optimizer keeps of a parameter: key in its state -> type, or shape and type."""
+
+    whole: Mapping[str, torch.dtype]
+    """What is as large as the parameter itself."""
+
+    parts: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    """What has some of its axes, e.g. one number per row."""
+
+
+def kept_state(optimizer: Optimizer, parameter: Tensor) -> Kept | None:
+    """Returns what an optimizer keeps of a parameter.
 
     Args:
         optimizer: It need not have stepped.
@@ -37,7 +49,7 @@ def kept_state(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, torch.dt
             what it would keep of it in its first group.
 
     Returns:
-        Key in the optimizer's state -> type; None if it cannot be told.
+        It; None if it cannot be told.
     """
     devices = [parameter.device] if parameter.device.type == "cuda" else []
     # Some make what they keep when they are made, and cannot step without it; some need every gradient.
@@ -123,9 +135,7 @@ def _no_loss() -> Any:
     return torch.zeros(())
 
 
-def _steps_of_a_copy(
-    optimizer: Optimizer, parameter: Tensor, *, with_state: bool, with_all: bool
-) -> dict[str, torch.dtype]:
+def _steps_of_a_copy(optimizer: Optimizer, parameter: Tensor, *, with_state: bool, with_all: bool) -> Kept:
     # Sizes that differ, so that what is kept per row or per column does not pass for the whole.
     held = [one for group in optimizer.param_groups for one in group["params"]]
     is_held = any(one is parameter for one in held)
@@ -157,10 +167,23 @@ def _steps_of_a_copy(
             one.grad = torch.full_like(one, 1e-3)
         # Not every own optimizer takes what computes the loss once more.
         twin.step(*([_no_loss] if inspect.signature(twin.step).parameters else []))
-    kept = twin.state.get(stand_in, {})
-    return {
-        key: value.dtype
-        for key, value in kept.items()
-        # A count of steps has the shape of a parameter that is one number.
-        if isinstance(value, Tensor) and value.shape == stand_in.shape and key != "step"
+    # A count of steps has the shape of a parameter that is one number.
+    kept = {
+        key: value
+        for key, value in twin.state.get(stand_in, {}).items()
+        if isinstance(value, Tensor) and key != "step"
     }
+    whole = {key: value.dtype for key, value in kept.items() if value.shape == stand_in.shape}
+    shapes = {key: _shape_of_part(kept[key], stand_in, parameter) for key in kept.keys() - whole.keys()}
+    parts = {key: (kept[key].dtype, shape) for key, shape in shapes.items() if shape is not None}
+    return Kept(whole, parts)
+
+
+def _shape_of_part(part: Tensor, stand_in: Tensor, parameter: Tensor) -> tuple[int, ...] | None:
+    """Returns the shape of what has some of a parameter's axes, others being 1 or gone; None if unclear."""
+    found = set()
+    for axes in itertools.combinations(range(stand_in.ndim), part.ndim):
+        sizes = [(part.shape[place], stand_in.shape[axis], axis) for place, axis in enumerate(axes)]
+        if part.ndim and all(size in (1, whole) for size, whole, _ in sizes):
+            found.add(tuple(parameter.shape[axis] if size == whole else 1 for size, whole, axis in sizes))
+    return found.pop() if len(found) == 1 else None

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core.keeping import kept_state
+from flannel_pl.quantities.core.keeping import Kept, kept_state
 from flannel_pl.quantities.core.optimizers import TELLS
 from flannel_pl.quantities.core.rows import kept_as_it_is
 from flannel_pl.recording.formats.schema import RECORDABLE
@@ -44,7 +44,7 @@ class OptimizerWatch:
     ) -> None:
         self.parameter, self.optimizers = parameter, tuple(optimizers)
         self._module, self._scaler = module, scaler
-        self._kept_of: dict[int, tuple[Tensor, Optimizer, Mapping[str, torch.dtype] | None]] = {}
+        self._kept_of: dict[int, tuple[Tensor, Optimizer, Kept | None]] = {}
         self._num_held = 0
         self._rate: float | Tensor = float("nan")
         self._rate_of_step: float | Tensor | None = None
@@ -208,7 +208,16 @@ class OptimizerWatch:
         return (wide * inverse).to(gradient.dtype)
 
     def kept(self, parameter: Tensor) -> Mapping[str, torch.dtype] | None:
-        """See `kept_state`; asked for only if a moment is recorded."""
+        """Returns `Kept.whole`, None if it cannot be told; asked for only if a moment is recorded."""
+        kept = self._kept(parameter)
+        return None if kept is None else kept.whole
+
+    def parts(self, parameter: Tensor) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Returns `Kept.parts`."""
+        kept = self._kept(parameter)
+        return {} if kept is None else kept.parts
+
+    def _kept(self, parameter: Tensor) -> Kept | None:
         if id(parameter) not in self._kept_of:
             holder = self._optimizer_of(parameter)
             self._kept_of[id(parameter)] = parameter, holder, kept_state(holder, parameter)
@@ -261,7 +270,7 @@ class OptimizerWatch:
         found = kept.get(key)
         if isinstance(found, Tensor):
             found_shape, expected_shape = tuple(found.shape), tuple(parameter.shape)
-            if found_shape != expected_shape:
+            if found_shape not in (expected_shape, self._part_shape(key, parameter)):
                 kind = type(self._optimizer_of(parameter)).__name__
                 raise UserError(
                     f"recorder.tensors has {wanted!r}, but what {kind} keeps as "
@@ -271,16 +280,20 @@ class OptimizerWatch:
             return found.to_dense() if found.is_sparse else found
         if self.kept(parameter) is None and parameter.grad is not None and not self._skipped:
             raise UserError(self._keeps_none({wanted: key}, of, parameter))
-        return torch.zeros_like(parameter)
+        shape = self._part_shape(key, parameter)
+        return torch.zeros_like(parameter) if shape is None else parameter.new_zeros(shape)
+
+    def _part_shape(self, key: str, parameter: Tensor) -> tuple[int, ...] | None:
+        """Returns the shape of what is kept under a key, if it is a part that was asked for."""
+        _, _, kept = self._kept_of.get(id(parameter), (None, None, None))
+        return kept.parts[key][1] if kept is not None and key in kept.parts else None
 
     def _keeps_none(self, wanted: Mapping[str, str], of: str, parameter: Tensor) -> str:
         tensors, keys = (" and ".join(map(repr, names)) for names in (wanted, wanted.values()))
         kind = type(self._optimizer_of(parameter)).__name__
         if not set(wanted) <= set(RECORDABLE):
-            there = ", ".join(self.kept(parameter) or {}) or "nothing"
-            return (
-                f"{kind} keeps no {keys} that has the shape of {of}, for {tensors}; of that shape is: {there}"
-            )
+            there = ", ".join([*(self.kept(parameter) or {}), *self.parts(parameter)]) or "nothing"
+            return f"{kind} keeps no {keys} of {of}, for {tensors}; it keeps: {there}"
         return (
             f"recorder.tensors has {tensors}, but {kind} keeps no {keys} for {of}; "
             f"leave {'it' if len(wanted) == 1 else 'them'} out of recorder.tensors"

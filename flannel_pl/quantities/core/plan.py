@@ -109,6 +109,9 @@ def plan_recording(
         training.optimizers[0],
         has_bare_names=config.parameter is not None,
     )
+    for quantity in config.quantities:
+        if isinstance(quantity, OptimizerState):
+            quantity.part = watch.parts(quantity.tensor(subject)).get(quantity.key)
     kept = _kept(config, watch, first.tensor, goes_on=begun is not None)
     quantities = config.all_quantities(training.module, first.tensor, kept)
     if begun is not None and takes_what_there_is:
@@ -118,7 +121,7 @@ def plan_recording(
         declared = {name: (one, _sized(column, begun.columns)) for name, (one, column) in declared.items()}
     _refuse_unknown_types(config, declared)
     for quantity in config.quantities:
-        if isinstance(quantity, OptimizerState):
+        if isinstance(quantity, OptimizerState) and quantity.part is None:
             wanted = {quantity.column: quantity.key}
             watch.kept_dtypes(wanted, quantity.tensor(subject), of=quantity.name(subject))
     optional = ("logits",) if takes_what_there_is and "logits" not in config.dtypes else ()
