@@ -6,10 +6,12 @@ recorder, the model, the data, a launcher, is handed to them as it is (`argument
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from flannel_pl.dotted import set_value
 
 Kind = TypeVar("Kind")
 
@@ -185,20 +187,3 @@ def _typed(kind: type[Kind], values: Mapping[str, Any], **more: Any) -> Kind:
 def _class_config(group: Mapping[str, Any]) -> ClassConfig:
     arguments = {key: value for key, value in group.items() if key != "class_path"}
     return ClassConfig(arguments, group.get("class_path"))
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of nested dicts."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def set_value(config: dict[str, Any], dotted_key: str, value: Any) -> None:
-    """Sets a dotted key of nested dicts."""
-    *groups, key = dotted_key.split(".")
-    for group in groups:
-        config = config[group]
-    config[key] = value

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.config import Config, flatten
+from flannel_pl.config import Config
+from flannel_pl.dotted import flatten
 from flannel_pl.errors import UserError
 from flannel_pl.paths import ExperimentPaths as ExperimentPaths  # an experiment has them
 from flannel_pl.paths import RunPaths as RunPaths

@@ -14,7 +14,7 @@ import pytest
 import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.arguments import Text
-from flannel_pl.config import flatten, set_value
+from flannel_pl.dotted import flatten, set_value
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment
 from flannel_pl.training.cli import parse_config, parser_of, resolve, to_yaml

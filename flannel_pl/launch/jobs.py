@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flannel_pl.config import Config, flatten
+from flannel_pl.config import Config
+from flannel_pl.dotted import flatten
 from flannel_pl.experiment import ExperimentPaths
 from flannel_pl.plugins import launchers
 from flannel_pl.recording.sameness import INCIDENTAL

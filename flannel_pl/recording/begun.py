@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import RunPaths
+from flannel_pl.paths import RunPaths
 from flannel_pl.recording.formats.files import read_header
 
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import ExperimentPaths, Run
-from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import said_columns
 from flannel_pl.recording.formats.files import read_header
 from flannel_pl.recording.formats.schema import (
@@ -15,10 +13,15 @@ from flannel_pl.recording.formats.schema import (
 )
 from flannel_pl.recording.sameness import decisive, differences, has_own_data
 
+if TYPE_CHECKING:  # who only reads a recording needs no experiment
+    from flannel_pl.experiment import Run
+    from flannel_pl.paths import ExperimentPaths
+    from flannel_pl.recording.experiment_record import ExperimentRecord
+
 _SHARED = ("config", "header_checksum", "run", "schema")
 
 
-def refuse_foreign_shard(paths: ExperimentPaths, record: ExperimentRecord, index: int) -> None:
+def refuse_foreign_shard(paths: "ExperimentPaths", record: "ExperimentRecord", index: int) -> None:
     """Refuses run `index`'s finished recording if it is another experiment's, not if it is damaged.
 
     Raises:
@@ -32,7 +35,7 @@ def refuse_foreign_shard(paths: ExperimentPaths, record: ExperimentRecord, index
     refuse_foreign(path, contradictions(metadata, record, index), paths)
 
 
-def refuse_foreign(path: Path, wrong: Iterable[str], paths: ExperimentPaths) -> None:
+def refuse_foreign(path: Path, wrong: Iterable[str], paths: "ExperimentPaths") -> None:
     """Refuses a recording that contradicts its experiment.
 
     Raises:
@@ -42,7 +45,7 @@ def refuse_foreign(path: Path, wrong: Iterable[str], paths: ExperimentPaths) -> 
         raise RunError(f"{path} {not_belonging(sentences, paths)}")
 
 
-def not_belonging(wrong: Sequence[str], paths: ExperimentPaths) -> str:
+def not_belonging(wrong: Sequence[str], paths: "ExperimentPaths") -> str:
     """Returns what is said of a file that contradicts its experiment, and what to do."""
     return (
         f"does not belong to this experiment: {'; '.join(wrong)}. Either it or {paths.record.name} was "
@@ -50,7 +53,7 @@ def not_belonging(wrong: Sequence[str], paths: ExperimentPaths) -> str:
     )
 
 
-def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index: int) -> Iterator[str]:
+def contradictions(metadata: Mapping[str, Any], record: "ExperimentRecord", index: int) -> Iterator[str]:
     """Yields in what a shard's metadata contradict the experiment that it is to be part of.
 
     Args:
@@ -63,7 +66,7 @@ def contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index:
     yield from run_contradictions(metadata, run, config=record.config, digests=digests)
 
 
-def copy_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, index: int) -> Iterator[str]:
+def copy_contradictions(metadata: Mapping[str, Any], record: "ExperimentRecord", index: int) -> Iterator[str]:
     """Yields in what a run's entry in a gathered file, or in its notes, contradicts the experiment.
 
     Args:
@@ -76,7 +79,7 @@ def copy_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord, i
 
 
 def run_contradictions(
-    metadata: Mapping[str, Any], run: Run, *, config: Mapping[str, Any], digests: Mapping[str, str]
+    metadata: Mapping[str, Any], run: "Run", *, config: Mapping[str, Any], digests: Mapping[str, str]
 ) -> Iterator[str]:
     """Yields in what a file's metadata contradict the run that it is to be of.
 
@@ -122,7 +125,7 @@ def other_data(theirs: Mapping[str, Any], expected: Mapping[str, str]) -> Iterat
             yield f"the content of the {name} is {got[name]!s:.12}, expected {expected[name]!s:.12}"
 
 
-def gathered_contradictions(metadata: Mapping[str, Any], record: ExperimentRecord) -> Iterator[str]:
+def gathered_contradictions(metadata: Mapping[str, Any], record: "ExperimentRecord") -> Iterator[str]:
     """Yields in what a gathered recording's metadata contradict the experiment that it is to be of."""
     if not has_runs(metadata, record):
         yield "its runs are not those of experiment.json"
@@ -133,7 +136,7 @@ def gathered_contradictions(metadata: Mapping[str, Any], record: ExperimentRecor
                 yield f"run {run['index']}: {sentence}"
 
 
-def has_runs(metadata: Mapping[str, Any], record: ExperimentRecord) -> bool:
+def has_runs(metadata: Mapping[str, Any], record: "ExperimentRecord") -> bool:
     """Tells whether a gathered recording names just the runs of an experiment."""
     runs = metadata.get("runs", [])
     there = [{"index": run["index"], "seed": run.get("seed"), "swept": run.get("swept")} for run in runs]

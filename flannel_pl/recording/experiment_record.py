@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from flannel_pl.config import Config
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths, Run, is_plain_name, parse_seeds
+from flannel_pl.experiment import Run, parse_seeds
+from flannel_pl.paths import ExperimentPaths, is_plain_name
 from flannel_pl.recording.formats.metadata import num_marks, parse_json, short
 from flannel_pl.recording.formats.opening import unreachable
 from flannel_pl.recording.formats.tokens import has_tokens

@@ -6,7 +6,7 @@ import numpy as np
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.formats.schema import (

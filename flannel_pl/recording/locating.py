@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.paths import is_index, is_partial, run_folders
+from flannel_pl.paths import ExperimentPaths, RunPaths, is_index, is_partial, run_folders
 from flannel_pl.recording.begun import how_it_goes_on, is_from_python
 from flannel_pl.recording.formats.files import is_recording
 from flannel_pl.recording.formats.opening import ANOTHER_KIND, unreachable

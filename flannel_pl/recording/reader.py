@@ -13,7 +13,7 @@ from typing import Any
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.paths import ExperimentPaths, RunPaths
 from flannel_pl.recording.belonging import index_contradictions
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec, columns_of, run_prefix

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 from flannel_pl.texts import for_file
 
 INCIDENTAL = frozenset(

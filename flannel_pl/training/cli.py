@@ -21,7 +21,8 @@ from typing_extensions import override
 
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.arguments import Text, loads, plain, read_exactly, typed
-from flannel_pl.config import ExperimentConfig, LaunchConfig, flatten, set_value
+from flannel_pl.config import ExperimentConfig, LaunchConfig
+from flannel_pl.dotted import flatten, set_value
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import local_path
 from flannel_pl.plugins import launcher_settings, launchers

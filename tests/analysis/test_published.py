@@ -24,7 +24,7 @@ from flannel_pl.analysis.reporting.tables import epochs_csv
 from flannel_pl.analysis.statistics.group_epochs import epochs_of
 from flannel_pl.analysis.statistics.groups import Group, groups_of
 from flannel_pl.analysis.statistics.series import spread
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 from tests.analysis.synthetic import INHALE_STEP, make_measures
 
 CONFIG = Path(__file__).parents[2] / "configs" / "flannel3.yaml"

@@ -18,7 +18,7 @@ import flannel_pl.cli.fit
 from flannel_pl.__main__ import main
 from flannel_pl.cli.beginning import locked_experiment, write_run_configs
 from flannel_pl.cli.request import understand
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import Experiment, ExperimentPaths
 from flannel_pl.launch.folder import begun_record, find_beginning, write_folder

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 from flannel_pl.recording.sameness import INCIDENTAL, decisive, differences
 from flannel_pl.training.cli import resolve
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 from flannel_pl.recording.formats.attempts import deciding, fact_word
 from flannel_pl.recording.reader import Recording, RunRecording
 

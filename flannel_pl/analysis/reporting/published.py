@@ -28,7 +28,7 @@ from flannel_pl.analysis.statistics.group_numbers import (
 from flannel_pl.analysis.statistics.groups import Group
 from flannel_pl.analysis.statistics.series import Spread
 from flannel_pl.analysis.words import plus_minus, reached
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 
 TOKEN_SET, NUM_TOKENS = "dead", 3699
 

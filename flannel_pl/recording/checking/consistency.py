@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.belonging import (
     contradictions,
     gathered_contradictions,

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.gathering.gathered import runs_in_finished_file, was_finished
 from flannel_pl.recording.integrity.findings import CheckedPart

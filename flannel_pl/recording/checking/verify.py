@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flannel_pl.errors import RunError, Unreachable, UserError
-from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.paths import is_growing, is_index, run_folders
+from flannel_pl.paths import ExperimentPaths, RunPaths, is_growing, is_index, run_folders
 from flannel_pl.recording.checking.consistency import check_folder, check_index
 from flannel_pl.recording.checking.presence import missing
 from flannel_pl.recording.experiment_record import read_record

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 
 DECIDES_BITS = (
     *("versions.torch", "versions.lightning", "versions.transformers", "versions.numpy", "python", "libc"),

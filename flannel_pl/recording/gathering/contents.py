@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.arrays import Array
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.belonging import contradictions, refuse_foreign, said_of_run
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.formats.columns import run_prefix, share_columns, with_columns

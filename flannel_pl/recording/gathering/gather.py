@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.experiment_tensors import experiment_tensors
 from flannel_pl.recording.formats.opening import is_there

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flannel_pl.errors import RunError, Unreachable
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.formats.early_end import EarlyEnd
 from flannel_pl.recording.formats.opening import is_there

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.publish import sync_folder
 from flannel_pl.recording.experiment_record import ExperimentRecord, read_record
 from flannel_pl.recording.experiment_tensors import Extras, experiment_tensors

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flannel_pl.errors import RunError, Unreachable
-from flannel_pl.experiment import ExperimentPaths
-from flannel_pl.paths import partial_of
+from flannel_pl.paths import ExperimentPaths, partial_of
 from flannel_pl.recording.belonging import copy_contradictions
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.experiment_tensors import Extras

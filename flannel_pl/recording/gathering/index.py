@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import ExperimentPaths
+from flannel_pl.paths import ExperimentPaths
 from flannel_pl.recording.formats.files import Header
 from flannel_pl.recording.formats.safetensors.layout import is_readable, plan_layout
 from flannel_pl.recording.formats.specs import TensorSpec

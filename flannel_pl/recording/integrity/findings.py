@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from flannel_pl.errors import RunError, Unreachable
-from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.paths import is_extras, is_finished_file, is_growing, is_partial
+from flannel_pl.paths import ExperimentPaths, RunPaths, is_extras, is_finished_file, is_growing, is_partial
 from flannel_pl.recording.begun import how_it_goes_on
 from flannel_pl.recording.formats.files import Header, TensorFile, open_file
 from flannel_pl.recording.integrity.cells import bad_cells, bad_static, num_leading_rows

@@ -5,8 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import ExperimentPaths, RunPaths
-from flannel_pl.paths import all_beside_lock, header_copy_of, partial_of, roomier_of
+from flannel_pl.paths import (
+    ExperimentPaths,
+    RunPaths,
+    all_beside_lock,
+    header_copy_of,
+    partial_of,
+    roomier_of,
+)
 from flannel_pl.recording.writing.disk import explained
 from flannel_pl.recording.writing.held import check_held
 from flannel_pl.recording.writing.lock import Lock

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flannel_pl.config import flatten
+from flannel_pl.dotted import flatten
 from flannel_pl.errors import RunError
 from flannel_pl.paths import header_copy_of, roomier_of
 from flannel_pl.publish import sync
