@@ -15,7 +15,13 @@ from tests.schemas import build_schema
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
-@pytest.fixture(params=CONFIGS, ids=[path.stem for path in CONFIGS])
+QUICK = ("quickstart", "flannel3")
+
+
+@pytest.fixture(
+    params=[pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow) for path in CONFIGS],
+    ids=[path.stem for path in CONFIGS],
+)
 def config(request: pytest.FixtureRequest) -> Path:
     path: Path = request.param
     return path

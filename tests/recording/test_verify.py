@@ -63,6 +63,7 @@ def test_what_is_right_is_right(shard: Path) -> None:
     assert bad_rows(shard) == []
 
 
+@pytest.mark.slow
 def test_every_bit_of_every_byte_of_a_header_counts(shard: Path) -> None:
     header = read_layout(shard).header
     for position in range(len(header)):

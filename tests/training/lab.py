@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Net(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.killed and self.kill_at == self.global_step and not Path(self.killed).exists():
             Path(self.killed).touch()
+            time.sleep(1)  # in which a checkpoint comes to the disk
             os.kill(os.getpid(), signal.SIGKILL)
         loss: Tensor = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
         self.log("loss", loss.detach())
