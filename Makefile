@@ -10,7 +10,7 @@ demo: .venv/installed ## the quickstart experiment, to its gathered file, what i
 	$(BIN)/flannel-pl report runs/quickstart
 
 test: lint types ## lint, types, and the tests that take seconds
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: .venv/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
