@@ -67,14 +67,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fork_server_stays() -> Iterator[None]:
-    """Keeps the fork server for the next test, which has to import everything: `fit` of one run ends it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flannel_pl.cli.fit.stop_fork_server", lambda: None)
-        yield
-
-
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
     folder = tmp_path_factory.mktemp("small data")
