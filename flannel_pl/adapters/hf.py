@@ -62,9 +62,8 @@ def record(trainer: Trainer, folder: str | Path, **options: Any) -> "TrainerReco
         )
     recorder = TrainerRecorder(trainer, folder, RecorderOptions.of(options))
     for one in list(trainer.callback_handler.callbacks):
-        if (
-            isinstance(one, TrainerRecorder) and one.is_refused
-        ):  # what was wrong with it is mended in this one
+        # What was wrong with one that was refused is mended in this one.
+        if isinstance(one, TrainerRecorder) and one.is_refused:
             one.leave()
     trainer.add_callback(recorder)
     return recorder

@@ -111,7 +111,10 @@ def plan_recording(
     )
     for quantity in config.quantities:
         if isinstance(quantity, OptimizerState):
-            quantity.part = watch.parts(quantity.tensor(subject)).get(quantity.key)
+            tensor = quantity.tensor(subject)
+            quantity.part = watch.parts(tensor).get(quantity.key)
+            if quantity.part is None:
+                watch.kept_dtypes({quantity.column: quantity.key}, tensor, of=quantity.name(subject))
     kept = _kept(config, watch, first.tensor, goes_on=begun is not None)
     quantities = config.all_quantities(training.module, first.tensor, kept)
     if begun is not None and takes_what_there_is:
@@ -120,10 +123,6 @@ def plan_recording(
     if begun is not None:
         declared = {name: (one, _sized(column, begun.columns)) for name, (one, column) in declared.items()}
     _refuse_unknown_types(config, declared)
-    for quantity in config.quantities:
-        if isinstance(quantity, OptimizerState) and quantity.part is None:
-            wanted = {quantity.column: quantity.key}
-            watch.kept_dtypes(wanted, quantity.tensor(subject), of=quantity.name(subject))
     optional = ("logits",) if takes_what_there_is and "logits" not in config.dtypes else ()
     return RecordingPlan(subject, quantities, declared, own_dtypes, begun, version, optional)
 
