@@ -5,6 +5,7 @@ Shape suffixes: V vocabulary, D width, B batch.
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import transformers
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -57,6 +59,9 @@ class Case:
     clip: float | None = None
     clip_by_value: bool = False
     steps: int = STEPS
+    device: str = "cpu"
+    half: bool = False
+    """Trained in float16, with a loss scaler that overflows for some steps, grows, and overflows again."""
     options: dict[str, Any] = field(default_factory=dict)
     """For the recorder."""
 
@@ -148,8 +153,9 @@ def in_lightning(case: Case, folder: Path, **settings: Any) -> None:
         accumulate_grad_batches=case.accumulate,
         gradient_clip_val=case.clip,
         gradient_clip_algorithm="value" if case.clip_by_value else "norm",
-        accelerator="cpu",
+        accelerator=case.device,
         devices=1,
+        plugins=[MixedPrecision("16-mixed", case.device, scaler_of(case))] if case.half else None,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -164,10 +170,15 @@ def in_lightning(case: Case, folder: Path, **settings: Any) -> None:
 
 def loop(case: Case) -> Iterator[tuple[Net, torch.optim.Optimizer, list[dict[str, Tensor]]]]:
     """Yields net, optimizer and the batches of each step; whoever takes them makes the step."""
-    net, source = Net(), iter(batches(case))
+    net = Net().to(case.device)
+    source = ({key: x.to(case.device) for key, x in batch.items()} for batch in batches(case))
     optimizer = case.optimizer(net)
     for _ in range(case.steps):
         yield net, optimizer, [next(source) for _ in range(case.accumulate)]
+
+
+def scaler_of(case: Case) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(case.device, init_scale=2.0**20, growth_interval=2)
 
 
 def clip(case: Case, net: nn.Module) -> None:
@@ -177,27 +188,60 @@ def clip(case: Case, net: nn.Module) -> None:
         nn.utils.clip_grad_norm_(net.parameters(), case.clip)
 
 
-def in_a_loop(case: Case, folder: Path) -> None:
+def forward(case: Case, net: Net, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    with torch.autocast(case.device, torch.float16, enabled=case.half, cache_enabled=False):
+        returned: dict[str, Tensor] = net(**batch)
+    return returned
+
+
+def scaled(scaler: torch.amp.GradScaler | None, loss: Tensor) -> Any:
+    return loss if scaler is None else scaler.scale(loss)
+
+
+def make_step(
+    case: Case, net: Net, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> None:
+    if scaler is None:
+        clip(case, net)
+        optimizer.step()
+        return
+    if case.clip:
+        scaler.unscale_(optimizer)
+    clip(case, net)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def in_a_loop(case: Case, folder: Path, around: Callable[[], Any] = nullcontext) -> None:
     steps = list(loop(case))
     net, optimizer, _ = steps[0]
+    scaler = scaler_of(case) if case.half else None
     with flannel_pl.Recorder(
-        folder, net, optimizer, steps=case.steps, token_sets=TOKEN_SETS, **options_of(case)
+        folder,
+        net,
+        optimizer,
+        steps=case.steps,
+        scaler=scaler,
+        token_sets=TOKEN_SETS,
+        **options_of(case),
     ) as recorder:
         for _, _, of_step in steps:
             optimizer.zero_grad()
             for batch in of_step:
-                returned = net(**batch)
-                (returned["loss"] / case.accumulate).backward()
-                logits = returned["logits"][0, -1]
-                recorder.forward(loss=returned["loss"], logits=logits, batch=batch, returned=returned)
-            recorder.before_step()
-            clip(case, net)
-            optimizer.step()
-            recorder.after_step()
+                returned = forward(case, net, batch)
+                scaled(scaler, returned["loss"] / case.accumulate).backward()
+                logits = returned["logits"][0, -1].detach()
+                with around():
+                    recorder.forward(loss=returned["loss"], logits=logits, batch=batch, returned=returned)
+            with around():
+                recorder.before_step()
+            make_step(case, net, optimizer, scaler)
+            with around():
+                recorder.after_step()
 
 
 def trainer_of(case: Case, output_dir: Path, **arguments: Any) -> transformers.Trainer:
-    net = Net()
+    net = Net().to(case.device)
     assert not case.clip_by_value, "transformers.Trainer has no such thing"
     wanted = transformers.TrainingArguments(
         **{
@@ -211,7 +255,8 @@ def trainer_of(case: Case, output_dir: Path, **arguments: Any) -> transformers.T
             "logging_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
-            "use_cpu": True,
+            "use_cpu": case.device == "cpu",
+            "fp16": case.half,
             "remove_unused_columns": False,
             "label_names": ["labels"],
             **arguments,
@@ -226,7 +271,10 @@ def trainer_of(case: Case, output_dir: Path, **arguments: Any) -> transformers.T
         def get_train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(source, batch_size=1, collate_fn=lambda rows: rows[0])
 
-    return InOrder(model=net, args=wanted, train_dataset=source, optimizers=(optimizer, constant))
+    trainer = InOrder(model=net, args=wanted, train_dataset=source, optimizers=(optimizer, constant))
+    if case.half:
+        trainer.accelerator.scaler = scaler_of(case)
+    return trainer
 
 
 def in_transformers(case: Case, folder: Path) -> None:
@@ -236,18 +284,22 @@ def in_transformers(case: Case, folder: Path) -> None:
 
 
 def plain_rows(case: Case, name: str = "table.weight") -> Iterator[dict[str, Tensor]]:
-    """What each row should hold; nothing here is flannel-pl's."""
+    """What each row should hold, on the CPU; nothing here is flannel-pl's."""
+    scaler = scaler_of(case) if case.half else None
     for net, optimizer, of_step in loop(case):
         optimizer.zero_grad()
         losses = []
         for batch in of_step:
-            returned = net(**batch)
-            (returned["loss"] / case.accumulate).backward()
+            returned = forward(case, net, batch)
+            scaled(scaler, returned["loss"] / case.accumulate).backward()
             losses.append(returned["loss"].detach())
         weight = net.get_parameter(name)
         assert weight.grad is not None
-        row = {"grads": weight.grad.clone(), "loss": torch.stack(losses).double().mean()}
-        clip(case, net)
-        optimizer.step()
-        kept = {key: x for key, x in optimizer.state[weight].items() if isinstance(x, Tensor) and x.ndim > 0}
-        yield {**row, "embeddings": weight.detach().clone(), **{key: x.clone() for key, x in kept.items()}}
+        scale = scaler.get_scale() if scaler else 1.0
+        row = {"grads": weight.grad / scale, "loss": torch.stack(losses).double().mean()}
+        make_step(case, net, optimizer, scaler)
+        if scaler:
+            row["skipped"] = torch.tensor(scaler.get_scale() < scale)
+        state = optimizer.state.get(weight, {})
+        kept = {key: x for key, x in state.items() if isinstance(x, Tensor) and x.ndim > 0}
+        yield {key: x.detach().clone().cpu() for key, x in {**row, "embeddings": weight, **kept}.items()}

@@ -51,6 +51,7 @@ def train(
     ckpt_path: Path | None = None,
     checkpoint_every: int | None = None,
     every_n_steps: int = 1,
+    device: str = "cpu",
     **settings: Any,
 ) -> Normed:
     module = Amsgrad() if module is None else module
@@ -63,7 +64,8 @@ def train(
     )
     trainer = Trainer(
         max_steps=steps,
-        accelerator="cpu",
+        accelerator=device,
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -85,25 +87,29 @@ class Amsgrad(Normed):
         return torch.optim.AdamW(self.parameters(), lr=0.1, amsgrad=True)
 
 
-def expected_rows(*, accumulate: int = 1) -> list[dict[str, Array]]:
+def float64(tensor: Tensor) -> Array:
+    return tensor.detach().double().cpu().numpy().copy()
+
+
+def expected_rows(*, accumulate: int = 1, device: str = "cpu") -> list[dict[str, Array]]:
     """What each row should hold: float64 numpy on what hooks on a plain loop saw."""
-    module = Amsgrad()
+    module = Amsgrad().to(device)
     optimizer = module.configure_optimizers()
     hidden: list[Array] = []
-    module.norm.register_forward_hook(lambda m, i, output: hidden.append(output.detach().double().numpy()))
+    module.norm.register_forward_hook(lambda m, i, output: hidden.append(float64(output)))
     named, source, rows = dict(module.named_parameters()), iter(batches(64)), []
     for step in range(1, STEPS + 1):
         hidden.clear()
         optimizer.zero_grad()
-        seen = [next(source) for _ in range(accumulate)]
-        before = {name: one.detach().double().numpy().copy() for name, one in named.items()}
+        seen = [next(source).to(device) for _ in range(accumulate)]
+        before = {name: float64(one) for name, one in named.items()}
         for batch in seen:
             loss: Any = nn.functional.cross_entropy(module(batch[:, 0]), batch[:, 1]) / accumulate
             loss.backward()
         gradients = [one.grad.double().norm().item() for one in named.values() if one.grad is not None]
         torch.nn.utils.clip_grad_norm_(module.parameters(), 0.01)
         optimizer.step()
-        after = {name: one.detach().double().numpy() for name, one in named.items()}
+        after = {name: float64(one) for name, one in named.items()}
         state = np.concatenate(hidden)
         means = [one.mean(axis=0) for one in hidden]
         spreads = [np.sqrt(((one - one.mean(axis=0)) ** 2).sum(axis=1).mean()) for one in hidden]
@@ -120,10 +126,10 @@ def expected_rows(*, accumulate: int = 1) -> list[dict[str, Array]]:
                 "gradient_norms": np.array(gradients),
                 "update_norms": np.array([np.linalg.norm(after[name] - before[name]) for name in named]),
                 "update_norms/values": np.array([np.linalg.norm(after[name]) for name in named]),
-                "largest": optimizer.state[module.table.weight]["max_exp_avg_sq"].double().numpy().copy(),
+                "largest": float64(optimizer.state[module.table.weight]["max_exp_avg_sq"]),
                 "logits_at": logits[: len(seen[0])][[1, -1]],
                 "seen": np.array(step * accumulate * 8),
-                "first": seen[0][0, 0].numpy(),
+                "first": float64(seen[0][0, 0]),
             }
         )
     return rows
@@ -132,6 +138,10 @@ def expected_rows(*, accumulate: int = 1) -> list[dict[str, Array]]:
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("every_n_steps", [1, 2])
 def test_every_row(tmp_path: Path, accumulate: int, every_n_steps: int) -> None:
+    assert_every_row(tmp_path, accumulate, every_n_steps)
+
+
+def assert_every_row(tmp_path: Path, accumulate: int, every_n_steps: int, device: str = "cpu") -> None:
     quantities = [make() for make in ALL.values()]
     module = train(
         tmp_path,
@@ -139,12 +149,13 @@ def test_every_row(tmp_path: Path, accumulate: int, every_n_steps: int) -> None:
         every_n_steps=every_n_steps,
         accumulate_grad_batches=accumulate,
         val_check_interval=accumulate,
+        device=device,
     )
     assert "training_step" not in vars(module)
     assert "publish" not in vars(module)
     assert not module.norm._forward_hooks
     assert verify(tmp_path).ok
-    expected = expected_rows(accumulate=accumulate)
+    expected = expected_rows(accumulate=accumulate, device=device)
     with flannel_pl.open_recording(tmp_path) as recording:
         run = recording.run(0)
         for row, step in enumerate(run.steps[1:], start=1):
@@ -155,7 +166,7 @@ def test_every_row(tmp_path: Path, accumulate: int, every_n_steps: int) -> None:
         names = [name for name, _ in Amsgrad().named_parameters()]
         assert run.columns["gradient_norms"].labels == {"parameter": tuple(names)}
         assert run.columns["seen"].quantity == "tests.quantities.own.Batches"
-        first = [torch.linalg.vector_norm(one.detach()) for one in Amsgrad().parameters()]
+        first = [torch.linalg.vector_norm(one.detach()) for one in Amsgrad().to(device).parameters()]
         assert run.tensor("update_norms/values")[0].tolist() == torch.stack(first).tolist()
         assert np.isnan(run.hidden_mean[0]).all()
 
