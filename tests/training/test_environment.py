@@ -262,18 +262,25 @@ def test_the_code_that_decides_bits(tmp_path: Path) -> None:
     assert provenance.source_digest(tmp_path) != before
 
 
+@pytest.mark.parametrize(
+    ("said", "driver"),
+    [
+        ("NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23", "570.86.15"),
+        ("NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (builder@)", "580.159.04"),
+        ("NVIDIA UNIX Open Kernel Module for aarch64  550.54  Release Build", "550.54"),
+        ("something else", None),
+    ],
+)
 def test_a_gpu_is_asked_for_its_model_driver_and_libraries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, driver: str | None
 ) -> None:
-    (tmp_path / "version").write_text(
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23\nGCC version: 12\n"
-    )
+    (tmp_path / "version").write_text(f"NVRM version: {said}\nGCC version: gcc version 12.3.0 (GCC)\n")
     monkeypatch.setattr(environments, "DRIVER_FACTS", tmp_path / "version")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU number {device.index}")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     found = environments.environment(torch.device("cuda", 1), name="cuda:5")
     assert (found["device"], found["device_name"]) == ("cuda:5", "GPU number 1")
-    assert found["cuda"]["driver"] == "570.86.15"
+    assert found["cuda"]["driver"] == driver
     assert found["variables"]["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert {"runtime", "cudnn", "attention"} <= found["cuda"].keys()
     assert "CUBLAS_WORKSPACE_CONFIG" not in environments.environment(torch.device("cpu"))["variables"]

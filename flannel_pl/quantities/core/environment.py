@@ -115,7 +115,7 @@ def _cuda() -> dict[str, Any]:
     kinds = ("flash", "mem_efficient", "math", "cudnn")
     driver = None
     with contextlib.suppress(OSError):
-        found = re.search(r"Kernel Module\D*([\d.]+)", DRIVER_FACTS.read_text(encoding="utf-8"))
+        found = re.search(r"^NVRM.*?\s(\d+\.[\d.]+)", DRIVER_FACTS.read_text(encoding="utf-8"))
         driver = found and found[1]
     return {
         "runtime": torch.version.cuda or torch.version.hip,
