@@ -115,7 +115,8 @@ class TiedGPT2(LightningModule):
             device = self._trainer.strategy.root_device
         param_dtype = PARAM_DTYPES[hparams.param_dtype]
         torch.manual_seed(torch.initial_seed() if hparams.init_seed is None else hparams.init_seed)
-        gpt2: Any = GPT2LMHeadModel(self._gpt2_config())
+        with torch.device("cpu"):  # Lightning calls this in a context of the device, which draws otherwise
+            gpt2: Any = GPT2LMHeadModel(self._gpt2_config())
         gpt2.loss_type = "ForCausalLM"  # transformers' default, but unnamed it is complained about
         gpt2.to(param_dtype)
         W_VD = torch.randn(hparams.vocab_size, hparams.hidden_dim, dtype=torch.float32, device=device)

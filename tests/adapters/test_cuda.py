@@ -72,6 +72,7 @@ def test_they_are_those_of_a_plain_loop(tmp_path: Path, name: str) -> None:
     assert ON_DEVICE[name].half == bool(columns_of(tmp_path).get("skipped", np.zeros(1)).any())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", ON_DEVICE)
 def test_the_host_waits_for_no_row(tmp_path: Path, name: str) -> None:
     case = ON_DEVICE[name]
@@ -193,6 +194,7 @@ def test_memory_of_the_device_does_not_grow(tmp_path: Path) -> None:
     assert max(at_step[200:]) <= max(at_step[10:50])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(REHEARSES, reason="slow to compile for the CPU")
 def test_a_compiled_model(tmp_path: Path) -> None:
     net = Bigrams().to(DEVICE)

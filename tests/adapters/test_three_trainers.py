@@ -49,6 +49,8 @@ def assert_the_rows_are_the_same(case: Case, tmp_path: Path) -> None:
         assert columns.keys() == expected.keys(), who
         for column in expected.keys() - {"checksums"}:
             got, wanted = columns[column], expected[column]
+            if case.half and (who, column) == ("hf", "logits"):
+                wanted = wanted.astype(np.float32)  # as which accelerate returns everything
             assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape), (who, column)
             if column.startswith("losses") and case.accumulate == 3:
                 # A third of each is rounded before they are added, or their sum is divided.

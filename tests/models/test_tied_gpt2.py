@@ -53,6 +53,18 @@ def test_the_initial_embedding_is_the_notebooks() -> None:
     assert torch.equal(embedding(module), expected)
 
 
+def test_the_weights_are_drawn_on_the_cpu_wherever_lightning_has_tensors_made() -> None:
+    """It calls configure_model in a context of the device, whose generator draws other numbers."""
+    expected, module = built(init_seed=42), TiedGPT2(init_seed=42)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    module.trainer = trainer
+    with torch.device("meta"):  # a device that draws nothing stands in for one that draws otherwise
+        module.configure_model()
+    for (name, weight), other in zip(module.named_parameters(), expected.parameters(), strict=True):
+        assert weight.device.type == "cpu", name
+        assert torch.equal(weight, other), name
+
+
 def test_init_seed_fixes_the_weights_whatever_was_drawn_before() -> None:
     torch.manual_seed(1)
     torch.rand(17)

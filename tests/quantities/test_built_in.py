@@ -167,7 +167,12 @@ def assert_every_row(tmp_path: Path, accumulate: int, every_n_steps: int, device
         assert run.columns["gradient_norms"].labels == {"parameter": tuple(names)}
         assert run.columns["seen"].quantity == "tests.quantities.own.Batches"
         first = [torch.linalg.vector_norm(one.detach()) for one in Amsgrad().to(device).parameters()]
-        assert run.tensor("update_norms/values")[0].tolist() == torch.stack(first).tolist()
+        np.testing.assert_allclose(
+            run.tensor("update_norms/values")[0],
+            torch.stack(first).cpu(),
+            # Norms of several tensors at once are added up in another order on a device.
+            rtol=0 if device == "cpu" else 1e-6,
+        )
         assert np.isnan(run.hidden_mean[0]).all()
 
 

@@ -97,6 +97,13 @@ class Detached(Net):
         return super().training_step(batch, batch_idx).detach()
 
 
+class Hungry(Net):
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.eaten = torch.empty(2**46, device=self.device)
+        return super().training_step(batch, batch_idx)
+
+
 class Leaves(Net):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
