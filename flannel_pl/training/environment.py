@@ -2,11 +2,16 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
+from flannel_pl.config import Config
 from flannel_pl.errors import RunError
 from flannel_pl.experiment import Experiment, Run, Slot
 from flannel_pl.quantities.core.environment import host_environment, refuse_other_environment
 from flannel_pl.recording.formats.opening import is_there
+
+SET_BY_LIGHTNING = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Variables that a deterministic Trainer sets for its process, whatever they were."""
 
 
 def check_environments(
@@ -28,13 +33,21 @@ def check_environments(
     """
     if experiment.config.launch.mix_environments:
         return
-    now = {**host_environment(slot.accelerator), "threads": slot.threads}
+    host = {**host_environment(slot.accelerator), "threads": slot.threads}
     if elsewhere:
-        now = {key: now[key] for key in ("versions", "python", "source")}
+        host = {key: host[key] for key in ("versions", "python", "source")}
     for run in runs:
+        now = host if elsewhere else _with_trainer(host, experiment.run_config(run), slot)
         paths = experiment.paths.run(run.index)
         checkpoints = paths.checkpoints()
         if checkpoints and is_there(paths.partial):
             first_row = 1 + checkpoints[0][0] // experiment.config.recorder.every_n_steps
             with contextlib.suppress(RunError):  # a damaged file is not gone on with
                 refuse_other_environment(paths, now, first_row)
+
+
+def _with_trainer(host: dict[str, Any], config: Config, slot: Slot) -> dict[str, Any]:
+    """Returns a run's environment as it is going to be once it has a Trainer."""
+    if slot.accelerator != "cuda" or not config.trainer.arguments.get("deterministic"):
+        return host
+    return {**host, "variables": {**host["variables"], **SET_BY_LIGHTNING}}

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch.trainer.trainer
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -146,10 +147,23 @@ def start_with(cli: FlannelCLI, *further: Callback) -> Any:
     trainer: Any = cli.trainer
     trainer.callbacks = [*filter(_may_start, trainer.callbacks), *further]
     try:
-        trainer.fit(cli.model, cli.datamodule)
+        with _devices_left_alone():
+            trainer.fit(cli.model, cli.datamodule)
     except SystemExit as end:
         raise interruption(end) from None
     return trainer
+
+
+@contextmanager
+def _devices_left_alone() -> Iterator[None]:
+    """Has Lightning, on the CPU, not ask every GPU for the state of its random numbers, which would wake it."""
+    module: Any = lightning.pytorch.trainer.trainer
+    isolate = module.isolate_rng
+    module.isolate_rng = partial(isolate, include_cuda=False)
+    try:
+        yield
+    finally:
+        module.isolate_rng = isolate
 
 
 def _check_monitors(config: Config, folder: Path, slot: Slot) -> None:

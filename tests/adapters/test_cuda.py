@@ -92,7 +92,7 @@ def test_every_built_in_quantity(tmp_path: Path, accumulate: int) -> None:
 def slow_copies() -> None:
     """Keeps the device busy for a while, so that copies to the host are late."""
     if not REHEARSES:
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(50_000_000)  # type: ignore[no-untyped-call]
 
 
 TWO = {"E": "table.weight", "head": "head.weight"}
@@ -163,7 +163,7 @@ def test_a_model_that_lives_in_two_places(tmp_path: Path, first: str) -> None:
         for window_BT in windows(8):
             optimizer.zero_grad()
             logits = net(window_BT[:, :-1]).flatten(0, 1)
-            loss = nn.functional.cross_entropy(logits, window_BT[:, 1:].flatten().to(DEVICE))
+            loss: Any = nn.functional.cross_entropy(logits, window_BT[:, 1:].flatten().to(DEVICE))
             loss.backward()
             recorder.before_step()
             optimizer.step()
@@ -194,7 +194,7 @@ def test_memory_of_the_device_does_not_grow(tmp_path: Path) -> None:
     assert max(at_step[200:]) <= max(at_step[10:50])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # what compilers say
 @pytest.mark.skipif(REHEARSES, reason="slow to compile for the CPU")
 def test_a_compiled_model(tmp_path: Path) -> None:
     net = Bigrams().to(DEVICE)

@@ -78,6 +78,7 @@ def test_devices_by_their_names_outside(
 @pytest.mark.parametrize("variable", ["-1", ""])
 def test_no_device_is_seen(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    monkeypatch.setattr(torch.cuda, "_cached_device_count", None)  # torch counts them once
     assert "cuda" not in devices.available_devices()
 
 

@@ -1,7 +1,9 @@
 """`fit` on a CUDA device: the notebook's bits, going on with the same, and several runs on one device."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.corpus.store import load_corpus
+from flannel_pl.experiment import RunPaths
 from flannel_pl.launch.events import read_events
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.info import describe_recording
@@ -123,6 +126,45 @@ def test_a_run_with_dropout_that_is_killed_goes_on_with_the_bits_of_an_undisturb
     assert verify(tmp_path / "b/x").ok
 
 
+def test_runs_on_one_device_that_are_stopped_go_on_in_another_process(
+    small_data: SmallData, tmp_path: Path
+) -> None:
+    """What a deterministic Trainer sets for its process is no other environment."""
+    given = [*small_data.arguments, *HERE, *DETERMINISTIC, "--experiment.seeds", "1..2"]
+    given += [
+        "--trainer.max_steps",
+        "400",
+        "--launch.runs_per_device",
+        "2",
+        "--launch.checkpoint_every",
+        "20",
+    ]
+    given += ["--launch.threads_per_run", "1"]
+    environment = {name: x for name, x in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+
+    def start(name: str) -> "subprocess.Popen[str]":
+        words = [sys.executable, "-m", "flannel_pl", "fit", *given, "--experiment.output_dir"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [*words, str(tmp_path / name)], env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    calm, stopped = start("calm"), start("stopped")
+    runs = [RunPaths(tmp_path / "stopped" / "flannel" / f"run_{index}") for index in (0, 1)]
+    while not all(run.checkpoints() for run in runs):
+        assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.02)
+    stopped.terminate()
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 143, said
+    assert not all(run.recording.exists() for run in runs), "nothing was stopped"
+    again = start("stopped")
+    _, said = again.communicate(timeout=100)
+    assert again.returncode == 0, said
+    calm.communicate(timeout=100)
+    assert bits_of_all(tmp_path / "calm" / "flannel") == bits_of_all(tmp_path / "stopped" / "flannel")
+
+
 def test_float16_with_lightnings_own_scaler(small_data: SmallData, tmp_path: Path) -> None:
     arguments = [*HERE, *DETERMINISTIC, "--model.param_dtype", "float32"]
     arguments += ["--trainer.precision", "bf16-mixed" if REHEARSES else "16-mixed"]
@@ -140,5 +182,4 @@ def test_a_run_that_the_device_has_no_memory_for_is_told(
     given = ["--model", "tests.training.lab.Hungry", "--data", "tests.training.lab.Data", *ALL]
     given += ["--experiment.seeds", "1..2", "--launch.max_retries", "0"]
     assert main(["fit", *given, *words(tmp_path, *HERE)]) == 1
-    said = capsys.readouterr()
-    assert "OutOfMemoryError: CUDA out of memory" in said.err
+    assert "OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out

@@ -14,11 +14,14 @@ import torch
 import flannel_pl
 from flannel_pl import provenance
 from flannel_pl.__main__ import main
-from flannel_pl.experiment import RunPaths
+from flannel_pl.errors import UserError
+from flannel_pl.experiment import Experiment, RunPaths, Slot
 from flannel_pl.launch.events import read_events
 from flannel_pl.quantities.core import environment as environments
 from flannel_pl.recording.formats.attempts import attempts_of, environment_changes
 from flannel_pl.recording.formats.safetensors.layout import read_layout
+from flannel_pl.training.cli import resolve
+from flannel_pl.training.environment import check_environments
 from tests.conftest import SmallData
 from tests.recording.recording_samples import make_old
 from tests.training.test_resume import StopAfter
@@ -89,6 +92,31 @@ def other_code(patch: pytest.MonkeyPatch, folder: Path) -> str:
 def other_setting(patch: pytest.MonkeyPatch, folder: Path) -> str:
     patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     return "settings.float32_matmul_precision: highest there, medium now"
+
+
+@pytest.mark.parametrize("deterministic", ["true", "false"])
+def test_what_a_deterministic_trainer_sets_is_no_other_environment(
+    small_data: SmallData,
+    tmp_path: Path,
+    stop_after: StopAfter,
+    monkeypatch: pytest.MonkeyPatch,
+    deterministic: str,
+) -> None:
+    """The file of a run on CUDA has a variable that nobody had set before there was a Trainer."""
+    given = command(small_data, tmp_path, "--trainer.deterministic", deterministic)
+    with monkeypatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        patch.setattr(environments, "VARIABLES", (*environments.VARIABLES, *environments.CUDA_VARIABLES))
+        stop_after(3)
+        assert main(["fit", *given]) == 143
+        stop_after.undo()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    experiment, slot = Experiment.from_config(resolve(given)), Slot("cuda", 0, 1)
+    if deterministic == "true":
+        check_environments(experiment, experiment.runs, slot)
+        return
+    with pytest.raises(UserError, match="CUBLAS_WORKSPACE_CONFIG: :4096:8 there, nothing now"):
+        check_environments(experiment, experiment.runs, slot)
 
 
 OTHERS = [other_torch, other_processor, other_variable, other_code, other_setting]

@@ -110,6 +110,27 @@ REPLACED = [
 REFUSED += REPLACED
 
 
+OWN = ["--model", "tests.training.lab.Net", "--data", "tests.training.lab.Data"]
+
+
+@pytest.mark.parametrize("own", [[], OWN], ids=["ours", "own"])
+def test_devices_are_left_alone(
+    small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: list[str]
+) -> None:
+    """Else a launcher takes memory of every GPU, and all of one that allows a single process."""
+    touched: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: touched.append("random numbers"))
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: touched.append("device"))
+    monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: 1)
+    given = [*own, "--recorder.parameters", "all"] if own else small_data.arguments
+    place = ["--experiment.output_dir", str(tmp_path), "--trainer.max_steps", "3"]
+    assert main(["plan", *given, *place, "--trainer.accelerator", "cuda"]) == 0
+    assert not touched
+
+
 @pytest.mark.parametrize(("arguments", "expected"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_what_cannot_work_is_refused_before_any_file(refuse: Refuser, arguments: str, expected: str) -> None:
     code, message = refuse(*arguments.split(), verb="plan")
