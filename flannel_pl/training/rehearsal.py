@@ -156,7 +156,7 @@ def start_with(cli: FlannelCLI, *further: Callback) -> Any:
 
 @contextmanager
 def _devices_left_alone() -> Iterator[None]:
-    """Has Lightning, on the CPU, not ask every GPU for the state of its random numbers, which would wake it."""
+    """Has Lightning not ask every GPU for the state of its random numbers, which would wake them all."""
     module: Any = lightning.pytorch.trainer.trainer
     isolate = module.isolate_rng
     module.isolate_rng = partial(isolate, include_cuda=False)
