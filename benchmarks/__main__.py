@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import analysis, disk, experiment, live, machine, quantities, startup, steps
-from benchmarks.figures import Figure, put_into, table
+from benchmarks.figures import Figure, measured_on_gpus, put_into, table
 from benchmarks.sizes import SIZES
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
@@ -53,9 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
         }
         result["parts"] = {part: result["parts"][part] for part in PARTS if part in result["parts"]}
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(result))
+    shown = table(result, on_gpus=measured_on_gpus(options.results))
+    print(shown)
     if options.readme:
-        put_into(README, table(result))
+        put_into(README, shown)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """A measured figure, its limit, and the Markdown table of all of them."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,11 +51,18 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def table(result: dict[str, Any]) -> str:
+def measured_on_gpus(folder: Path) -> list[dict[str, Any]]:
+    """Returns what the result files of machines with a GPU hold."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [result for result in found if result.get("accelerator") == "gpu"]
+
+
+def table(result: dict[str, Any], *, on_gpus: Sequence[dict[str, Any]] = ()) -> str:
     """Returns a result file's content as Markdown: a sentence on where it was measured, and a table.
 
     Args:
-        result: As `run.py` writes it.
+        result: As `python -m benchmarks` writes it.
+        on_gpus: Likewise, of machines with a GPU; what they have goes below that of one without.
     """
     loads = [f"{part['load_average_before']:g}" for part in result["parts"].values()]
     lines = [
@@ -65,10 +73,11 @@ def table(result: dict[str, Any]) -> str:
         "| figure | median | least to most | limit | |",
         "|---|---|---|---|---|",
     ]
-    for part in result["parts"].values():
-        lines += [_row(figure) for figure in part["figures"]]
+    lines += [_row(figure) for figure in _figures(result)]
     if result["accelerator"] == "cpu":
-        lines.append("| the same on a GPU (`make bench-gpu`) | not measured | | | |")
+        lines += [_row(figure, where=f"{gpu['device']}: ") for gpu in on_gpus for figure in _figures(gpu)]
+        what = "the rest" if on_gpus else "the same"
+        lines.append(f"| {what} on a GPU (`make bench-gpu`) | not measured | | | |")
     return "\n".join(lines)
 
 
@@ -80,12 +89,16 @@ def put_into(readme: Path, text: str) -> None:
     readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
-def _row(figure: dict[str, Any]) -> str:
+def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [figure for part in result["parts"].values() for figure in part["figures"]]
+
+
+def _row(figure: dict[str, Any], *, where: str = "") -> str:
     unit = f" {figure['unit']}" if figure["unit"] else ""
     verdict = {True: "met", False: "**not met**", None: ""}[figure["met"]]
     limit = f"{figure['limit']}{unit}" if figure["limit"] else ""
     spread = f"{figure['least']:g} to {figure['most']:g}" if len(figure["values"]) > 1 else "once"
-    return f"| {figure['name']} | {figure['median']:g}{unit} | {spread} | {limit} | {verdict} |"
+    return f"| {where}{figure['name']} | {figure['median']:g}{unit} | {spread} | {limit} | {verdict} |"
 
 
 def _rounded(value: float) -> float:

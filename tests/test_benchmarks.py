@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.figures import BEGIN, END, Figure, put_into, ratios, table
+from benchmarks.figures import BEGIN, END, Figure, measured_on_gpus, put_into, ratios, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -52,6 +52,16 @@ def test_what_was_not_measured_is_said_to_be_so() -> None:
     assert "| the same on a GPU (`make bench-gpu`) | not measured | | | |" in table(result())
 
 
+def test_what_was_measured_on_a_gpu_stands_below() -> None:
+    gpu = {**result(Figure("a step", "ms", [3.0])), "accelerator": "gpu", "device": "NVIDIA H200"}
+    lines = table(result(Figure("a step", "ms", [9.0])), on_gpus=[gpu]).splitlines()
+    assert lines[-3:] == [
+        "| a step | 9 ms | once |  |  |",
+        "| NVIDIA H200: a step | 3 ms | once |  |  |",
+        "| the rest on a GPU (`make bench-gpu`) | not measured | | | |",
+    ]
+
+
 def test_ratios_are_those_of_a_round() -> None:
     assert ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
     with pytest.raises(ValueError, match="shorter"):
@@ -70,7 +80,7 @@ def test_the_readme_holds_the_committed_table() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.split(BEGIN)[1].split(END)[0].strip()
     committed = json.loads(README_RESULT.read_text(encoding="utf-8"))
-    assert shown == table(committed), "make bench writes both"
+    assert shown == table(committed, on_gpus=measured_on_gpus(README_RESULT.parent)), "make bench writes both"
     assert list(committed["parts"]) == PARTS
 
 

@@ -124,6 +124,8 @@ def test_devices_are_left_alone(
     monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: touched.append("random numbers"))
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: touched.append("device"))
+    # Where torch has it, it asks every GPU first.
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: touched.append("cuDNN"))
     monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: 1)
     given = [*own, "--recorder.parameters", "all"] if own else small_data.arguments
     place = ["--experiment.output_dir", str(tmp_path), "--trainer.max_steps", "3"]

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -69,20 +69,20 @@ def environment(device: torch.device, *, name: str | None = None) -> dict[str, A
         and `cuda`: libraries, driver and settings; None on other devices.
     """
     host = host_environment(device.type)
-    on_cuda = device.type == "cuda"
+    on_cuda, cudnn = device.type == "cuda", cast("Any", torch.backends.cudnn)
     return {
         **host,
         "device": name or str(device),
         "device_name": torch.cuda.get_device_name(device) if on_cuda else host["cpu"]["name"],
         "threads": torch.get_num_threads(),
         "settings": _settings(),
-        "cuda": _cuda() if on_cuda else None,
+        "cuda": _cuda(cudnn=cudnn.version()) if on_cuda else None,
     }
 
 
 def expected_environment(device_type: str) -> dict[str, Any]:
     """Returns an environment as a run on such a device is going to have it, as long, and asks no GPU."""
-    on_cuda = {"cuda": _cuda()} if device_type == "cuda" else {}
+    on_cuda = {"cuda": _cuda(cudnn=10_000)} if device_type == "cuda" else {}
     return {**environment(torch.device("cpu")), **host_environment(device_type), **on_cuda}
 
 
@@ -109,7 +109,8 @@ def _asked(read: Callable[[], Any]) -> Any:
         return None
 
 
-def _cuda() -> dict[str, Any]:
+def _cuda(*, cudnn: int | None) -> dict[str, Any]:
+    """Returns what is known of CUDA. Of cuDNN it is told, since torch wakes every GPU before it tells."""
     backends: Any = torch.backends
     cuda = backends.cuda
     kinds = ("flash", "mem_efficient", "math", "cudnn")
@@ -119,7 +120,7 @@ def _cuda() -> dict[str, Any]:
         driver = found and found[1]
     return {
         "runtime": torch.version.cuda or torch.version.hip,
-        "cudnn": backends.cudnn.version(),
+        "cudnn": cudnn,
         "driver": driver,
         "fp16_reduced_precision_reduction": _asked(
             lambda: cuda.matmul.allow_fp16_reduced_precision_reduction
