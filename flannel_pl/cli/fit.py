@@ -41,6 +41,13 @@ def fit(words: list[str]) -> int:
         RunError: If the disk or the launcher fails.
         Interrupted: On a signal, once everything so far is on the disk.
     """
+    try:
+        return _fit(words)
+    finally:
+        stop_fork_server()  # this may be somebody's program, which goes on
+
+
+def _fit(words: list[str]) -> int:
     request = understand(words)
     for line in request.types:
         print(line)
@@ -49,7 +56,7 @@ def fit(words: list[str]) -> int:
     is_alone = launcher.alone_here and len(experiment.selected) == 1
     if request.plan is not None and not launcher.outlives and not is_alone:
         return _fit_all(request, request.plan)
-    stop_fork_server()  # which may have been started before it was known that it is of no use
+    stop_fork_server()  # it was started before it was known that it is of no use
     if launcher.outlives:
         return fit_as_jobs(request)
     return finish_experiment(experiment) if request.plan is None else _fit_one(request, request.plan)

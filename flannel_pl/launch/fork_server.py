@@ -25,6 +25,9 @@ from flannel_pl.signals import SCHEDULER_SIGNALS
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 """Where the server's socket is made if TMPDIR will not do."""
 
+_started: int | None = None
+"""Number of the process that was started here; a program may have one of its own."""
+
 SOCKET_FOLDER_BYTES = 70
 """Length of a path in which every system takes the socket: macOS gives all of it 104 bytes, Linux 108."""
 
@@ -54,6 +57,9 @@ def start_fork_server(preload: str) -> None:
     Raises:
         UserError: If no folder for temporary files takes the socket that it is asked through.
     """
+    global _started
+    server: Any = forkserver._forkserver  # there is no public way
+    before = server._forkserver_pid
     multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
     start_deaf(resource_tracker.ensure_running)  # by itself, since it unblocks some of them in us
     folder, tempfile.tempdir = tempfile.tempdir, _socket_folder()
@@ -61,6 +67,8 @@ def start_fork_server(preload: str) -> None:
         start_deaf(forkserver.ensure_running)
     finally:
         tempfile.tempdir = folder
+    if server._forkserver_pid != before:
+        _started = server._forkserver_pid
     atexit.unregister(stop_fork_server)
     atexit.register(stop_fork_server)
 
@@ -117,11 +125,12 @@ def _socket_folder() -> str:
 
 
 def stop_fork_server() -> None:
-    """Ends the fork server, if there is one, also in the middle of its imports.
+    """Ends the fork server, if it is one of ours, also in the middle of its imports.
 
-    By itself it would end only after them, and keep whoever reads our output waiting until then.
+    By itself it would end only after them, and keep whoever reads our output waiting until then. A pool that
+    somebody else starts from it could not be ended: what it forks is deaf, too.
     """
     server: Any = forkserver._forkserver  # there is no public way
-    if server._forkserver_pid is not None:
+    if server._forkserver_pid is not None and server._forkserver_pid == _started:
         os.kill(server._forkserver_pid, signal.SIGKILL)
         server._stop()

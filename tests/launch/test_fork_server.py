@@ -15,6 +15,7 @@ import pytest
 from flannel_pl.__main__ import _is_begun
 from flannel_pl.launch.devices import num_cores
 from flannel_pl.launch.fork_server import start_fork_server, stop_fork_server
+from tests.conftest import SmallData
 from tests.mounting import read_only
 from tests.processes import alive
 
@@ -55,6 +56,37 @@ def test_a_command_that_is_refused_leaves_none_behind(tmp_path: Path) -> None:
     while any(alive(pid) for pid in seen):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+POOLS = """
+import multiprocessing, sys
+import multiprocessing.forkserver as forkserver
+from flannel_pl.__main__ import main
+
+def use_pools():
+    for _ in range(30):
+        with multiprocessing.get_context("forkserver").Pool(2) as pool:
+            assert pool.map(abs, [-1, 2]) == [1, 2]
+
+if __name__ == "__main__":
+    has_own = sys.argv.pop(1) == "own"
+    if has_own:
+        use_pools()
+    before = forkserver._forkserver._forkserver_pid
+    assert main(sys.argv[1:]) == 0
+    assert forkserver._forkserver._forkserver_pid == before
+    use_pools()
+"""
+
+
+@pytest.mark.parametrize("whose", ["ours", "own"])
+def test_pools_of_the_same_program_end(small_data: SmallData, tmp_path: Path, whose: str) -> None:
+    """What our server forks does not hear that it is to end; a pool of somebody else's waited for good."""
+    (tmp_path / "pools.py").write_text(POOLS)
+    command = [sys.executable, str(tmp_path / "pools.py"), whose, "fit", *small_data.arguments]
+    command += ["--experiment.seeds", "1..2", "--trainer.max_steps", "2", "--experiment.output_dir"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def start_with(temporary: Path, *, code: str = "") -> "subprocess.CompletedProcess[str]":
