@@ -42,6 +42,53 @@ def test_an_unscaled_gradient_is_the_scalers_own(tmp_path: Path, dtype: torch.dt
     assert columns_of(tmp_path)["grads"][1:].tobytes() == np.array(expected).tobytes()
 
 
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_parameter_that_comes_to_another_optimizer_with_a_scaler(tmp_path: Path, overflows: bool) -> None:
+    net = Bigrams()
+    net.head.weight.requires_grad_(False)
+    first, second = (torch.optim.AdamW([one], lr=0.1) for one in (net.table.weight, net.head.bias))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127 if overflows else 2.0**10, growth_interval=100)
+    expected: list[dict[str, np.ndarray]] = []
+    with Recorder(
+        tmp_path, net, [first, second], parameters={"head": "head.weight", **TABLE}, scaler=scaler
+    ) as recorder:
+        for number, window_BT in enumerate(windows(8)):
+            if number == 1:  # the second step, which is left out if the first one was
+                net.head.weight.requires_grad_(True)
+                second.add_param_group({"params": [net.head.weight]})
+            scaled: Any = scaler.scale(4 * loss_of(net, window_BT))
+            scaled.backward()
+            recorder.before_step()
+            scale = scaler.get_scale()
+            grads = {
+                name: np.zeros_like(one.detach().numpy()) if one.grad is None else one.grad.numpy() / scale
+                for name, one in net.named_parameters()
+            }
+            for one in (first, second):
+                scaler.step(one)
+            scaler.update()
+            recorder.after_step(loss=torch.zeros(()))
+            moments = {
+                name: optimizer.state[one]["exp_avg"].numpy().copy()
+                if one in optimizer.state
+                else np.zeros_like(one.detach().numpy())
+                for name, one, optimizer in (
+                    ("head.weight", net.head.weight, second),
+                    ("table.weight", net.table.weight, first),
+                )
+            }
+            expected.append({"head": grads["head.weight"], "E": grads["table.weight"], **moments})
+            for one in (first, second):
+                one.zero_grad()
+    columns = columns_of(tmp_path)
+    assert columns["skipped"].any() == overflows
+    for row, values in enumerate(expected, start=1):
+        for prefix, alias, name in (("", "head", "head.weight"), ("E/", "E", "table.weight")):
+            assert columns[f"{prefix}momentum"][row].tobytes() == values[name].tobytes(), (row, name)
+            assert np.array_equal(columns[f"{prefix}grads"][row], values[alias], equal_nan=True), (row, name)
+    assert columns["momentum"][4:].any()
+
+
 def test_a_mean_of_losses_in_bfloat16_is_one_in_float32(tmp_path: Path) -> None:
     net = Bigrams()
     optimizer = sgd(net)

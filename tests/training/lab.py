@@ -97,6 +97,12 @@ class Detached(Net):
         return super().training_step(batch, batch_idx).detach()
 
 
+class Factored(Net):
+    @override
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adafactor(self.parameters(), lr=self.learning_rate)
+
+
 class Hungry(Net):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from safetensors.numpy import load_file
 
 import flannel_pl
 from flannel_pl import StepRecorder
@@ -116,6 +117,32 @@ def test_equal_to_the_report_also_when_stopped_and_gone_on(
         assert bits_of(folder) == bits_of(tmp_path / "plain")
     texts = [(folder / "flannel" / "run_0" / "metrics.csv").read_bytes() for folder in (calm, hurt)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_one_of_your_own_in_several_runs_at_once(
+    small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside float64 numpy; each run imports it by itself."""
+    folder = Path(__file__).parents[2] / "examples" / "own_metric"
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(folder)
+    given = ["--experiment.seeds", "1..3", EVERY, "1", "--recorder.live", "[alignment.alignment, speed]"]
+    given += ["--launch.runs_per_device", "3", "--model.param_dtype", "float32"]
+    assert fit_runs(small_data, tmp_path, *given) == 0
+    for index in range(3):
+        run_folder = tmp_path / "flannel" / f"run_{index}"
+        (path,) = run_folder.rglob("metrics.csv")
+        found = logged(path)
+        with flannel_pl.open_recording(run_folder) as recording:
+            W_RVD = np.asarray(recording.run(index).embeddings[:]).astype(np.float64)
+        dead = load_file(small_data.masks)["dead_mask"]
+        for step in range(1, len(W_RVD)):
+            dW_SD = (W_RVD[step] - W_RVD[step - 1])[dead]
+            along_S = dW_SD @ dW_SD.mean(axis=0)
+            lengths_S = np.linalg.norm(dW_SD, axis=1) * np.linalg.norm(dW_SD.mean(axis=0))
+            expected = np.mean(along_S[lengths_S > 0] / lengths_S[lengths_S > 0])
+            assert found[step]["dead/alignment"] == pytest.approx(expected, rel=1e-4), (index, step)
 
 
 def test_status_shows_the_newest(

@@ -313,6 +313,38 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_an_undisturbed_one(
     assert verify(tmp_path / "b/x").ok
 
 
+def test_what_an_optimizer_keeps_of_some_axes_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"class_path": "flannel_pl.quantities.OptimizerState"}
+    kept = {"row_var": (4, 1), "col_var": (1, 2)}
+    quantities = [{**state, "init_args": {"key": key, "column": f"my_{key}"}} for key in kept]
+    given = ["--model", "tests.training.lab.Factored", "--data", "tests.training.lab.Data"]
+    given += ["--recorder.parameter", "net.0.weight", "--recorder.tensors", "[embeddings, grads]"]
+    given += ["--recorder.quantities", json.dumps(quantities), "--launch.checkpoint_every", "3"]
+    seed = ["--experiment.seeds", "5"]
+    assert main(["fit", *given, *words(tmp_path / "calm", *seed, steps=12)]) == 0
+    StopAfter(monkeypatch)(7)
+    assert main(["fit", *given, *words(tmp_path / "stopped", *seed, steps=12)]) == 143
+    monkeypatch.undo()
+    assert main(["fit", *given, *words(tmp_path / "stopped", *seed, steps=12)]) == 0
+    assert bits_of(tmp_path / "calm/x") == bits_of(tmp_path / "stopped/x")
+    torch.manual_seed(5)
+    module, loader = lab.Factored(), lab.Loader(4)
+    optimizer: Any = module.configure_optimizers()
+    batches = (batch for _ in range(12) for batch in loader)
+    with flannel_pl.open_recording(tmp_path / "stopped/x") as recording:
+        run = recording.run(0)
+        for row, (x_B2, y_B) in zip(range(1, 13), batches, strict=False):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module.net(x_B2), y_B).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            for key, shape in kept.items():
+                value = optimizer.state[module.net[0].weight][key]
+                assert value.shape == shape
+                assert run.tensor(f"my_{key}")[row].tobytes() == value.numpy().tobytes(), (row, key)
+
+
 @pytest.mark.parametrize(
     ("data", "said"), [("Data", "nothing is lost, go on"), ("Stateless", "what is not finished begins anew")]
 )
