@@ -81,7 +81,7 @@ class RunMemory:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ResolvedExperiment:
     """One resolved config and the runs it expands to."""
 
     config: Config
@@ -91,7 +91,7 @@ class Experiment:
     """Number of a run -> what was measured of it; of others the config tells."""
 
     @classmethod
-    def from_config(cls, content: dict[str, Any]) -> "Experiment":
+    def from_config(cls, content: dict[str, Any]) -> "ResolvedExperiment":
         """Expands a config into its runs.
 
         Args:

@@ -7,7 +7,7 @@ from typing import Literal, NoReturn
 
 from flannel_pl.config import Config
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, RunMemory
+from flannel_pl.experiment import ResolvedExperiment, RunMemory
 from flannel_pl.launch.cgroups import Limit
 
 LIBRARY_BYTES = 450 * 2**20
@@ -137,7 +137,7 @@ def device_need(config: Config, *, accelerator: str, measured: RunMemory | None 
 
 
 def memory_of(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     *,
     accelerator: str,
     where: Literal["forked", "apart", "here"] = "apart",

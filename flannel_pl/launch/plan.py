@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.launch.launcher import Capacity, find_launcher
 from flannel_pl.launch.memory import Memory, gb, memory_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
@@ -56,7 +56,7 @@ class Plan:
 
 
 def make_plan(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     runs: Sequence[Run],
     *,
     bytes_of: Mapping[int, int],
@@ -93,7 +93,7 @@ def make_plan(
     return plan
 
 
-def describe_plan(experiment: Experiment, plan: Plan) -> str:
+def describe_plan(experiment: ResolvedExperiment, plan: Plan) -> str:
     """Returns the plan as text for a person."""
     done = len(experiment.selected) - len(plan.runs)
     names = Counter(slot.name for slot in plan.slots)
@@ -117,7 +117,7 @@ def describe_plan(experiment: Experiment, plan: Plan) -> str:
     )
 
 
-def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int | None:
+def _free_bytes(experiment: ResolvedExperiment, runs: Sequence[Run]) -> int | None:
     """Returns the free bytes where the experiment's folder is, or will be made; None if that is unknown."""
     folder = experiment.paths.folder
     while not folder.exists():
@@ -128,7 +128,7 @@ def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int | None:
     return None if free is None else free + reused
 
 
-def _check_disk(plan: Plan, experiment: Experiment) -> None:
+def _check_disk(plan: Plan, experiment: ResolvedExperiment) -> None:
     need = plan.recording_bytes
     if plan.gathered_bytes and not experiment.paths.gathered.exists():
         # Without the shards there is one run at a time that takes its place twice, and those still training.

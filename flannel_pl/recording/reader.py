@@ -187,7 +187,7 @@ class Recording:
         tensors: Every key, with `run_{i}_` where it belongs to a run, and its dtype and shape.
         files: The safetensors files it is made of.
         num_bytes: Their size, without what was reserved for rows that never came.
-        scalars: Experiment-wide numbers, e.g. `learning_rate`; a shard has none.
+        scalars: ResolvedExperiment-wide numbers, e.g. `learning_rate`; a shard has none.
     """
 
     def __init__(self, path: Path, table: dict[str, tuple[TensorFile, str]], *, framework: Framework) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from flannel_pl.config import Config
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Slot
+from flannel_pl.experiment import ResolvedExperiment, Slot
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import available_cores, chosen_devices, free_device_memory, free_memory
 from flannel_pl.launch.fork_server import fork_server_bytes, start_method
@@ -13,7 +13,9 @@ from flannel_pl.launch.memory import Memory, memory_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
 
 
-def capacity_here(experiment: Experiment, *, num_runs: int, record: ExperimentRecord | None) -> Capacity:
+def capacity_here(
+    experiment: ResolvedExperiment, *, num_runs: int, record: ExperimentRecord | None
+) -> Capacity:
     """Returns what this host has for an experiment.
 
     Args:
@@ -31,7 +33,7 @@ def capacity_here(experiment: Experiment, *, num_runs: int, record: ExperimentRe
     return Capacity(slots, memory=memory, cores=cores)
 
 
-def _memory(experiment: Experiment) -> Memory:
+def _memory(experiment: ResolvedExperiment) -> Memory:
     """Returns the memory there is, and what the run of the experiment that needs most takes of it."""
     accelerator, devices = chosen_devices(experiment.config)
     where: Literal["forked", "apart", "here"] = "apart"
