@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flannel_pl.answer import answer, is_asked, listen
 from flannel_pl.errors import Interrupted, UserError, explanation, foreign_place
 from flannel_pl.imports import quick_imports, stand_alone
 from flannel_pl.small_files import read_small
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    listen()
     debug = "--debug" in words
     with plain_text():
         return _explained([word for word in words if word != "--debug"], debug=debug)
@@ -46,10 +48,11 @@ def _explained(words: list[str], *, debug: bool) -> int:
     except Interrupted as interruption:
         again = shlex.join(["flannel-pl", *words])
         lost = "nothing is lost, go on" if interruption.keeps_all else "what is not finished begins anew"
-        print(f"stopped by {interruption}; {lost} with: {again}", file=sys.stderr)
+        stopped = f"stopped by {interruption}; {lost} with"
+        _tell(f"{stopped}: {again}", stopped=f"{stopped} the same call")
         return 128 + interruption.signal_number
     except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
+        _tell("stopped by SIGINT", stopped="stopped by SIGINT")
         return 128 + signal.SIGINT
     except Exception as error:
         known = explanation(error)
@@ -59,8 +62,17 @@ def _explained(words: list[str], *, debug: bool) -> int:
         fault = f"a fault of flannel-pl, please report it: {what}"
         if (place := foreign_place(error)) is not None:
             fault = f"{what}; raised by code that is not flannel-pl's: {place}"
-        print(f"flannel-pl: error: {known or fault}", file=sys.stderr)
+        said = str(known or fault)
+        _tell(f"flannel-pl: error: {said}", error=said, kind=type(known).__name__)
         return 2 if isinstance(known, UserError) else 1
+
+
+def _tell(line: str, **facts: str) -> None:
+    """Prints a line for a person, or leaves it to the program that listens."""
+    if is_asked():
+        answer(**facts)
+    else:
+        print(line, file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -105,9 +117,9 @@ def _fit(words: list[str]) -> int:
     _number_devices()
     _prepare_for_several_runs(words)
     with quick_imports():
-        from flannel_pl.cli.fit import fit
+        from flannel_pl.cli.fit import fit_verb
 
-    return fit(words)
+    return fit_verb(words)
 
 
 def _number_devices() -> None:
@@ -159,15 +171,15 @@ def _plan(words: list[str]) -> int:
     stand_alone()
     _number_devices()
     with quick_imports():
-        from flannel_pl.cli.fit import plan
+        from flannel_pl.cli.fit import plan_verb
 
-    return plan(words)
+    return plan_verb(words)
 
 
 def _prepare(words: list[str]) -> int:
-    from flannel_pl.corpus.prepare import prepare
+    from flannel_pl.corpus.prepare import prepare_verb
 
-    return _call(prepare, _list_option(words, "--tokenizer_text"))
+    return _call(prepare_verb, _list_option(words, "--tokenizer_text"))
 
 
 def _gather(words: list[str]) -> int:

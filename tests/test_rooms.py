@@ -15,9 +15,18 @@ from flannel_pl.provenance import SOURCE_ROOMS
 PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
 ROOMS = {
-    "__init__": {"adapters", "models", "recording", "analysis"},  # the public names, resolved when first used
+    "__init__": {
+        "adapters",
+        "analysis",
+        "api",
+        "corpus",
+        "models",
+        "recording",
+    },  # the public names, resolved when first used
     "__main__": {"cli", "corpus", "recording", "launch", "analysis"},
+    "api": {"analysis", "launch", "recording"},
     "cli": {"corpus", "training", "recording", "launch"},
+    "answer": set[str](),
     "arguments": set[str](),
     "arrays": set[str](),
     "config": set[str](),
@@ -45,6 +54,7 @@ ROOMS = {
 }
 FOR_ALL = {
     *(
+        "answer",
         "arguments",
         "arrays",
         "config",
