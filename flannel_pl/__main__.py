@@ -159,7 +159,8 @@ def _is_begun(words: list[str]) -> bool:
             option, is_joined, value = word.partition("=")
             value = value if is_joined else following
             if option in ("--config", "-c"):
-                settings |= yaml.safe_load(read_small(Path(value))).get("experiment", {})
+                text = value if value.lstrip().startswith("{") else read_small(Path(value))
+                settings |= yaml.safe_load(text).get("experiment", {})
             elif option in ("--experiment.output_dir", "--experiment.name"):
                 settings[option.removeprefix("--experiment.")] = value
         return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()

@@ -12,9 +12,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,43 +54,41 @@ def call(verb: str, words: Sequence[str], *, progress: bool, captured: bool = Fa
         KeyboardInterrupt: On Ctrl-C, or where a kernel was interrupted, once everything is on the disk.
     """
     in_notebook = progress and not captured and _is_notebook()
-    with tempfile.TemporaryDirectory(prefix="flannel-") as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flannel-"))
         told = Path(folder, "answers")
         told.touch()
-        shown = None if progress and not (captured or in_notebook) else subprocess.PIPE
+        # Not a pipe: whoever reads it may be gone, and training ends in order all the same.
+        output = stack.enter_context(Path(folder, "output").open("w+", errors="replace"))
+        is_shown = progress and not (captured or in_notebook)
         process = subprocess.Popen(
             [sys.executable, "-m", "flannel_pl", verb, *words],
             stdin=subprocess.PIPE,  # whose end tells that we are gone
-            stdout=shown,
-            stderr=None if shown is None else subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            stdout=None if is_shown else output,
+            stderr=None if is_shown else subprocess.STDOUT,
             env={**os.environ, VARIABLE: str(told), "PYTHONPATH": os.pathsep.join(_own_folders())},
             start_new_session=True,  # so that a Ctrl-C reaches it once, from here
         )
-        printed: list[str] = []
-        reader = threading.Thread(target=lambda: printed.extend(process.stdout or []), daemon=True)
-        reader.start()
         look = _notebook_display(told) if in_notebook else lambda: None
         try:
             interrupted = _wait(process, look)
-            reader.join(timeout=5.0)
             look()
         finally:
             if process.poll() is None:  # something unforeseen happened here
                 process.kill()
             process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
+            if process.stdin is not None:
+                process.stdin.close()
         facts = read_answers(told)
+        output.seek(0)
+        printed = output.read()
     if interrupted:
         raise KeyboardInterrupt(facts.get("stopped", "stopped"))
     _raise_error(verb, words, process.returncode, facts)
-    return Done(facts, "".join(printed))
+    return Done(facts, printed)
 
 
-def _wait(process: "subprocess.Popen[str]", look: Callable[[], object]) -> bool:
+def _wait(process: "subprocess.Popen[bytes]", look: Callable[[], object]) -> bool:
     """Waits for the end; hands every interrupt on, and returns whether there was one."""
     interrupted = False
     while True:

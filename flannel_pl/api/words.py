@@ -2,19 +2,18 @@
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flannel_pl.errors import UserError
 
-_PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
-_NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
-
 
 def command_words(config: str | Path | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> list[str]:
     """Returns what is to stand behind `flannel-pl fit`.
+
+    Values are written as the content of a config, in which a text stays that text; as words of their own some
+    would be taken for something else.
 
     Args:
         config: A YAML file, or the content of one, as nested dicts; None = the defaults.
@@ -26,40 +25,32 @@ def command_words(config: str | Path | Mapping[str, Any] | None, changes: Mappin
     """
     words: list[str] = []
     if isinstance(config, Mapping):
-        words += _words(config)
+        words += ["--config", _content(config)]
     elif config is not None:
         words += ["--config", str(config)]
-    return [*words, *_words({key.replace("__", "."): value for key, value in changes.items()})]
+    return [*words, "--config", _content(changes)] if changes else words
 
 
-def _words(content: Mapping[str, Any]) -> Iterator[str]:
-    for group, value in content.items():
-        if group in ("model", "data") and isinstance(value, type):
-            yield f"--{group}={_class_path(value)}"
-        elif not isinstance(value, Mapping):
-            yield f"--{group}={_text(group, value)}"
+def _content(said: Mapping[str, Any]) -> str:
+    content: dict[str, Any] = {}
+    for name, value in said.items():
+        key = name.replace("__", ".")
+        plain = _plain(key, value)
+        if key in ("model", "data") and isinstance(plain, str):
+            plain = {"class_path": plain}
+        if isinstance(plain, dict) and "." not in key:
+            for inner, item in plain.items():
+                _put(content, [key, *inner.replace("__", ".").split(".")], item)
         else:
-            yield from _words_of_group(group, dict(value))
+            _put(content, key.split("."), plain)
+    return json.dumps(content)
 
 
-def _words_of_group(group: str, keys: dict[str, Any]) -> Iterator[str]:
-    if "class_path" in keys:
-        class_path = keys.pop("class_path")
-        yield f"--{group}={_class_path(class_path) if isinstance(class_path, type) else class_path}"
-        keys |= keys.pop("init_args", {})
-    for key, value in keys.items():
-        if group == "launch" and isinstance(value, Mapping):  # a launcher's own keys
-            yield from _words_of_group(f"{group}.{key}", dict(value))
-        else:
-            yield f"--{group}.{key}={_text(f'{group}.{key}', value)}"
-
-
-def _text(key: str, value: Any) -> str:
-    """Returns a value as the command line takes it; a text that is not plain is quoted, as in YAML."""
-    plain = _plain(key, value)
-    if isinstance(plain, str) and _PLAIN_TEXT.fullmatch(plain) and plain.lower() not in _NOT_TEXT:
-        return plain
-    return json.dumps(plain)
+def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
+    *groups, key = path
+    for group in groups:
+        content = content.setdefault(group, {})
+    content[key] = value
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -67,7 +58,7 @@ def _plain(key: str, value: Any) -> Any:
     if isinstance(value, type):
         return _class_path(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(key, item) for name, item in value.items()}
+        return {str(name): _plain(f"{key}.{name}", item) for name, item in value.items()}
     if isinstance(value, list | tuple | range):
         return [_plain(key, item) for item in value]
     if isinstance(value, Path):

@@ -140,8 +140,8 @@ class RunRecording:
             raise AttributeError(f"run {self.index} has no {name!r}; it has {', '.join(self.names)}")
         return self._tensors[name]
 
-    def __getitem__(self, name: str) -> LazyTensor | ParameterRecording:
-        """Returns a tensor, or what is recorded of a parameter.
+    def __getitem__(self, name: str) -> Any:
+        """Returns a tensor (`LazyTensor`), or what is recorded of a parameter (`ParameterRecording`).
 
         Args:
             name: Of a tensor; or a parameter's alias, or its name as in `named_parameters()`. "E" is the
