@@ -134,7 +134,8 @@ def make_console(
                     setattr(sys, name, _Text(cast(TextIO, stream)))
 
     place = file or _drawing(sys.stderr if stderr else sys.stdout)
-    return SafeConsole(file=place, width=width, record=record)
+    # Not what rich does in notebooks, where its tables come with escape sequences.
+    return SafeConsole(file=place, width=width, record=record, force_jupyter=False)
 
 
 def as_html(renderable: "RenderableType") -> str:
