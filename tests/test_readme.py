@@ -56,5 +56,5 @@ def test_reading_a_step_back_works_as_printed(small_data: SmallData, tmp_path: P
         for code in (ours, stock)
     ]
     num_dead = len(load_file(small_data.masks)["dead_indices"])
-    assert shapes[0].startswith(f"(10, {num_dead}, 16) bfloat16 4.")
+    assert shapes[0].startswith(f"(10, {num_dead}, 16) torch.bfloat16 4.")
     assert shapes[1].startswith("torch.Size([10, 100, 16]) tensor(42) tensor([42, 43])")
