@@ -1,8 +1,9 @@
 """The words of a command line, put into the order and the form in which the parser takes them."""
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,27 @@ def config_first(arguments: Sequence[str]) -> list[str]:
         else:
             others.append(argument)
     return files + others
+
+
+def with_lists(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Lets a list be given by commas, `embeddings,losses`, and one of one member as that alone.
+
+    Args:
+        arguments: The words of a command line.
+        lists: Which keys take a list of texts.
+    """
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, has_value, value = argument.partition("=")
+        if option.removeprefix("--") not in lists or not option.startswith("--"):
+            result.append(argument)
+            continue
+        value = value if has_value else next(rest, "")
+        is_plain = value.strip() != "" and value[0] not in "[{\"'" and value.lower() not in ("null", "~")
+        members = [member.strip() for member in value.split(",") if member.strip()]
+        result.append(f"{option}={json.dumps(members) if is_plain else value}")
+    return result
 
 
 def with_logger_folders(arguments: Sequence[str]) -> list[str]:
