@@ -79,7 +79,12 @@ def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0 if words else 2
-    if words[0] == "--version":
+    if words[0] == "help" and len(words) == 2:
+        return _dispatch([words[1], "--help"])
+    if words[0] == "help":
+        print(_usage())
+        return 0
+    if words[0] in ("-V", "--version"):
         from flannel_pl import __version__
 
         print(f"flannel-pl {__version__}")
@@ -108,11 +113,29 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 {verbs}
 
-`flannel-pl VERB --help` explains a verb. `--debug` shows the traceback of an error.
+`flannel-pl help VERB` explains a verb. `--debug` shows the traceback of an error.
 {", ".join(NEED_POSIX)} run on Linux and macOS; the others on Windows as well."""
 
 
+def _before_imports(verb: str, words: list[str]) -> bool:
+    """Does what takes no torch: help, and refusing a key that there is not. Returns whether that was all."""
+    from flannel_pl.cli.keys import asked_help, help_of_group, refuse_unknown
+
+    for word in words:
+        if word.startswith("--help."):
+            print(help_of_group(word.removeprefix("--help.")))
+            return True
+    text = asked_help(verb, VERBS[verb][0], words)
+    if text is not None:
+        print(text)
+        return True
+    refuse_unknown(words)
+    return False
+
+
 def _fit(words: list[str]) -> int:
+    if _before_imports("fit", words):
+        return 0
     stand_alone()
     _number_devices()
     _prepare_for_several_runs(words)
@@ -169,6 +192,8 @@ def _is_begun(words: list[str]) -> bool:
 
 
 def _plan(words: list[str]) -> int:
+    if _before_imports("plan", words):
+        return 0
     stand_alone()
     _number_devices()
     with quick_imports():
@@ -246,6 +271,9 @@ def _call(verb: Callable[..., int | None], words: list[str], *, several: str | N
     read_exactly()
 
     class Parser(ArgumentParser):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "allow_abbrev": False})  # a beginning may be a misspelt option
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(f"{' '.join(message.split())}; see flannel-pl {name} --help")
 

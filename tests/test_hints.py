@@ -5,7 +5,7 @@ import pytest
 from flannel_pl.hints import meant
 from flannel_pl.training.cli import parser_of, resolve
 
-KEYS = [key for key in parser_of().get_defaults(skip_validation=True).keys() if "." in key]
+KEYS = [key for key in list(parser_of().get_defaults(skip_validation=True).keys()) if "." in key]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,12 @@ def call(verb: str, words: Sequence[str], *, progress: bool, captured: bool = Fa
         printed = output.read()
     if interrupted:
         raise KeyboardInterrupt(facts.get("stopped", "stopped"))
-    _raise_error(verb, words, process.returncode, facts)
+    try:
+        _raise_error(verb, words, process.returncode, facts)
+    except (UserError, RunError) as error:
+        if printed.strip():
+            error.add_note(printed.rstrip("\n"))
+        raise
     return Done(facts, printed)
 
 

@@ -12,6 +12,7 @@ from flannel_pl.cli.as_jobs import fit_as_jobs
 from flannel_pl.cli.beginning import begin_experiment, kept_if_used, locked_experiment, write_run_configs
 from flannel_pl.cli.ending import finish_experiment, summarized
 from flannel_pl.cli.request import Request, understand
+from flannel_pl.errors import UserError
 from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.fork_server import stop_fork_server
@@ -65,7 +66,7 @@ def _fit(words: list[str]) -> int:
 
 
 def plan_verb(words: list[str]) -> int:
-    """Prints what `fit` would do with the same arguments, and does nothing.
+    """Prints what `fit` would do with the same arguments, and what there is too little of; does nothing.
 
     Args:
         words: The command line behind the verb.
@@ -76,11 +77,13 @@ def plan_verb(words: list[str]) -> int:
     Raises:
         UserError: If `fit` would refuse.
     """
-    request = understand(words)
+    request = understand(words, may_be_short=True)
     if request.plan is None:
         print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
     else:
         print("\n".join((describe_plan(request.experiment, request.plan), *request.types)))
+        if request.plan.short:
+            raise UserError("; ".join(request.plan.short))
     return 0
 
 

@@ -54,11 +54,12 @@ class Request:
     """The command line behind the verb."""
 
 
-def understand(words: list[str]) -> Request:
+def understand(words: list[str], *, may_be_short: bool = False) -> Request:
     """Returns what a command line asks for.
 
     Args:
         words: What is behind the verb.
+        may_be_short: Whether the plan only says so if memory or disk are too small.
 
     Raises:
         UserError: If anything is wrong with the config, the data or the folder.
@@ -87,7 +88,7 @@ def understand(words: list[str]) -> Request:
         refuse_beside_jobs(experiment)
     check_writable(experiment.paths.folder.parent)
     bytes_of = {index: run.recording_bytes for index, run in checked.items()}
-    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
+    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record, may_be_short=may_be_short)
     if record is not None:
         record = as_begun(experiment, record, settled_changes(record, plan.settled))
     if experiment.config.experiment.run is None:

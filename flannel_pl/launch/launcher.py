@@ -111,6 +111,9 @@ class Capacity:
     cores: Limit | None = None
     """Cores of this host for all runs together, if it is this host."""
 
+    short: tuple[str, ...] = ()
+    """What there is too little of, a sentence each: then nothing can be trained."""
+
 
 class Launcher(ABC):
     """Starts jobs, says how they are, and stops them. The room does the rest.

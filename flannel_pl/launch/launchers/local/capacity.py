@@ -24,13 +24,14 @@ def capacity_here(
         record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
 
     Raises:
-        UserError: If a device is not there, a number is out of range, or memory is too small.
+        UserError: If a device is not there, or a number is out of range.
     """
     memory, cores = _memory(experiment), available_cores()
     slots = _slots(
         experiment.config, num_runs=num_runs, memory=memory, num_cores=int(cores.amount), record=record
     )
-    return Capacity(slots, memory=memory, cores=cores)
+    short = tuple(memory.short([slot.device for slot in slots]))
+    return Capacity(slots, memory=memory, cores=cores, short=short)
 
 
 def _memory(experiment: ResolvedExperiment) -> Memory:
@@ -74,6 +75,5 @@ def _slots(
     places = [device for _ in range(per_device) for device in devices or [None]][:num_runs]
     if is_open:
         places = places[: max(1, memory.num_fitting)]
-    memory.check(places)
     threads = threads_per_run(config, record, auto=max(1, num_cores // len(places)))
     return tuple(Slot(accelerator, device, threads) for device in places)
