@@ -1,4 +1,4 @@
-"""What hatchling does beyond pyproject.toml when it builds: nothing that git does not know, and the configs."""
+"""What hatchling does beyond pyproject.toml: it leaves out what git does not know, and packs the configs."""
 
 import re
 import subprocess
@@ -23,11 +23,16 @@ class CustomBuildHook(BuildHookInterface[Any]):
         """
         if version == "editable":
             return
+        root = Path(self.root)
+        untracked = _untracked(root, self.target_name)
         if self.target_name == "wheel":
-            build_data["force_include"]["configs"] = "flannel_pl/configs"
+            configs = [file.relative_to(root).as_posix() for file in sorted(root.glob("configs/*.yaml"))]
+            build_data["force_include"] |= {
+                name: f"flannel_pl/{name}" for name in configs if name not in untracked
+            }
         target = self.build_config.target_config
         excluded = target.get("exclude", self.build_config.default_exclude())
-        target["exclude"] = [*excluded, *map(_pattern, _untracked(Path(self.root), self.target_name))]
+        target["exclude"] = [*excluded, *map(_pattern, untracked)]
 
 
 def _untracked(root: Path, target: str) -> list[str]:
@@ -39,7 +44,9 @@ def _untracked(root: Path, target: str) -> list[str]:
         listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         if target == "sdist":
-            raise RuntimeError(f"Only git knows what belongs into an sdist, and it cannot tell: {error}") from error
+            raise RuntimeError(
+                f"Only git knows what belongs into an sdist, and it cannot tell: {error}"
+            ) from error
         return []
     return [name for name in listed.split("\0") if name]
 

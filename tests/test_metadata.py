@@ -1,4 +1,4 @@
-"""What the project says of itself agrees, wherever it says it: pyproject, CITATION.cff, constraints, the forms."""
+"""What the project says of itself agrees wherever it says it: pyproject, CITATION.cff, constraints, forms."""
 
 import importlib
 import re

@@ -24,5 +24,7 @@ def test_an_installed_package_has_those_within_it(monkeypatch: pytest.MonkeyPatc
 
 def test_configs_that_are_gone_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shipped, "_CHECKOUT", tmp_path / "gone")
-    with pytest.raises(RunError, match=r"configs of flannel-pl are not in .*gone\. Install flannel-pl anew\."):
+    with pytest.raises(
+        RunError, match=r"configs of flannel-pl are not in .*gone\. Install flannel-pl anew\."
+    ):
         shipped_configs()
