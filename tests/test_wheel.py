@@ -138,7 +138,7 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Install
     options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(built.wheel)]
     subprocess.run(command, check=True)
-    # What a .pth file adds is looked into last, and its own .pth files are not read: flannel_pl is the wheel's.
+    # What a .pth file adds comes last, and .pth files in there are not read: flannel_pl is that of the wheel.
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     ours = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     (Path(ours) / "others.pth").write_text("".join(f"{path}\n" for path in others))
