@@ -1,10 +1,10 @@
 # The quickstart in a container, with the versions of constraints.txt:
 #
-#     docker build -t flannel-pl .
-#     docker run --rm -v "$PWD/runs:/work/runs" flannel-pl                       # the quickstart and its report
+#     docker build -t flannel-pl . && mkdir -p runs
+#     docker run --rm -v "$PWD/runs:/work/runs" flannel-pl   # the quickstart and its report
 #     docker run --rm -v "$PWD/runs:/work/runs" flannel-pl flannel-pl status runs/quickstart
 #
-# A GPU needs `--gpus all`. What is trained is owned by the container's user, 1000 unless --build-arg UID says otherwise.
+# What it writes is user 1000's unless --build-arg UID says otherwise. docs/install.md says what of this was tried.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 

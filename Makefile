@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test test-slow test-oldest bench bench-gpu lint types clean
 
 demo: .venv/package ## the quickstart experiment, to its gathered file, what is in it, and a report
-	@echo '== 1 of 3: trains 2 seeds x 60 steps, records every step, and gathers one file (628 MB, as much as both runs)'
+	@echo '== 1 of 3: trains 2 seeds x 60 steps, records every step, and gathers one file: 627 MB, and as much for the runs alone'
 	$(BIN)/flannel-pl fit --config configs/quickstart.yaml
 	@echo '== 2 of 3: says what is in that file'
 	$(BIN)/flannel-pl info runs/quickstart/quickstart.safetensors
