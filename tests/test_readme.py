@@ -1,6 +1,7 @@
 """What the README says can be done, can be done; links lead somewhere."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CODE_OF_CONDUCT.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
@@ -36,6 +39,21 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\S+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_demo_installs_no_developer_tools_and_says_what_it_does(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    plan = {
+        target: subprocess.check_output(["make", "-n", target], cwd=tmp_path, text=True)
+        for target in ("demo", "lint")
+    }
+    assert "[dev]" in plan["lint"]
+    assert "[dev]" not in plan["demo"]
+    shown = [line for line in plan["demo"].splitlines() if "/flannel-pl " in line]
+    assert len(shown) == plan["demo"].count(" of 3: ") == 3
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "@$(BIN)" not in makefile, "a command that is not shown"
 
 
 def test_every_verb_in_the_readme_is_one() -> None:

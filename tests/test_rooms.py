@@ -39,6 +39,7 @@ ROOMS = {
     "imports": set[str](),
     "provenance": set[str](),
     "publish": set[str](),
+    "shipped": set[str](),
     "small_files": set[str](),
     "signals": set[str](),
     "terminal": set[str](),
