@@ -117,32 +117,35 @@ usage: flannel-pl VERB [arguments] [--debug]
 {", ".join(NEED_POSIX)} run on Linux and macOS; the others on Windows as well."""
 
 
-def _before_imports(verb: str, words: list[str]) -> bool:
-    """Does what takes no torch: help, and refusing a key that there is not. Returns whether that was all."""
+def _before_imports(verb: str, words: list[str]) -> list[str] | None:
+    """Does what takes no torch: help, and refusing a key that there is not. Returns what is left to do."""
+    from flannel_pl.cli.configs import with_config
     from flannel_pl.cli.keys import asked_help, help_of_group, refuse_unknown
 
     for word in words:
         if word.startswith("--help."):
             print(help_of_group(word.removeprefix("--help.")))
-            return True
+            return None
     text = asked_help(verb, VERBS[verb][0], words)
     if text is not None:
         print(text)
-        return True
+        return None
+    words = with_config(words)
     refuse_unknown(words)
-    return False
+    return words
 
 
 def _fit(words: list[str]) -> int:
-    if _before_imports("fit", words):
+    left = _before_imports("fit", words)
+    if left is None:
         return 0
     stand_alone()
     _number_devices()
-    _prepare_for_several_runs(words)
+    _prepare_for_several_runs(left)
     with quick_imports():
         from flannel_pl.cli.fit import fit_verb
 
-    return fit_verb(words)
+    return fit_verb(left)
 
 
 def _number_devices() -> None:
@@ -192,14 +195,21 @@ def _is_begun(words: list[str]) -> bool:
 
 
 def _plan(words: list[str]) -> int:
-    if _before_imports("plan", words):
+    left = _before_imports("plan", words)
+    if left is None:
         return 0
     stand_alone()
     _number_devices()
     with quick_imports():
         from flannel_pl.cli.fit import plan_verb
 
-    return plan_verb(words)
+    return plan_verb(left)
+
+
+def _init(words: list[str]) -> int:
+    from flannel_pl.cli.configs import init_verb
+
+    return _call(init_verb, words)
 
 
 def _prepare(words: list[str]) -> int:
@@ -298,6 +308,7 @@ NEED_POSIX = ("fit", "plan", "prepare", "gather")
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "fit": ("train every run of an experiment, then gather their recordings", _fit),
     "plan": ("print what fit would do, and do nothing", _plan),
+    "init": ("copy a config that comes with flannel-pl, to be changed", _init),
     "prepare": ("make tokenizer, corpus and token masks from text", _prepare),
     "status": ("show how far an experiment is, from any terminal or host", _status),
     "gather": ("join the finished recordings of an experiment (again)", _gather),

@@ -19,7 +19,8 @@ def fit(config: Source = None, *, progress: bool = True, **changes: Any) -> Expe
     touched. The same call again goes on with what was interrupted.
 
     Args:
-        config: A YAML file; or its content as nested dicts; None = the defaults, which are the notebook's.
+        config: A YAML file; the name of a config that comes with flannel-pl, e.g. "flannel3"; or the content
+            of one as nested dicts. None = the defaults, which are the notebook's.
         progress: Whether to show how it goes: as a table that moves on a terminal and in a notebook, in
             lines elsewhere.
         **changes: What to override: a group with its keys, `trainer={"max_steps": 50}`, or one key, with two
@@ -36,7 +37,7 @@ def fit(config: Source = None, *, progress: bool = True, **changes: Any) -> Expe
 
     Example:
         >>> import flannel_pl
-        >>> experiment = flannel_pl.fit("quickstart.yaml", trainer__max_steps=50)  # doctest: +SKIP
+        >>> experiment = flannel_pl.fit("quickstart", trainer__max_steps=50)  # doctest: +SKIP
         >>> experiment.recording().run(0)["E"].values[10:20]  # doctest: +SKIP
     """
     return Experiment(call("fit", command_words(config, changes), progress=progress).facts["folder"])

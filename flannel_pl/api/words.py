@@ -16,7 +16,8 @@ def command_words(config: str | Path | Mapping[str, Any] | None, changes: Mappin
     would be taken for something else.
 
     Args:
-        config: A YAML file, or the content of one, as nested dicts; None = the defaults.
+        config: A YAML file, the name of a config that comes with flannel-pl, or the content of one, as nested
+            dicts; None = the defaults.
         changes: What to override: group -> {key: value}, or key -> value, with two underscores or a dot
             between the group and its key.
 
@@ -27,7 +28,7 @@ def command_words(config: str | Path | Mapping[str, Any] | None, changes: Mappin
     if isinstance(config, Mapping):
         words += ["--config", _content(config)]
     elif config is not None:
-        words += ["--config", str(config)]
+        words.append(str(config))
     return [*words, "--config", _content(changes)] if changes else words
 
 

@@ -29,19 +29,20 @@ _OTHERS = ("config", "print_config", "help", "seed_everything")
 _OF_CLASSES = ("class_path", "init_args", "help")
 
 _HEAD = """\
-usage: flannel-pl {verb} [--config FILE] [--GROUP.KEY VALUE ...]
+usage: flannel-pl {verb} [CONFIG] [--GROUP.KEY VALUE ...]
 
 {purpose}
 
-  flannel-pl {verb} --config configs/flannel3.yaml --experiment.seeds 1..4 --trainer.max_steps 200
-  flannel-pl {verb} --config configs/flannel3.yaml --recorder.tensors embeddings,losses --recorder.tokens dead
-  flannel-pl {verb} --config my.yaml --experiment.sweep '{{model.learning_rate: [1e-3, 3e-3]}}'
+  flannel-pl {verb} flannel3 --experiment.seeds 1..4 --trainer.max_steps 200
+  flannel-pl {verb} flannel3 --recorder.tensors embeddings,losses --recorder.tokens dead
+  flannel-pl {verb} my.yaml --experiment.sweep '{{model.learning_rate: [1e-3, 3e-3]}}'
   flannel-pl {verb} --model my_lab.MyModule --data my_lab.MyData --recorder.parameters all
 """
 
 _FOOT = """\
---help.GROUP explains the keys of a group in full, --help.trainer those of Lightning's Trainer, --help.all
-all of them; --model my_lab.MyModule --help those of a class. --print_config prints the whole config.
+CONFIG is a YAML file, or one that comes with flannel-pl: flannel1, flannel3, quickstart; `flannel-pl init
+NAME` copies one. --help.GROUP explains the keys of a group in full, --help.trainer those of Lightning's
+Trainer, --help.all all of them; --model my_lab.MyModule --help those of a class. --print_config prints all.
 """
 
 

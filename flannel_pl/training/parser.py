@@ -24,6 +24,9 @@ from flannel_pl.training.classes import (
 )
 from flannel_pl.training.refusals import refusal
 
+NAMES_OF_FILES = {"data": ("corpus_path", "tokenizer_path", "mask_path"), "recorder": ("tokens",)}
+"""Group -> its keys that name files to read."""
+
 
 class FlannelParser(LightningArgumentParser):
     """A parser whose complaints are one line and end in a hint, instead of a page of usage.
@@ -54,7 +57,8 @@ class FlannelParser(LightningArgumentParser):
                 self._refuse_classes(said)
             if (
                 isinstance(said, dict)
-                and (normal := without_classes(normal_form(said, folder=file.parent))) != said
+                and (normal := _beside(without_classes(normal_form(said, folder=file.parent)), file.parent))
+                != said
             ):
                 content = dumps(normal)
         with contextlib.chdir(file.parent):
@@ -118,3 +122,25 @@ class FlannelParser(LightningArgumentParser):
         if inside and group != "trainer":
             return f"; {group} has {', '.join(inside)}"
         return "; `flannel-pl fit --help` lists every key"
+
+
+def _beside(said: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a config in which the names of files that lie in a folder begin there.
+
+    A config names files as they lie beside it, wherever one calls from; what is not there is left to the
+    working folder.
+    """
+    found = dict(said)
+    for group, names in NAMES_OF_FILES.items():
+        if isinstance(keys := said.get(group), Mapping):
+            texts = {name: keys[name] for name in names if isinstance(keys.get(name), str)}
+            there = {name: folder / text for name, text in texts.items() if _is_file(folder / text)}
+            found[group] = {**keys, **{name: str(path.absolute()) for name, path in there.items()}}
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # it can be the name of none
+        return False

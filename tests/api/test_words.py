@@ -10,6 +10,7 @@ import yaml
 
 from flannel_pl import FlannelData, TiedGPT2, UserError
 from flannel_pl.api.words import command_words
+from flannel_pl.cli.configs import with_config
 from flannel_pl.training.cli import resolve
 from tests.training.lab import Net
 
@@ -17,7 +18,7 @@ FLANNEL3 = Path(__file__).parents[2] / "configs" / "flannel3.yaml"
 
 
 def config_of(config: Any = None, **changes: Any) -> dict[str, Any]:
-    return resolve(command_words(config, changes))
+    return resolve(with_config(command_words(config, changes)))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_every_spelling_of_a_key(changes: dict[str, Any]) -> None:
 
 def test_a_file_and_its_content_are_the_same() -> None:
     content = yaml.safe_load(FLANNEL3.read_text())
-    assert config_of(FLANNEL3) == config_of(str(FLANNEL3)) == config_of(content)
+    assert config_of(FLANNEL3) == config_of(str(FLANNEL3)) == config_of(content) == config_of("flannel3")
     assert config_of(content, experiment__seeds=[5])["experiment"]["seeds"] == [5]
 
 
