@@ -32,7 +32,8 @@ def test_a_first_word_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         UserError, match=r"there is no config flannel4; give a file, or one that comes with .*: flan"
     ):
         with_config(["flannel4"])
-    Path("mine.yaml").unlink(), Path("flannel3").unlink()
+    for name in ("mine.yaml", "flannel3"):
+        Path(name).unlink()
 
 
 def test_a_copy_is_the_same_config(
