@@ -1,9 +1,18 @@
 """What MkDocs calls while it builds the site: puts in what is made of the code and of files outside docs/."""
 
-from generate import outside
+import re
+
+from generate import api, keys, outside, verbs
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+MADE = {
+    "verbs": verbs.page,
+    "keys": keys.page,
+    "api": api.public,
+}
+"""A page has `<!-- made: NAME -->` where one of these stands in the site, or `<!-- made: api MODULE -->`."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -14,5 +23,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links that lead out of docs/ into links to the pages added above."""
+    """Puts in what is made of the code, and turns links that lead out of docs/ into links to pages."""
+    markdown = re.sub(r"^<!-- made: (\w+)(?: ([\w.]+))? -->$", _made, markdown, flags=re.MULTILINE)
     return outside.with_links_inside(markdown, page.file.src_uri)
+
+
+def _made(marker: re.Match[str]) -> str:
+    return api.of(marker[2]) if marker[2] else MADE[marker[1]]()

@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import flannel_pl
+import flannel_pl.quantities
+from flannel_pl.__main__ import VERBS
+from flannel_pl.training.cli import parser_of
+
 ROOT = Path(__file__).parents[2]
 KINDS = ["Home", "Tutorial", "How-to", "Reference", "Explanation"]
 LOADED = (
@@ -34,6 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 20
@@ -48,6 +54,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     assert not loaded
 
 
+@pytest.mark.slow
 def test_no_page_leads_out_of_the_site(site: Path) -> None:
     """Links to files of the repository that are no page would work in the repository alone."""
     nowhere = set()
@@ -58,6 +65,30 @@ def test_no_page_leads_out_of_the_site(site: Path) -> None:
             if not re.match(r"\w+:", target) and not (page.parent / target).exists():
                 nowhere.add(f"{page.relative_to(site)}: {target}")
     assert not nowhere
+
+
+@pytest.mark.slow
+def test_every_verb_key_and_name_is_in_the_reference(site: Path) -> None:
+    def ids(page: str) -> set[str]:
+        return set(re.findall(r"\bid=\"?([^\"\s>]+)", (site / page).read_text("utf-8")))
+
+    assert ids("verbs.html") >= {*VERBS, "exit-codes"}
+    groups = ("experiment", "launch", "model", "data", "recorder")
+    keys = {
+        action.dest
+        for action in parser_of()._actions
+        if hasattr(action, "_typehint") and action.dest.startswith(tuple(f"{group}." for group in groups))
+    }
+    text = (site / "config.html").read_text("utf-8")
+    assert len(keys) > 40
+    shown = set(re.findall(r"<td><code>([\w.]+)</code><br>", text))
+    assert shown == {key for key in keys if not key.endswith(".help")}
+    names = {name for name in flannel_pl.__all__ if not name.startswith("__") and name != "hf"}
+    there = ids("api.html")
+    assert {name for name in names if not any(one.endswith(f".{name}") for one in there)} == set()
+    there = ids("api-quantities.html")
+    own = flannel_pl.quantities.__all__
+    assert {name for name in own if not any(one.endswith(f".{name}") for one in there)} == set()
 
 
 def test_the_navigation_keeps_four_kinds_of_page_apart() -> None:
