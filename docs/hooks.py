@@ -2,7 +2,7 @@
 
 import re
 
-from generate import api, keys, outside, verbs
+from generate import api, keys, outside, verbs, versions
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -11,6 +11,7 @@ MADE = {
     "verbs": verbs.page,
     "keys": keys.page,
     "api": api.public,
+    "versions": versions.page,
 }
 """A page has `<!-- made: NAME -->` where one of these stands in the site, or `<!-- made: api MODULE -->`."""
 

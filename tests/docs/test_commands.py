@@ -11,19 +11,21 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from flannel_pl.__main__ import main
+from flannel_pl.training.cli import parser_of
 from tests.conftest import SMALL_VOCAB_SIZE, SmallData
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIGS = Path(__file__).parents[2] / "configs"
-QUICK = ("howto-own-text.md", "howto-disk.md")
-"""Pages that take seconds."""
+OWN = {"model.width", "model.init_args.width", "launch.background.slots", "trainer.callbacks.interval"}
+"""Keys of classes and launchers that pages invent."""
 
 PAGES = [
-    pytest.param(page, marks=() if page.name in QUICK else pytest.mark.slow, id=page.name)
+    pytest.param(page, marks=pytest.mark.slow, id=page.name)
     for page in (DOCS / "tutorial.md", *sorted(DOCS.glob("howto-*.md")))
 ]
 
@@ -67,9 +69,11 @@ def test_a_page_can_be_followed(
     page: Path, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_configs(tmp_path, small_data)
-    for name in ("A.txt", "B.txt", "M.txt"):
-        source = "model.txt" if name == "M.txt" else "tokenizer.txt"
-        (tmp_path / name).write_bytes((small_data.folder / source).read_bytes())
+    draw = np.random.default_rng(1)
+    for name in ("A.txt", "B.txt", "M.txt"):  # enough different words for a vocabulary of 500
+        words = ["".join(draw.choice(list("abcdefghij"), size=draw.integers(2, 7))) for _ in range(400)]
+        text = " ".join(words[int(i)] for i in draw.zipf(1.4, 4000) % len(words))
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -84,3 +88,14 @@ def test_a_page_can_be_followed(
             assert main(words) == code, shlex.join(words)
             done += 1
     assert done > 1
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_every_key_that_a_page_names_is_one(page: Path) -> None:
+    known = {action.dest for action in parser_of()._actions}
+    named = set(
+        re.findall(
+            r"--((?:experiment|launch|trainer|model|data|recorder)\.[\w.]*\w)", page.read_text("utf-8")
+        )
+    )
+    assert named - known - OWN == set()
