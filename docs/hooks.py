@@ -15,6 +15,9 @@ MADE = {
 }
 """A page has `<!-- made: NAME -->` where one of these stands in the site, or `<!-- made: api MODULE -->`."""
 
+FEW = 34
+"""Characters of code that fit into a line of a phone."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are files of the repository: examples, the changelog and the like."""
@@ -27,6 +30,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Puts in what is made of the code, and turns links that lead out of docs/ into links to pages."""
     markdown = re.sub(r"^<!-- made: (\w+)(?: ([\w.]+))? -->$", _made, markdown, flags=re.MULTILINE)
     return outside.with_links_inside(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Marks code of a few words in a text, which is not to be broken."""
+    return re.sub(rf"<code>([^<]{{1,{FEW}}})</code>", r'<code class="whole">\1</code>', html)
 
 
 def _made(marker: re.Match[str]) -> str:
