@@ -7,8 +7,9 @@ from collections import deque
 from typing import Any
 
 import flannel_pl
+from flannel_pl.adapters.options import RecorderOptions
 
-DEPTH = 2
+DEPTH = 3
 """How far from a public name a class may be that is explained because something returns it."""
 
 
@@ -17,11 +18,12 @@ def public() -> str:
     names = [name for name in flannel_pl.__all__ if not name.startswith("__")]
     found = {name: getattr(flannel_pl, name) for name in names}
     text = "".join(_directive(thing, f"flannel_pl.{name}", level=2) for name, thing in found.items())
+    text += f"## Options of a recorder\n\n{_directive(RecorderOptions, 'RecorderOptions')}"
     text += "## What these return\n\n"
     return text + "".join(_directive(thing, thing.__name__) for thing in _returned(list(found.values())))
 
 
-def of(module: str) -> str:
+def of(module: str, *, shown: str | None = None) -> str:
     """Returns the names of a module's `__all__`, or all of its own that are public; below a heading."""
     home = importlib.import_module(module)
     names = getattr(home, "__all__", None) or [
@@ -29,12 +31,12 @@ def of(module: str) -> str:
         for name, thing in vars(home).items()
         if not name.startswith("_") and getattr(thing, "__module__", "") == module
     ]
-    return "".join(_directive(getattr(home, name), f"{module}.{name}") for name in names)
+    return "".join(_directive(getattr(home, name), f"{shown or module}.{name}") for name in names)
 
 
 def _directive(thing: Any, heading: str, *, level: int = 3) -> str:
     if inspect.ismodule(thing):
-        return f"## {heading}\n\n{inspect.getdoc(thing) or ''}\n\n{of(thing.__name__)}"
+        return f"## {heading}\n\n{inspect.getdoc(thing) or ''}\n\n{of(thing.__name__, shown=heading)}"
     lines = [f"::: {thing.__module__}.{thing.__qualname__}", "    options:", f"      heading_level: {level}"]
     lines += [f"      heading: {heading}", f"      toc_label: {heading.rpartition('.')[2]}"]
     if inspect.isclass(thing):
