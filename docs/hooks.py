@@ -1,6 +1,7 @@
 """What MkDocs calls while it builds the site: puts in what is made of the code and of files outside docs/."""
 
 import re
+from pathlib import Path
 
 from generate import api, keys, outside, verbs, versions
 from mkdocs.config.defaults import MkDocsConfig
@@ -35,6 +36,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Marks code of a few words in a text, which is not to be broken."""
     return re.sub(rf"<code>([^<]{{1,{FEW}}})</code>", r'<code class="whole">\1</code>', html)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Writes the search's index as a script, too: from the file system a page can load no other."""
+    folder = Path(config.site_dir, "search")
+    index = (folder / "search_index.json").read_text("utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
 
 
 def _made(marker: re.Match[str]) -> str:
