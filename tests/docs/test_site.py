@@ -84,7 +84,7 @@ def test_every_verb_key_and_name_is_in_the_reference(site: Path) -> None:
     shown = set(re.findall(r"<td><code[^>]*>([\w.]+)</code><br>", text))
     assert shown == {key for key in keys if not key.endswith(".help")}
     names = {name for name in flannel_pl.__all__ if not name.startswith("__") and name != "hf"}
-    there = ids("api.html")
+    there = ids("python-api.html")
     assert {name for name in names if not any(one.endswith(f".{name}") for one in there)} == set()
     there = ids("api-quantities.html")
     own = flannel_pl.quantities.__all__
