@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flannel_pl.answer import answer, is_asked, listen
 from flannel_pl.errors import Interrupted, UserError, explanation, foreign_place
 from flannel_pl.imports import quick_imports, stand_alone
 from flannel_pl.small_files import read_small
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    listen()
     debug = "--debug" in words
     with plain_text():
         return _explained([word for word in words if word != "--debug"], debug=debug)
@@ -46,10 +48,11 @@ def _explained(words: list[str], *, debug: bool) -> int:
     except Interrupted as interruption:
         again = shlex.join(["flannel-pl", *words])
         lost = "nothing is lost, go on" if interruption.keeps_all else "what is not finished begins anew"
-        print(f"stopped by {interruption}; {lost} with: {again}", file=sys.stderr)
+        stopped = f"stopped by {interruption}; {lost} with"
+        _tell(f"{stopped}: {again}", stopped=f"{stopped} the same call")
         return 128 + interruption.signal_number
     except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
+        _tell("stopped by SIGINT", stopped="stopped by SIGINT")
         return 128 + signal.SIGINT
     except Exception as error:
         known = explanation(error)
@@ -59,15 +62,29 @@ def _explained(words: list[str], *, debug: bool) -> int:
         fault = f"a fault of flannel-pl, please report it: {what}"
         if (place := foreign_place(error)) is not None:
             fault = f"{what}; raised by code that is not flannel-pl's: {place}"
-        print(f"flannel-pl: error: {known or fault}", file=sys.stderr)
+        said = str(known or fault)
+        _tell(f"flannel-pl: error: {said}", error=said, kind=type(known).__name__)
         return 2 if isinstance(known, UserError) else 1
+
+
+def _tell(line: str, **facts: str) -> None:
+    """Prints a line for a person, or leaves it to the program that listens."""
+    if is_asked():
+        answer(**facts)
+    else:
+        print(line, file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0 if words else 2
-    if words[0] == "--version":
+    if words[0] == "help" and len(words) == 2:
+        return _dispatch([words[1], "--help"])
+    if words[0] == "help":
+        print(_usage())
+        return 0
+    if words[0] in ("-V", "--version"):
         from flannel_pl import __version__
 
         print(f"flannel-pl {__version__}")
@@ -96,18 +113,36 @@ usage: flannel-pl VERB [arguments] [--debug]
 
 {verbs}
 
-`flannel-pl VERB --help` explains a verb. `--debug` shows the traceback of an error.
+`flannel-pl help VERB` explains a verb. `--debug` shows the traceback of an error.
 {", ".join(NEED_POSIX)} run on Linux and macOS; the others on Windows as well."""
 
 
+def _before_imports(verb: str, words: list[str]) -> bool:
+    """Does what takes no torch: help, and refusing a key that there is not. Returns whether that was all."""
+    from flannel_pl.cli.keys import asked_help, help_of_group, refuse_unknown
+
+    for word in words:
+        if word.startswith("--help."):
+            print(help_of_group(word.removeprefix("--help.")))
+            return True
+    text = asked_help(verb, VERBS[verb][0], words)
+    if text is not None:
+        print(text)
+        return True
+    refuse_unknown(words)
+    return False
+
+
 def _fit(words: list[str]) -> int:
+    if _before_imports("fit", words):
+        return 0
     stand_alone()
     _number_devices()
     _prepare_for_several_runs(words)
     with quick_imports():
-        from flannel_pl.cli.fit import fit
+        from flannel_pl.cli.fit import fit_verb
 
-    return fit(words)
+    return fit_verb(words)
 
 
 def _number_devices() -> None:
@@ -147,7 +182,8 @@ def _is_begun(words: list[str]) -> bool:
             option, is_joined, value = word.partition("=")
             value = value if is_joined else following
             if option in ("--config", "-c"):
-                settings |= yaml.safe_load(read_small(Path(value))).get("experiment", {})
+                text = value if value.lstrip().startswith("{") else read_small(Path(value))
+                settings |= yaml.safe_load(text).get("experiment", {})
             elif option in ("--experiment.output_dir", "--experiment.name"):
                 settings[option.removeprefix("--experiment.")] = value
         return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()
@@ -156,18 +192,20 @@ def _is_begun(words: list[str]) -> bool:
 
 
 def _plan(words: list[str]) -> int:
+    if _before_imports("plan", words):
+        return 0
     stand_alone()
     _number_devices()
     with quick_imports():
-        from flannel_pl.cli.fit import plan
+        from flannel_pl.cli.fit import plan_verb
 
-    return plan(words)
+    return plan_verb(words)
 
 
 def _prepare(words: list[str]) -> int:
-    from flannel_pl.corpus.prepare import prepare
+    from flannel_pl.corpus.prepare import prepare_verb
 
-    return _call(prepare, _list_option(words, "--tokenizer_text"))
+    return _call(prepare_verb, _list_option(words, "--tokenizer_text"))
 
 
 def _gather(words: list[str]) -> int:
@@ -233,6 +271,9 @@ def _call(verb: Callable[..., int | None], words: list[str], *, several: str | N
     read_exactly()
 
     class Parser(ArgumentParser):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "allow_abbrev": False})  # a beginning may be a misspelt option
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(f"{' '.join(message.split())}; see flannel-pl {name} --help")
 

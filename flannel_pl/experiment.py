@@ -4,7 +4,6 @@ An experiment is one resolved config. It expands to numbered runs: the product o
 and `experiment.seeds` (inner). How its files are called is in `paths.py`.
 """
 
-import difflib
 import itertools
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from flannel_pl.config import Config
 from flannel_pl.dotted import flatten
 from flannel_pl.errors import UserError
+from flannel_pl.hints import meant
 from flannel_pl.paths import ExperimentPaths as ExperimentPaths  # an experiment has them
 from flannel_pl.paths import RunPaths as RunPaths
 from flannel_pl.paths import is_plain_name as is_plain_name
@@ -81,7 +81,7 @@ class RunMemory:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ResolvedExperiment:
     """One resolved config and the runs it expands to."""
 
     config: Config
@@ -91,7 +91,7 @@ class Experiment:
     """Number of a run -> what was measured of it; of others the config tells."""
 
     @classmethod
-    def from_config(cls, content: dict[str, Any]) -> "Experiment":
+    def from_config(cls, content: dict[str, Any]) -> "ResolvedExperiment":
         """Expands a config into its runs.
 
         Args:
@@ -218,8 +218,7 @@ def _combinations(config: dict[str, Any], sweep: dict[str, list[Any]]) -> Iterat
     known = dict(flatten({group: config[group] for group in ("model", "data", "trainer")}))
     for key, values in sweep.items():
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = meant(key, list(known))
             if key.split(".")[0] in ("recorder", "experiment", "launch"):
                 hint = "; only keys of model, data and trainer can be swept"
             raise UserError(f"experiment.sweep has {key}, which cannot be swept{hint}")

@@ -14,7 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+
+NOTEBOOK_WIDTH = 100
+"""Characters in a line that a notebook shows."""
 
 _SUSPECT = re.compile(r"[^\n\t -~]")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
@@ -99,11 +102,16 @@ def copied_to(log: io.FileIO, *, stdout: bool, stderr: bool) -> Iterator[None]:
             handler.setStream(old)
 
 
-def make_console(*, stderr: bool = False) -> "Console":
+def make_console(
+    *, stderr: bool = False, file: TextIO | None = None, width: int | None = None, record: bool = False
+) -> "Console":
     """Returns a rich console whose colors and movements are its own, and whose texts are escaped.
 
     Args:
         stderr: Whether it is for `sys.stderr`, not `sys.stdout`.
+        file: Where else to write.
+        width: Characters in a line; None = as wide as the terminal is.
+        record: Whether it can be asked for what it has shown.
     """
     # Here, not at the top: most verbs draw nothing.
     from rich.console import Console, ConsoleOptions, RenderableType, RenderHook
@@ -125,7 +133,20 @@ def make_console(*, stderr: bool = False) -> "Console":
                 if isinstance(stream := getattr(sys, name), FileProxy):
                     setattr(sys, name, _Text(cast(TextIO, stream)))
 
-    return SafeConsole(file=_drawing(sys.stderr if stderr else sys.stdout))
+    place = file or _drawing(sys.stderr if stderr else sys.stdout)
+    # Not what rich does in notebooks, where its tables come with escape sequences.
+    return SafeConsole(file=place, width=width, record=record, force_jupyter=False)
+
+
+def as_html(renderable: "RenderableType") -> str:
+    """Returns what a console would show, as HTML; colours come along, control characters do not.
+
+    Args:
+        renderable: A table, or whatever else rich draws.
+    """
+    console = make_console(file=io.StringIO(), width=NOTEBOOK_WIDTH, record=True)
+    console.print(renderable)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 class _Stream(io.TextIOBase):

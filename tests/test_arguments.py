@@ -16,7 +16,7 @@ from flannel_pl.__main__ import main
 from flannel_pl.arguments import Text
 from flannel_pl.dotted import flatten, set_value
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.training.cli import parse_config, parser_of, resolve, to_yaml
 from tests.conftest import SmallData
 from tests.test_bad_input import Refuser, refuse
@@ -142,7 +142,9 @@ def test_an_argument_is_the_text_that_it_is(text: str) -> None:
 @pytest.mark.parametrize("text", ["a: b", "a #b", "3e-4", "null", "yes", "1:30", "[x]", "\u00e9"])
 def test_a_swept_text_stays_that_text(tmp_path: Path, text: str) -> None:
     sweep = f"{{data.corpus_path: {to_json([text, text + '2'])}}}"
-    experiment = Experiment.from_config(resolve(["--experiment.sweep", sweep, "--experiment.seeds", "1..2"]))
+    experiment = ResolvedExperiment.from_config(
+        resolve(["--experiment.sweep", sweep, "--experiment.seeds", "1..2"])
+    )
     for run, expected in zip(experiment.runs, [text, text, text + "2", text + "2"], strict=True):
         config = experiment.run_config(run).content
         assert config["data"]["corpus_path"] == expected
@@ -160,7 +162,7 @@ def to_json(value: object) -> str:
 
 def test_a_swept_number_in_quotes_is_that_number() -> None:
     config = resolve(["--experiment.sweep", '{"model.learning_rate": ["3e-4"], "model.n_layer": ["1_0"]}'])
-    experiment = Experiment.from_config(config)
+    experiment = ResolvedExperiment.from_config(config)
     parsed = parse_config(experiment.run_config(experiment.runs[0]).content)
     assert (parsed["model.learning_rate"], parsed["model.n_layer"]) == (3e-4, 10)
 

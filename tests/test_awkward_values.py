@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flannel_pl.__main__ import _is_begun
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.recording.sameness import meaning
 from flannel_pl.training.cli import resolve
 from tests.test_bad_input import Refuser, refuse
@@ -114,7 +114,7 @@ DIFFERENT = [
 @pytest.mark.parametrize("sweep", DIFFERENT, ids=map(str, DIFFERENT))
 def test_runs_that_differ_mean_something_else(sweep: dict[str, object]) -> None:
     config = resolve(["--experiment.sweep", json.dumps(sweep), "--trainer.max_steps", "3"])
-    experiment = Experiment.from_config(config)
+    experiment = ResolvedExperiment.from_config(config)
     meant = [
         json.dumps(meaning(experiment.run_config(run).content, accelerator="cuda", known=run.swept))
         for run in experiment.runs

@@ -1,6 +1,7 @@
 """Every mistake of a user is one clear message, exit code 2, before any training, and changes no file."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -258,3 +259,20 @@ def test_all_mistakes_of_the_model_are_named_at_once(refuse: Refuser) -> None:
 def test_bad_verbs(command: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_plan_that_there_is_not_enough_disk_for_is_shown_all_the_same(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        *small_data.arguments,
+        "--trainer.max_steps",
+        str(10**8),
+        "--experiment.output_dir",
+        str(tmp_path),
+    ]
+    assert main(["plan", *words]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("experiment  ")
+    assert re.search(r"^disk +[\d.]+ GB free$", said.out, re.MULTILINE)
+    assert said.err.splitlines()[-1].startswith("flannel-pl: error: not enough free disk")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flannel_pl.__main__ import main
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.training.checked import check
 from flannel_pl.training.cli import resolve
 from tests.schemas import build_schema
@@ -28,7 +28,7 @@ def config(request: pytest.FixtureRequest) -> Path:
 
 
 def test_it_could_be_trained(config: Path) -> None:
-    experiment = Experiment.from_config(resolve(["--config", str(config)]))
+    experiment = ResolvedExperiment.from_config(resolve(["--config", str(config)]))
     assert experiment.paths.folder.name == config.stem
     assert check(experiment, experiment.runs[0]).recording_bytes > 0
 
@@ -44,7 +44,7 @@ def test_print_config_round_trips(config: Path, tmp_path: Path, capsys: pytest.C
 
 def test_flannel3_is_the_notebook_and_its_size_is_the_true_one() -> None:
     configs = {path.stem: resolve(["--config", str(path)]) for path in CONFIGS}
-    flannel3 = Experiment.from_config(configs["flannel3"])
+    flannel3 = ResolvedExperiment.from_config(configs["flannel3"])
     assert [run.seed for run in flannel3.runs] == list(range(42, 52))
     model: dict[str, Any] = dict(flannel3.config.model.arguments)
     schema = build_schema(

@@ -1,6 +1,7 @@
 """What the README says can be done, can be done; links lead somewhere."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CODE_OF_CONDUCT.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
@@ -38,6 +41,21 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def test_the_demo_installs_no_developer_tools_and_says_what_it_does(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    plan = {
+        target: subprocess.check_output(["make", "-n", target], cwd=tmp_path, text=True)
+        for target in ("demo", "lint")
+    }
+    assert "[dev]" in plan["lint"]
+    assert "[dev]" not in plan["demo"]
+    shown = [line for line in plan["demo"].splitlines() if "/flannel-pl " in line]
+    assert len(shown) == plan["demo"].count(" of 3: ") == 3
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "@$(BIN)" not in makefile, "a command that is not shown"
+
+
 def test_every_verb_in_the_readme_is_one() -> None:
     named = set(re.findall(r"^flannel-pl (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
     assert named >= {"fit", "plan", "prepare"}
@@ -56,5 +74,5 @@ def test_reading_a_step_back_works_as_printed(small_data: SmallData, tmp_path: P
         for code in (ours, stock)
     ]
     num_dead = len(load_file(small_data.masks)["dead_indices"])
-    assert shapes[0].startswith(f"(10, {num_dead}, 16) bfloat16 4.")
+    assert shapes[0].startswith(f"(10, {num_dead}, 16) torch.bfloat16 4.")
     assert shapes[1].startswith("torch.Size([10, 100, 16]) tensor(42) tensor([42, 43])")

@@ -15,9 +15,18 @@ from flannel_pl.provenance import SOURCE_ROOMS
 PACKAGE = Path(__file__).parents[1] / "flannel_pl"
 
 ROOMS = {
-    "__init__": {"adapters", "models", "recording", "analysis"},  # the public names, resolved when first used
+    "__init__": {
+        "adapters",
+        "analysis",
+        "api",
+        "corpus",
+        "models",
+        "recording",
+    },  # the public names, resolved when first used
     "__main__": {"cli", "corpus", "recording", "launch", "analysis"},
+    "api": {"analysis", "launch", "recording"},
     "cli": {"corpus", "training", "recording", "launch"},
+    "answer": set[str](),
     "arguments": set[str](),
     "arrays": set[str](),
     "config": set[str](),
@@ -25,10 +34,12 @@ ROOMS = {
     "errors": set[str](),
     "paths": set[str](),
     "experiment": set[str](),
+    "hints": set[str](),
     "plugins": set[str](),
     "imports": set[str](),
     "provenance": set[str](),
     "publish": set[str](),
+    "shipped": set[str](),
     "small_files": set[str](),
     "signals": set[str](),
     "terminal": set[str](),
@@ -45,12 +56,14 @@ ROOMS = {
 }
 FOR_ALL = {
     *(
+        "answer",
         "arguments",
         "arrays",
         "config",
         "dotted",
         "errors",
         "experiment",
+        "hints",
         "imports",
         "paths",
         "plugins",

@@ -1,5 +1,6 @@
 """Files of the repository that the site shows as pages, and links to them."""
 
+import json
 import logging
 import posixpath
 import re
@@ -19,6 +20,7 @@ SECTION = ("README.md", "## How fast", "speed.md")
 """One section of a page -> a page."""
 
 EXAMPLES = {
+    "tour": ["tour.ipynb"],
     "plain_loop": ["plain_loop.py"],
     "lightning_callback": ["lightning_callback.py"],
     "hf_trainer": ["hf_trainer.py"],
@@ -87,9 +89,20 @@ def _example(name: str, files: list[str]) -> str:
     text = f"# `examples/{name}`\n"
     for file in files:
         path = ROOT / "examples" / file
+        if path.suffix == ".ipynb":
+            return _notebook(path)
         code = path.read_text("utf-8").rstrip()
         text += (
             f"\n## `examples/{file}`\n\n" if len(files) > 1 else f"\n`examples/{file}` of the repository:\n\n"
         )
         text += f"```{LANGUAGES[path.suffix]}\n{code}\n```\n"
     return text
+
+
+def _notebook(path: Path) -> str:
+    """Returns the cells of a notebook, without what they gave."""
+    text = ""
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        text += f"\n```python\n{source}\n```\n" if cell["cell_type"] == "code" else f"\n{source}\n"
+    return f"{text}\nThis is `examples/{path.name}` of the repository.\n"

@@ -16,11 +16,11 @@ def page() -> str:
     }
     rows = []
     for one in needed:
-        found = re.match(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", one)
+        found = re.match(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)(?:,<([\w.]+))?$", one)
         if found is None:
-            raise ValueError(f"a dependency of pyproject.toml is {one!r}, expected name>=version")
-        rows.append((found[1], found[2], pinned[_plain(found[1])]))
-    return table(("package", "oldest", "tested with"), rows)
+            raise ValueError(f"a dependency of pyproject.toml is {one!r}, expected name>=version,<version")
+        rows.append((found[1], found[2], found[3] or "", pinned[_plain(found[1])]))
+    return table(("package", "from", "below", "tested with"), rows)
 
 
 def _plain(name: str) -> str:

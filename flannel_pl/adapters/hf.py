@@ -5,6 +5,7 @@ Its callbacks see neither the loss of a step nor gradients before they are clipp
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from typing_extensions import override
 from flannel_pl.adapters.options import RecorderOptions
 from flannel_pl.adapters.wrapping import Wrapped
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.optimizers import inner_optimizer
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.returned import Giving
@@ -88,7 +88,7 @@ class TrainerRecorder(TrainerCallback):
         self._core = RunRecorder(
             folder,
             options.config(trainer.model),
-            label=RunLabel(seed=trainer.args.seed if options.seed is None else options.seed),
+            label=replace(options.label, seed=trainer.args.seed if options.seed is None else options.seed),
             overwrite=options.overwrite,
         )
         self._resumes_from: Any = None

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from flannel_pl.adapters.options import RecorderOptions
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.config import whole
-from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.optimizers import inner_optimizer
 from flannel_pl.quantities.core.recorder import RunRecorder
 from flannel_pl.quantities.core.returned import Giving
@@ -78,7 +77,7 @@ class Recorder:
         self._core = RunRecorder(
             folder,
             self._options.config(model),
-            label=RunLabel(seed=self._options.seed),
+            label=self._options.label,
             overwrite=self._options.overwrite,
         )
         self._step = 0

@@ -9,6 +9,7 @@ from torch import nn
 
 from flannel_pl.errors import UserError
 from flannel_pl.quantities.core.config import RecorderConfig, as_config, by_alias, whole
+from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.tokens import as_token_sets
 from flannel_pl.quantities.naming import is_pattern, what_there_is
 from flannel_pl.quantities.quantity import Quantity
@@ -54,6 +55,13 @@ class RecorderOptions:
         """
         object.__setattr__(self, "seed", whole("seed", self.seed))
         object.__setattr__(self, "token_sets", as_token_sets(self.token_sets))
+
+    @property
+    def label(self) -> RunLabel:
+        """Which run it is, as far as a script says."""
+        named = self.parameters
+        alias = {"alias": next(iter(named))} if isinstance(named, Mapping) and named else {}
+        return RunLabel(seed=self.seed, metadata=alias)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "RecorderOptions":

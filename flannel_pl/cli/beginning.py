@@ -9,7 +9,7 @@ from pathlib import Path
 from flannel_pl import provenance
 from flannel_pl.cli.request import Request
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.folder import (
     as_begun,
@@ -29,7 +29,7 @@ DESCRIBED_WAIT_S = 2.0
 
 
 @contextmanager
-def locked_experiment(experiment: Experiment, *, wait_s: float = DESCRIBED_WAIT_S) -> Iterator[None]:
+def locked_experiment(experiment: ResolvedExperiment, *, wait_s: float = DESCRIBED_WAIT_S) -> Iterator[None]:
     """Keeps other launchers out of the experiment's folder, which is made, and removed if it stays empty."""
     with kept_if_used(experiment.paths.folder):
         lock = Lock(experiment.paths.lock, what=f"the experiment {experiment.paths.folder}")

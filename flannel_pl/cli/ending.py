@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 from flannel_pl.cli.beginning import locked_experiment
 from flannel_pl.cli.request import Request
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.gathering import BackgroundGather, finish_gathering
 from flannel_pl.launch.standing import Outcome
@@ -22,7 +22,7 @@ def summarized(request: Request, outcomes: list[Outcome]) -> bool:
 
 
 def finish_experiment(
-    experiment: Experiment, *, background: BackgroundGather | None = None, is_locked: bool = False
+    experiment: ResolvedExperiment, *, background: BackgroundGather | None = None, is_locked: bool = False
 ) -> int:
     """Gathers the recordings if that is wanted and not done yet, and says where everything is."""
     mode, paths = experiment.config.experiment.gather, experiment.paths

@@ -7,10 +7,12 @@ import os
 import sys
 from contextlib import nullcontext
 
+from flannel_pl.answer import answer
 from flannel_pl.cli.as_jobs import fit_as_jobs
 from flannel_pl.cli.beginning import begin_experiment, kept_if_used, locked_experiment, write_run_configs
 from flannel_pl.cli.ending import finish_experiment, summarized
 from flannel_pl.cli.request import Request, understand
+from flannel_pl.errors import UserError
 from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.fork_server import stop_fork_server
@@ -27,7 +29,7 @@ FOLDER_WAIT_S = 60.0
 """How long runs that a scheduler starts at once wait for the one of them that describes the experiment."""
 
 
-def fit(words: list[str]) -> int:
+def fit_verb(words: list[str]) -> int:
     """Trains every run of an experiment that is not finished, then gathers the recordings.
 
     Args:
@@ -52,6 +54,7 @@ def _fit(words: list[str]) -> int:
     for line in request.types:
         print(line)
     experiment = request.experiment
+    answer(folder=str(experiment.paths.folder))
     launcher = request.launcher
     is_alone = launcher.alone_here and len(experiment.selected) == 1
     if request.plan is not None and not launcher.outlives and not is_alone:
@@ -62,8 +65,8 @@ def _fit(words: list[str]) -> int:
     return finish_experiment(experiment) if request.plan is None else _fit_one(request, request.plan)
 
 
-def plan(words: list[str]) -> int:
-    """Prints what `fit` would do with the same arguments, and does nothing.
+def plan_verb(words: list[str]) -> int:
+    """Prints what `fit` would do with the same arguments, and what there is too little of; does nothing.
 
     Args:
         words: The command line behind the verb.
@@ -74,11 +77,13 @@ def plan(words: list[str]) -> int:
     Raises:
         UserError: If `fit` would refuse.
     """
-    request = understand(words)
+    request = understand(words, may_be_short=True)
     if request.plan is None:
         print(f"{request.experiment.paths.folder} is finished; there is nothing to train")
     else:
         print("\n".join((describe_plan(request.experiment, request.plan), *request.types)))
+        if request.plan.short:
+            raise UserError("; ".join(request.plan.short))
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths, Run
+from flannel_pl.experiment import ExperimentPaths, ResolvedExperiment, Run
 from flannel_pl.launch.changes import data_changes, settled_changes
 from flannel_pl.launch.folder import (
     as_begun,
@@ -33,7 +33,7 @@ from flannel_pl.training.rehearsal import rehearse
 class Request:
     """What `fit` or `plan` was asked for, checked."""
 
-    experiment: Experiment
+    experiment: ResolvedExperiment
     launcher: Launcher
     record: ExperimentRecord | None
     """What the folder's experiment.json says; None if the experiment is new."""
@@ -54,18 +54,19 @@ class Request:
     """The command line behind the verb."""
 
 
-def understand(words: list[str]) -> Request:
+def understand(words: list[str], *, may_be_short: bool = False) -> Request:
     """Returns what a command line asks for.
 
     Args:
         words: What is behind the verb.
+        may_be_short: Whether the plan only says so if memory or disk are too small.
 
     Raises:
         UserError: If anything is wrong with the config, the data or the folder.
         RunError: If what the folder says cannot be read.
     """
     forget_sources()
-    experiment = Experiment.from_config(with_length(resolve(words)))
+    experiment = ResolvedExperiment.from_config(with_length(resolve(words)))
     record = begun_record(experiment)
     if record is not None:  # its files keep their names when its folder is renamed
         paths = ExperimentPaths(experiment.paths.folder, record.name)
@@ -87,7 +88,7 @@ def understand(words: list[str]) -> Request:
         refuse_beside_jobs(experiment)
     check_writable(experiment.paths.folder.parent)
     bytes_of = {index: run.recording_bytes for index, run in checked.items()}
-    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record)
+    plan = make_plan(experiment, runs, bytes_of=bytes_of, record=record, may_be_short=may_be_short)
     if record is not None:
         record = as_begun(experiment, record, settled_changes(record, plan.settled))
     if experiment.config.experiment.run is None:
@@ -102,7 +103,7 @@ def understand(words: list[str]) -> Request:
     return Request(experiment, launcher, record, plan, first, keeps_all, types, words)
 
 
-def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
+def _check_all(experiment: ResolvedExperiment) -> dict[int, CheckedRun]:
     """Checks every selected run; those that differ in nothing but their seed, once.
 
     Where runs have data of their own, also those that are not selected: whichever is trained first, it writes
@@ -126,7 +127,9 @@ def _check_all(experiment: Experiment) -> dict[int, CheckedRun]:
     return found
 
 
-def _refuse_equal_runs(experiment: Experiment, checked: dict[int, CheckedRun], *, accelerator: str) -> None:
+def _refuse_equal_runs(
+    experiment: ResolvedExperiment, checked: dict[int, CheckedRun], *, accelerator: str
+) -> None:
     """Refuses an experiment that would train one run under several numbers."""
     meanings: dict[str, dict[str, Any]] = {}
     trained: dict[str, Run] = {}

@@ -1,7 +1,7 @@
 """The verb `prepare`: from text to the notebook's three data files."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,23 @@ from flannel_pl.signals import interruptible
 
 
 def prepare(
+    tokenizer_text: Sequence[str | Path] | None = None,
+    model_text: str | Path | None = None,
+    out: str | Path | None = None,
+    vocab_size: int = BUILTIN_VOCAB_SIZE,
+    min_frequency: int = 2,
+) -> None:
+    """See `prepare_verb`; paths may be texts."""
+    prepare_verb(
+        None if tokenizer_text is None else [Path(one) for one in tokenizer_text],
+        None if model_text is None else Path(model_text),
+        None if out is None else Path(out),
+        vocab_size,
+        min_frequency,
+    )
+
+
+def prepare_verb(
     tokenizer_text: list[Path] | None = None,
     model_text: Path | None = None,
     out: Path | None = None,

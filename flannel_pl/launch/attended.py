@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from flannel_pl.errors import Interrupted
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.launch.events import EventLog
 from flannel_pl.launch.giving_up import describe_exit, give_up
 from flannel_pl.launch.launcher import JobState, Launcher, Task, Work, find_launcher
@@ -51,7 +51,7 @@ class _Worker:
 
 
 def train_all(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     runs: Sequence[Run],
     slots: Sequence[Slot],
     *,

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flannel_pl.config import ExperimentConfig
-from flannel_pl.experiment import Experiment, Run, parse_seeds
+from flannel_pl.experiment import ResolvedExperiment, Run, parse_seeds
 from flannel_pl.recording.experiment_record import ExperimentRecord
 from flannel_pl.recording.sameness import as_read, decisive, differences, has_own_data
 from flannel_pl.texts import for_file
 
 
-def config_changes(experiment: Experiment, record: ExperimentRecord) -> list[str]:
+def config_changes(experiment: ResolvedExperiment, record: ExperimentRecord) -> list[str]:
     """Names what in an experiment's config is not as in the recorded one's.
 
     Args:
@@ -34,7 +34,9 @@ def config_changes(experiment: Experiment, record: ExperimentRecord) -> list[str
     return changes or list(_other_runs(experiment, record))
 
 
-def data_changes(experiment: Experiment, record: ExperimentRecord, digests: Mapping[str, str]) -> list[str]:
+def data_changes(
+    experiment: ResolvedExperiment, record: ExperimentRecord, digests: Mapping[str, str]
+) -> list[str]:
     """Names the data files whose content is no longer that of the recorded experiment.
 
     Args:
@@ -77,7 +79,7 @@ def _settings(settings: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _other_runs(experiment: Experiment, record: ExperimentRecord) -> Iterator[str]:
+def _other_runs(experiment: ResolvedExperiment, record: ExperimentRecord) -> Iterator[str]:
     """Yields the first run that is another, e.g. because the keys of the sweep come in another order."""
     runs = [Run(run.index, run.seed, for_file(run.swept)) for run in experiment.runs]
     for theirs, ours in zip(record.runs, runs, strict=False):

@@ -8,7 +8,7 @@ from typing import Any
 
 from flannel_pl.config import LaunchConfig
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths, Run, RunPaths, Slot
+from flannel_pl.experiment import ExperimentPaths, ResolvedExperiment, Run, RunPaths, Slot
 from flannel_pl.launch.changes import config_changes
 from flannel_pl.launch.jobs import Jobs
 from flannel_pl.paths import final_of, is_run_folder
@@ -23,7 +23,7 @@ from flannel_pl.texts import for_file
 
 
 def begun_record(
-    experiment: Experiment, *, own_lock: Path | None = None, in_use: bool = False
+    experiment: ResolvedExperiment, *, own_lock: Path | None = None, in_use: bool = False
 ) -> ExperimentRecord | None:
     """Returns what the folder's `experiment.json` says if the experiment may go on there, None if it is new.
 
@@ -63,7 +63,11 @@ def begun_record(
 
 
 def as_begun(
-    experiment: Experiment, record: ExperimentRecord, changes: list[str], *, own_lock: Path | None = None
+    experiment: ResolvedExperiment,
+    record: ExperimentRecord,
+    changes: list[str],
+    *,
+    own_lock: Path | None = None,
 ) -> ExperimentRecord | None:
     """Returns the record of an experiment that may go on; None if it has changed and counts as new.
 
@@ -131,7 +135,7 @@ def _files_in(folder: Path, *, lock: Path) -> list[Path]:
     ]
 
 
-def refuse_changes(experiment: Experiment, changes: list[str]) -> None:
+def refuse_changes(experiment: ResolvedExperiment, changes: list[str]) -> None:
     """Refuses to go on with an experiment that differs from the one in its folder.
 
     Raises:
@@ -145,7 +149,7 @@ def refuse_changes(experiment: Experiment, changes: list[str]) -> None:
         )
 
 
-def unfinished_runs(experiment: Experiment) -> list[Run]:
+def unfinished_runs(experiment: ResolvedExperiment) -> list[Run]:
     """Returns the selected runs that have no finished shard yet and are not gathered either.
 
     Raises:
@@ -175,7 +179,7 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: bytes | None) -> None:
+def write_folder(experiment: ResolvedExperiment, content: dict[str, Any], *, masks: bytes | None) -> None:
     """Writes what describes the experiment: experiment.json and the masks.
 
     Args:
@@ -203,7 +207,7 @@ def write_folder(experiment: Experiment, content: dict[str, Any], *, masks: byte
 
 
 def write_run_config(
-    experiment: Experiment, run: Run, slot: Slot, *, to_yaml: Callable[[dict[str, Any]], str]
+    experiment: ResolvedExperiment, run: Run, slot: Slot, *, to_yaml: Callable[[dict[str, Any]], str]
 ) -> None:
     """Writes the complete config of one run.
 
@@ -228,7 +232,7 @@ def write_run_config(
 
 
 @contextmanager
-def nothing_left(experiment: Experiment, runs: Sequence[Run], *, unless: Path) -> Iterator[None]:
+def nothing_left(experiment: ResolvedExperiment, runs: Sequence[Run], *, unless: Path) -> Iterator[None]:
     """Removes what the block has made to describe an experiment and its runs, if it ends in an error.
 
     The experiment's lock must be held. What was there before stays, and so does whatever else is in folders.

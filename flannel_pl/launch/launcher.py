@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from flannel_pl.config import Config
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.memory import Memory
 from flannel_pl.plugins import launchers
@@ -23,7 +23,7 @@ from flannel_pl.recording.experiment_record import ExperimentRecord
 
 JOB_SCRIPT = Path(__file__).with_name("job.sh")
 
-Work = Callable[[Experiment, Run, Slot, int, Callable[..., None]], None]
+Work = Callable[[ResolvedExperiment, Run, Slot, int, Callable[..., None]], None]
 """Trains one run in a process of its own: experiment, run, slot, attempt, and what it tells events to."""
 
 
@@ -111,6 +111,9 @@ class Capacity:
     cores: Limit | None = None
     """Cores of this host for all runs together, if it is this host."""
 
+    short: tuple[str, ...] = ()
+    """What there is too little of, a sentence each: then nothing can be trained."""
+
 
 class Launcher(ABC):
     """Starts jobs, says how they are, and stops them. The room does the rest.
@@ -138,7 +141,7 @@ class Launcher(ABC):
     query_s: ClassVar[float] = 5.0
     """Time between two looks at jobs that outlive us."""
 
-    def __init__(self, name: str, experiment: Experiment) -> None:
+    def __init__(self, name: str, experiment: ResolvedExperiment) -> None:
         self.name, self.experiment = name, experiment
         keys = experiment.config.launchers.get(name, {})
         self.own: Any = None if self.settings is None else self.settings(**keys)
@@ -253,7 +256,7 @@ def threads_per_run(config: Config, record: ExperimentRecord | None, *, auto: in
     return int(threads)
 
 
-def find_launcher(experiment: Experiment, name: str | None = None) -> Launcher:
+def find_launcher(experiment: ResolvedExperiment, name: str | None = None) -> Launcher:
     """Returns a launcher of an experiment.
 
     Args:

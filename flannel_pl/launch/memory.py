@@ -1,13 +1,12 @@
 """How much memory runs need, each for itself and for what those share that are forked from one process."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal
 
 from flannel_pl.config import Config
-from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, RunMemory
+from flannel_pl.experiment import ResolvedExperiment, RunMemory
 from flannel_pl.launch.cgroups import Limit
 
 LIBRARY_BYTES = 450 * 2**20
@@ -59,24 +58,21 @@ class Memory:
         """The number of runs that the memory of the host is enough for."""
         return sys.maxsize if self.host_free is None else self.host.num_fitting(self.host_free.amount)
 
-    def check(self, places: Sequence[int | None]) -> None:
-        """Refuses runs that the memory is not enough for.
+    def short(self, places: Sequence[int | None]) -> Iterator[str]:
+        """Yields a sentence for each memory that is not enough.
 
         Args:
             places: The number of the device of each of the runs that are trained side by side.
-
-        Raises:
-            UserError: If it is not enough.
         """
         if len(places) > self.num_fitting:
             assert self.host_free is not None
             where = "one cpu device" if self.accelerator == "cpu" else "this host"
-            _refuse(len(places), where, self.host, self.host_free)
+            yield _short(len(places), where, self.host, self.host_free)
         for device, free_bytes in self.device_free.items():
             num_runs = places.count(device)
             if num_runs > self.device.num_fitting(free_bytes):
                 where = f"{self.accelerator}:{device}"
-                _refuse(num_runs, where, self.device, Limit(free_bytes, "nvidia-smi"))
+                yield _short(num_runs, where, self.device, Limit(free_bytes, "nvidia-smi"))
 
     def describe(self) -> str:
         """Returns it in words."""
@@ -93,8 +89,8 @@ class Memory:
         return text
 
 
-def _refuse(num_runs: int, where: str, need: Need, free: Limit) -> NoReturn:
-    raise UserError(
+def _short(num_runs: int, where: str, need: Need, free: Limit) -> str:
+    return (
         f"{num_runs} run(s) side by side on {where} need about {gb(need.of(num_runs))} of memory, and "
         f"{gb(free.amount)} are free ({free.source}); train fewer at a time "
         "(--launch.runs_per_device, --trainer.devices) or with a smaller --data.batch_size"
@@ -137,7 +133,7 @@ def device_need(config: Config, *, accelerator: str, measured: RunMemory | None 
 
 
 def memory_of(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     *,
     accelerator: str,
     where: Literal["forked", "apart", "here"] = "apart",

@@ -1,12 +1,12 @@
 """Which run is trained where: slots, threads, and whether memory and disk can hold it all."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.launch.launcher import Capacity, find_launcher
 from flannel_pl.launch.memory import Memory, gb, memory_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
@@ -44,6 +44,9 @@ class Plan:
     memory: Memory
     """What the runs take of the host's memory and of the devices', and how much of it is free."""
 
+    short: tuple[str, ...] = ()
+    """What there is too little of for that, a sentence each."""
+
     @property
     def slots(self) -> tuple[Slot, ...]:
         """Where runs are trained side by side; at least one."""
@@ -56,11 +59,12 @@ class Plan:
 
 
 def make_plan(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     runs: Sequence[Run],
     *,
     bytes_of: Mapping[int, int],
     record: ExperimentRecord | None,
+    may_be_short: bool = False,
 ) -> Plan:
     """Assigns the runs to slots and checks that devices, memory and disk are there.
 
@@ -69,6 +73,7 @@ def make_plan(
         runs: Those of its runs that are still to be trained.
         bytes_of: Run number -> size of its shard, of every selected run.
         record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
+        may_be_short: Whether the plan only says so if memory or disk are too small.
 
     Raises:
         UserError: If a device is not there, a number is out of range, or memory or disk are too small.
@@ -89,11 +94,13 @@ def make_plan(
         free_bytes=_free_bytes(experiment, runs),
         memory=capacity.memory or memory_of(experiment, accelerator=capacity.slots[0].accelerator),
     )
-    _check_disk(plan, experiment)
+    plan = replace(plan, short=(*capacity.short, *_short_of_disk(plan, experiment)))
+    if plan.short and not may_be_short:
+        raise UserError(plan.short[0])
     return plan
 
 
-def describe_plan(experiment: Experiment, plan: Plan) -> str:
+def describe_plan(experiment: ResolvedExperiment, plan: Plan) -> str:
     """Returns the plan as text for a person."""
     done = len(experiment.selected) - len(plan.runs)
     names = Counter(slot.name for slot in plan.slots)
@@ -117,7 +124,7 @@ def describe_plan(experiment: Experiment, plan: Plan) -> str:
     )
 
 
-def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int | None:
+def _free_bytes(experiment: ResolvedExperiment, runs: Sequence[Run]) -> int | None:
     """Returns the free bytes where the experiment's folder is, or will be made; None if that is unknown."""
     folder = experiment.paths.folder
     while not folder.exists():
@@ -128,7 +135,7 @@ def _free_bytes(experiment: Experiment, runs: Sequence[Run]) -> int | None:
     return None if free is None else free + reused
 
 
-def _check_disk(plan: Plan, experiment: Experiment) -> None:
+def _short_of_disk(plan: Plan, experiment: ResolvedExperiment) -> Iterator[str]:
     need = plan.recording_bytes
     if plan.gathered_bytes and not experiment.paths.gathered.exists():
         # Without the shards there is one run at a time that takes its place twice, and those still training.
@@ -139,7 +146,7 @@ def _check_disk(plan: Plan, experiment: Experiment) -> None:
     if need > plan.recording_bytes:
         parts += f" and {gb(need - plan.recording_bytes)} to gather them in one file"
         cheaper = f"--experiment.gather index ({gb(plan.recording_bytes)}), --experiment.keep_shards false, "
-    raise UserError(
+    yield (
         f"not enough free disk for {experiment.paths.folder}: need {gb(need)} ({parts}), have "
         f"{gb(plan.free_bytes)}; need less with {cheaper}fewer --recorder.tensors, --recorder.tokens dead, "
         "a larger --recorder.every_n_steps, fewer seeds or steps, or choose another --experiment.output_dir"

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from rich.live import Live
 
-from flannel_pl.experiment import Experiment, Run
+from flannel_pl.experiment import ResolvedExperiment, Run
 from flannel_pl.launch.display import PlainLines, live_table
 from flannel_pl.launch.standing import ExperimentStatus, RunStatus
 from flannel_pl.launch.status import collect_status, waiting_run
@@ -39,7 +39,9 @@ class Progress:
         ...     progress.update()                         # often
     """
 
-    def __init__(self, experiment: Experiment, runs: Sequence[Run], *, under_way: bool = False) -> None:
+    def __init__(
+        self, experiment: ResolvedExperiment, runs: Sequence[Run], *, under_way: bool = False
+    ) -> None:
         self._experiment = experiment
         self._runs = {run.index: run for run in runs}
         earlier = () if under_way else self._collect(runs).runs

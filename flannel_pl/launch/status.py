@@ -39,7 +39,7 @@ def collect_status(paths: ExperimentPaths, config: Config, runs: Sequence[Run]) 
 
     Args:
         paths: Of the experiment.
-        config: Its config, as `Experiment.config`.
+        config: Its config, as `ResolvedExperiment.config`.
         runs: Which runs.
     """
     # In this order: a run that ends, or is gathered, between two looks is done, not gone.

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch.display import (
     ALWAYS,
     TableColumn,
@@ -23,7 +23,7 @@ from flannel_pl.launch.status import collect_status
 from flannel_pl.terminal import make_console, printable
 
 
-def summarize(experiment: Experiment, outcomes: Sequence[Outcome], *, command: Sequence[str]) -> None:
+def summarize(experiment: ResolvedExperiment, outcomes: Sequence[Outcome], *, command: Sequence[str]) -> None:
     """Prints a row per run; if any failed, also a table of those, their logs, and the command to go on with.
 
     Args:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths, Run
+from flannel_pl.experiment import ExperimentPaths, ResolvedExperiment, Run
 from flannel_pl.launch.jobs import Jobs, setting_changes, settings_of
 from flannel_pl.launch.launcher import Capacity, Launcher, Task, find_launcher
 from flannel_pl.launch.tasks import JOB_VARIABLE, gather_command, run_command
@@ -128,7 +128,7 @@ def settle(launcher: Launcher, jobs: Jobs) -> Jobs:
     return jobs
 
 
-def refuse_beside_jobs(experiment: Experiment) -> None:
+def refuse_beside_jobs(experiment: ResolvedExperiment) -> None:
     """Refuses to train while jobs of another launcher train in the folder. One of themselves may, of course.
 
     Raises:

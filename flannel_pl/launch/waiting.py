@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import Experiment, Run
+from flannel_pl.experiment import ResolvedExperiment, Run
 from flannel_pl.launch.giving_up import give_up, last_words
 from flannel_pl.launch.jobs import Jobs
 from flannel_pl.launch.launcher import JobState, Launcher
@@ -92,7 +92,7 @@ def _waiting_for(states: Mapping[str, JobState]) -> str:
     return "; ".join(f"{len(jobs)} waiting ({reason})" for reason, jobs in sorted(waiting.items()))
 
 
-def _outcome(experiment: Experiment, jobs: Jobs, run: Run, states: Mapping[str, JobState]) -> Outcome:
+def _outcome(experiment: ResolvedExperiment, jobs: Jobs, run: Run, states: Mapping[str, JobState]) -> Outcome:
     state = states.get(jobs.tasks[run.index])
     deadline_s = time.monotonic() + (SETTLE_S if state is not None and state.phase == "done" else 0.0)
     status = _status(experiment, run)
@@ -111,7 +111,7 @@ def _outcome(experiment: Experiment, jobs: Jobs, run: Run, states: Mapping[str, 
     return Outcome(run, device, max(1, status.attempt), None, failure)
 
 
-def _status(experiment: Experiment, run: Run) -> RunStatus:
+def _status(experiment: ResolvedExperiment, run: Run) -> RunStatus:
     with contextlib.suppress(OSError):
         os.listdir(experiment.paths.run(run.index).folder)  # noqa: PTH208 - makes NFS look again
     return collect_status(experiment.paths, experiment.config, [run]).runs[0]

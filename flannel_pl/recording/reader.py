@@ -9,35 +9,42 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from flannel_pl.arrays import Array
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.paths import ExperimentPaths, RunPaths
 from flannel_pl.recording.belonging import index_contradictions
-from flannel_pl.recording.formats.attempts import Attempt, attempts_of
-from flannel_pl.recording.formats.columns import ColumnSpec, columns_of, run_prefix
+from flannel_pl.recording.formats.columns import columns_of, run_prefix
 from flannel_pl.recording.formats.files import TensorFile, open_file
 from flannel_pl.recording.formats.first_rows import open_first_rows
 from flannel_pl.recording.formats.lazy import Framework
 from flannel_pl.recording.formats.lazy import LazyTensor as LazyTensor  # of what it opens
 from flannel_pl.recording.formats.schema import ALL_NAMES, MASK_NAMES
+from flannel_pl.recording.html import table_of
 from flannel_pl.recording.locating import files_of
 from flannel_pl.recording.masks import mask_problems, read_masks
+from flannel_pl.recording.run_recording import RunRecording as RunRecording  # of what it opens
 from flannel_pl.recording.writing.journal import Journal
 
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 
 
-def open_recording(path: str | Path, *, framework: Framework = "np", unfinished: bool = False) -> "Recording":
+FRAMEWORKS: dict[str, Framework] = {"np": "np", "numpy": "np", "pt": "pt", "torch": "pt"}
+"""What `open_recording` may be asked for -> what it is called in here."""
+
+
+def open_recording(
+    path: str | Path, *, framework: Literal["np", "numpy", "pt", "torch"] = "np", unfinished: bool = False
+) -> "Recording":
     """Opens a recording for reading; tensors are read when they are indexed.
 
     Args:
         path: A shard, a gathered file, an index (`.safetensors.index.json`), a run's folder, or an
             experiment's folder: its gathered file if it is there, else its index, else the shards of the
             runs that are finished.
-        framework: What indexing returns: "np" numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
-            "pt" torch tensors.
+        framework: What indexing returns: "torch" (or "pt") tensors, or "numpy" (or "np") arrays, whose
+            bfloat16 is `ml_dtypes.bfloat16`, which `torch.from_numpy` does not take.
         unfinished: Whether a run may still be trained, or have broken off: then its folder opens with the
             rows that are safe so far. Open it again for later ones.
 
@@ -51,16 +58,21 @@ def open_recording(path: str | Path, *, framework: Framework = "np", unfinished:
         >>> W.shape[0], W.dtype
         (10, dtype(bfloat16))
     """
-    if framework not in ("np", "pt"):
-        raise UserError(f"framework is {framework!r}, expected 'np' (numpy arrays) or 'pt' (torch tensors)")
+    if framework not in FRAMEWORKS:
+        raise UserError(
+            f"framework is {framework!r}, expected 'torch' (or 'pt': tensors) or 'numpy' (or 'np': arrays)"
+        )
     path = Path(path)
     run = RunPaths(path)
     if unfinished and not run.recording.exists() and run.partial.exists():
         journal = Journal(run.journal).read()
         return open_unfinished(
-            run.partial, num_rows=0 if journal is None else journal.rows_committed, framework=framework
+            run.partial,
+            num_rows=0 if journal is None else journal.rows_committed,
+            framework=FRAMEWORKS[framework],
         )
-    return _recording_of(path, [(open_file(file), keys) for file, keys in files_of(path)], framework)
+    files = [(open_file(file), keys) for file, keys in files_of(path)]
+    return _recording_of(path, files, FRAMEWORKS[framework])
 
 
 def open_unfinished(partial: Path, *, num_rows: int, framework: Framework = "np") -> "Recording":
@@ -100,81 +112,6 @@ def _recording_of(
     return Recording(path, table, framework=framework)
 
 
-class RunRecording:
-    """The recording of one run. Its tensors are attributes: `run.embeddings[3]`, `run.losses_f32[:]`.
-
-    Attributes:
-        index: Number of the run in its experiment.
-        seed: Its seed; None if the file does not say.
-        swept: Config key -> the value this run had of it.
-        metadata: All the file says of this run.
-        names: Names of its tensors.
-        columns: Name -> what each column is, as far as the file says it; those of schema 1 are known by name.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        tensors: dict[str, LazyTensor],
-        *,
-        seed: int | None,
-        metadata: dict[str, Any],
-        columns: dict[str, ColumnSpec],
-    ) -> None:
-        self.index = index
-        self.seed = seed
-        self.metadata = metadata
-        self.swept: dict[str, Any] = metadata.get("swept", {})
-        self.names = tuple(tensors)
-        self.columns = columns
-        self._tensors = tensors
-
-    @property
-    def attempts(self) -> tuple[Attempt, ...]:
-        """From which row on the run was trained in which environment, as far as the file says."""
-        return attempts_of(self.metadata)
-
-    @property
-    def has_token_rows(self) -> bool:
-        """Whether there are embeddings with a row for each token; a parameter may have other axes."""
-        column = self.columns.get("embeddings")
-        return "embeddings" in self.names and (column is None or column.dims == ("V", "D"))
-
-    @property
-    def num_rows(self) -> int:
-        """Number of recorded steps, row 0 included."""
-        return len(self.tensor("recorded_steps"))
-
-    @property
-    def steps(self) -> Any:
-        """The step of each row, int64 of shape (R,)."""
-        return self.tensor("recorded_steps")[:]
-
-    def tensor(self, name: str) -> LazyTensor:
-        """Returns a tensor by name.
-
-        Raises:
-            AttributeError: If this run has no such tensor.
-        """
-        if name not in self._tensors:
-            raise AttributeError(f"run {self.index} has no {name!r}; it has {', '.join(self.names)}")
-        return self._tensors[name]
-
-    def __getattr__(self, name: str) -> LazyTensor:
-        """Returns `tensor(name)`."""
-        if name.startswith("_"):  # asked for by copy and pickle before there is anything to look in
-            raise AttributeError(name)
-        return self.tensor(name)
-
-    def __copy__(self) -> "RunRecording":
-        """Returns a copy with files of its own, like every other copy."""
-        return copy.deepcopy(self)
-
-    def __repr__(self) -> str:
-        """Names run, seed and tensors."""
-        return f"RunRecording(run {self.index}, seed {self.seed}: {', '.join(self.names)})"
-
-
 class Recording:
     """The recording of one or several runs; made by `open_recording`. Close it, or use it in a `with` block.
 
@@ -187,7 +124,7 @@ class Recording:
         tensors: Every key, with `run_{i}_` where it belongs to a run, and its dtype and shape.
         files: The safetensors files it is made of.
         num_bytes: Their size, without what was reserved for rows that never came.
-        scalars: Experiment-wide numbers, e.g. `learning_rate`; a shard has none.
+        scalars: ResolvedExperiment-wide numbers, e.g. `learning_rate`; a shard has none.
     """
 
     def __init__(self, path: Path, table: dict[str, tuple[TensorFile, str]], *, framework: Framework) -> None:
@@ -282,6 +219,18 @@ class Recording:
     def __iter__(self) -> Iterator[RunRecording]:
         """Yields the runs in the order of their numbers."""
         return iter(self._runs.values())
+
+    def __repr__(self) -> str:
+        """Names path and runs."""
+        seeds = ", ".join(map(str, self.seeds))
+        return f"Recording({self.path}: {len(self)} runs, seeds {seeds})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (str(run.index), str(run.seed), str(run.swept or ""), str(run.num_rows), ", ".join(run.names))
+            for run in self
+        ]
+        return table_of(f"Recording {self.path}", ("run", "seed", "swept", "rows", "tensors"), rows)
 
     def close(self) -> None:
         """Closes every file; tensors cannot be read any more."""

@@ -12,7 +12,7 @@ from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.config import Config, TrainerConfig
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Run, RunMemory, RunPaths
+from flannel_pl.experiment import ResolvedExperiment, Run, RunMemory, RunPaths
 from flannel_pl.quantities.core.columns import declared_columns, schema_of, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig, as_config
 from flannel_pl.quantities.core.tokens import TokenIds, recorded_token_ids
@@ -70,7 +70,7 @@ class CheckedRun:
         return {} if self.token_ids is None else {RECORDED_TOKENS: self.token_ids}
 
 
-def check(experiment: Experiment, run: Run) -> CheckedRun:
+def check(experiment: ResolvedExperiment, run: Run) -> CheckedRun:
     """Checks the config of one run, prepares its data, and sizes its recording; trains and writes nothing.
 
     Raises:

@@ -37,7 +37,7 @@ from flannel_pl.training.classes import (
     without_classes,
 )
 from flannel_pl.training.parser import FlannelParser
-from flannel_pl.training.words import Words, check_config_file, config_first, with_logger_folders
+from flannel_pl.training.words import Words, check_config_file, config_first, with_lists, with_logger_folders
 
 # Makes the docstring below each field of a config dataclass its --help text.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -229,7 +229,7 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     for word, following in itertools.pairwise([*in_order, ""]):
         if word.startswith(("--config", "-c")):
             check_config_file(word.partition("=")[2] or following)
-    parsed = parser.parse_args(with_logger_folders(words.rest))
+    parsed = parser.parse_args(with_lists(with_logger_folders(words.rest), parser.lists))
     with warnings.catch_warnings():
         # The default of an argument that is no plain value: left out below, so that it stays the default.
         warnings.filterwarnings("ignore", message=r"[\s\S]*Unable to serialize instance")

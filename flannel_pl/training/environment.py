@@ -6,7 +6,7 @@ from typing import Any
 
 from flannel_pl.config import Config
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.quantities.core.environment import host_environment, refuse_other_environment
 from flannel_pl.recording.formats.opening import is_there
 
@@ -15,7 +15,7 @@ SET_BY_LIGHTNING = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def check_environments(
-    experiment: Experiment, runs: Sequence[Run], slot: Slot, *, elsewhere: bool = False
+    experiment: ResolvedExperiment, runs: Sequence[Run], slot: Slot, *, elsewhere: bool = False
 ) -> None:
     """Refuses, before anything is trained, to go on with runs where something that can change bits differs.
 

@@ -15,7 +15,7 @@ from lightning.pytorch import seed_everything
 from flannel_pl.adapters.lightning.checkpoint import remove_checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
 from flannel_pl.errors import Interrupted, RunError, UserError, explanation, foreign_place
-from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, RunPaths, Slot
 from flannel_pl.quantities.core.environment import environment, refuse_other_environment
 from flannel_pl.quantities.core.run_file import Note
 from flannel_pl.recording.belonging import other_data
@@ -53,7 +53,7 @@ one that was killed on another host holds its lock until it is taken for dead.""
 
 
 def train(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     run: Run,
     slot: Slot,
     *,
@@ -83,7 +83,7 @@ def train(
 
 
 @contextlib.contextmanager
-def hold_run(experiment: Experiment, run: Run) -> Iterator[None]:
+def hold_run(experiment: ResolvedExperiment, run: Run) -> Iterator[None]:
     """Keeps other processes from training a run.
 
     Args:
@@ -104,7 +104,7 @@ def hold_run(experiment: Experiment, run: Run) -> Iterator[None]:
 
 
 def train_held(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     run: Run,
     slot: Slot,
     *,
@@ -118,7 +118,7 @@ def train_held(
 
 
 def _train(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     run: Run,
     slot: Slot,
     *,
@@ -193,7 +193,7 @@ def _train_on(cli: Any, resume: ResumePoint | None, paths: RunPaths) -> None:
         raise
 
 
-def _refuse_other_data(experiment: Experiment, digests: dict[str, str]) -> None:
+def _refuse_other_data(experiment: ResolvedExperiment, digests: dict[str, str]) -> None:
     """Refuses data files that have changed since the experiment was described."""
     is_swept = has_own_data(experiment.config.experiment.sweep)
     if is_swept or not is_there(experiment.paths.record):

@@ -6,7 +6,7 @@ from typing import Any
 from safetensors.numpy import load
 
 from flannel_pl import provenance
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.quantities.core.environment import expected_environment
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.recording.formats.attempts import with_attempt
@@ -19,7 +19,7 @@ from flannel_pl.training.checked import CheckedRun
 
 
 def label_of(
-    experiment: Experiment, run: Run, slot: Slot, *, attempt: int, data_digests: dict[str, str]
+    experiment: ResolvedExperiment, run: Run, slot: Slot, *, attempt: int, data_digests: dict[str, str]
 ) -> RunLabel:
     """Returns what a run's recorder is to say of it.
 
@@ -45,7 +45,7 @@ def label_of(
     return RunLabel(run.index, run.seed, swept, prefix, attempt, slot.name, metadata, mixing)
 
 
-def check_gatherable(experiment: Experiment, checked: Mapping[int, CheckedRun], slot: Slot) -> None:
+def check_gatherable(experiment: ResolvedExperiment, checked: Mapping[int, CheckedRun], slot: Slot) -> None:
     """Refuses an experiment of more runs than can be gathered as it asks for.
 
     Args:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from flannel_pl.adapters.lightning.stepping import num_steps
 from flannel_pl.config import Config
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.training.rehearsal import Enough
 from flannel_pl.training.trial import try_start
 
@@ -28,7 +28,7 @@ def with_length(content: dict[str, Any]) -> dict[str, Any]:
     config = Config.of(content)
     if config.trainer.max_steps != -1 or (config.trainer.max_epochs or 0) < 1:
         return content
-    experiment = Experiment.from_config(content)
+    experiment = ResolvedExperiment.from_config(content)
     lengths: dict[str, int] = {}
     for run in experiment.runs:
         swept = json.dumps(run.swept, sort_keys=True)

@@ -1,7 +1,6 @@
 """The parser of a config of some classes: how it reads and writes, and what it says of a mistake."""
 
 import contextlib
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from flannel_pl.arguments import dumps, loads
 from flannel_pl.errors import UserError
+from flannel_pl.hints import meant
 from flannel_pl.training.classes import (
     DEFAULTS,
     as_lightning_writes_it,
@@ -34,6 +34,12 @@ class FlannelParser(LightningArgumentParser):
 
     classes: Mapping[str, str] = {}
     """Group -> the class that its arguments are of, where that is not the default one."""
+
+    @property
+    def lists(self) -> set[str]:
+        """Keys of the recorder that take a list of names."""
+        names = ("tensors", "live", "quantities")
+        return {f"recorder.{name}{sign}" for name in names for sign in ("", "+")}
 
     @override
     def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
@@ -103,11 +109,12 @@ class FlannelParser(LightningArgumentParser):
 
     def _nearest(self, unknown: str) -> str:
         known = [*self.get_defaults(skip_validation=True).keys(), "config", "print_config", "help"]
-        nearest = difflib.get_close_matches(unknown, known, n=1)
-        nearest = nearest or [key for key in known if key.split(".")[-1] == unknown]
-        if nearest:
-            return f"; did you mean {nearest[0]}?"
+        if hint := meant(unknown, known):
+            return hint
         if path := self.classes.get(group := unknown.partition(".")[0]):
             there = ", ".join(key for key in known if key.startswith(f"{group}."))
             return f"; {path} has {there or 'no arguments'}"
+        inside = [key.partition(".")[2] for key in known if key.partition(".")[0] == group]
+        if inside and group != "trainer":
+            return f"; {group} has {', '.join(inside)}"
         return "; `flannel-pl fit --help` lists every key"

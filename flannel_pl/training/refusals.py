@@ -106,7 +106,7 @@ def _words(kind: Any) -> Iterator[str]:
         for one in arguments:
             yield from _words(one)
     elif origin in _LISTS:
-        yield "a list" + {int: " of whole numbers", str: " of texts"}.get(arguments[0], "")
+        yield "a list" + {int: " of whole numbers", str: " of texts, e.g. [a, b]"}.get(arguments[0], "")
     elif origin in _DICTS:
         yield "keys with a list of values each" if get_origin(arguments[1]) in _LISTS else "keys with values"
     else:

@@ -32,7 +32,7 @@ from typing_extensions import override
 
 from flannel_pl.config import Config, TrainerConfig
 from flannel_pl.errors import Interrupted, UserError
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 from flannel_pl.training.cli import FlannelCLI
 from flannel_pl.training.trainer import MISTAKES, build, classes, interruption, is_a, name_mistake, shown
 from flannel_pl.training.used import refuse_replaced
@@ -42,7 +42,7 @@ _ALWAYS_THERE = {"epoch", "step"}
 
 
 def rehearse(
-    experiment: Experiment,
+    experiment: ResolvedExperiment,
     runs: Sequence[Run],
     slot: Slot,
     *,

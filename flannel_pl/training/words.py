@@ -1,15 +1,26 @@
 """The words of a command line, put into the order and the form in which the parser takes them."""
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from flannel_pl.arguments import dumps, loads
 from flannel_pl.errors import UserError
 from flannel_pl.small_files import read_small
-from flannel_pl.training.classes import DEFAULTS, MAX_CONFIG_BYTES, is_class, normal_group, read_config
+from flannel_pl.training.classes import (
+    DEFAULTS,
+    MAX_CONFIG_BYTES,
+    is_class,
+    normal_form,
+    normal_group,
+    read_config,
+    without_classes,
+)
 
 RUN_FOLDER = "."
 """A logger's save_dir that stands for the folder of the run."""
@@ -42,6 +53,9 @@ class Words:
         group, _, name = key.removeprefix("--").partition(".")
         if key in ("--config", "-c"):
             value = value if has_value else next(left, "")
+            if is_inline(value):
+                self._take_inline(value)
+                return
             self.rest += [word] if has_value else [word, value]
             for one, said in read_config(Path(value)).items():
                 if one in DEFAULTS and Path(value).is_file():
@@ -61,6 +75,17 @@ class Words:
             self._group(group, {"class_path": value} if name == "class_path" else value, word=word)
         else:
             self.rest.append(f"--{group}.{name.removeprefix('init_args.')}{has_value}{value}")
+
+    def _take_inline(self, text: str) -> None:
+        """Takes the content of a config in place of the name of one."""
+        try:
+            said = loads(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--config {text[:60]!r} cannot be read as YAML: {error}") from error
+        for group in DEFAULTS:
+            if group in said:
+                self._note(group, normal_group(said[group], group), said[group])
+        self.rest += ["--config", dumps(without_classes(normal_form(said)))]
 
     def _group(self, group: str, value: Any, word: str = "") -> None:
         """Takes what is given for a whole group."""
@@ -84,10 +109,15 @@ class Words:
             self.classes[group] = None
 
 
+def is_inline(config: str) -> bool:
+    """Tells whether what stands behind `--config` is the content of a config: it begins with a brace."""
+    return config.lstrip().startswith("{")
+
+
 def check_config_file(name: str) -> None:
     """Refuses what would be read for ever; what a shell makes of <(command) is no such thing."""
     path = Path(name)
-    if not path.exists() or name.startswith("/dev/fd/"):
+    if is_inline(name) or not path.exists() or name.startswith("/dev/fd/"):
         return
     try:
         read_small(path, max_bytes=MAX_CONFIG_BYTES).decode()
@@ -109,6 +139,27 @@ def config_first(arguments: Sequence[str]) -> list[str]:
         else:
             others.append(argument)
     return files + others
+
+
+def with_lists(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Lets a list be given by commas, `embeddings,losses`, and one of one member as that alone.
+
+    Args:
+        arguments: The words of a command line.
+        lists: Which keys take a list of texts.
+    """
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, has_value, value = argument.partition("=")
+        if option.removeprefix("--") not in lists or not option.startswith("--"):
+            result.append(argument)
+            continue
+        value = value if has_value else next(rest, "")
+        is_plain = value.strip() != "" and value[0] not in "[{\"'" and value.lower() not in ("null", "~")
+        members = [member.strip() for member in value.split(",") if member.strip()]
+        result.append(f"{option}={json.dumps(members) if is_plain else value}")
+    return result
 
 
 def with_logger_folders(arguments: Sequence[str]) -> list[str]:

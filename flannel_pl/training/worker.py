@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from flannel_pl.errors import Interrupted, UnusableProcess, UserError
-from flannel_pl.experiment import Experiment, Run, RunPaths, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, RunPaths, Slot
 from flannel_pl.imports import quick_imports
 from flannel_pl.recording.writing.disk import disk_error
 from flannel_pl.signals import STOP_SIGNALS, stop_signal
@@ -33,7 +33,7 @@ ORPHAN_S = 10.0
 """How long an orphaned run has to stop by itself."""
 
 
-def work(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def work(experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
     """Trains one run and ends the process with the exit code of `flannel-pl fit`, or with `IN_VAIN`.
 
     Args:
@@ -53,7 +53,9 @@ def work(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note)
     sys.exit(_train(experiment, run, slot, attempt, note))
 
 
-def _train(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note | None = None) -> int:
+def _train(
+    experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note | None = None
+) -> int:
     try:
         train(experiment, run, slot, attempt=attempt, progress_bar=False, note=note)
     except Interrupted as interruption:

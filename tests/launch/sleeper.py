@@ -2,8 +2,8 @@
 
 import time
 
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 
 
-def sleep(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: object) -> None:
+def sleep(experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: object) -> None:
     time.sleep(60)

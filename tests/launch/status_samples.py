@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_pl.config import Config
-from flannel_pl.experiment import Experiment, ExperimentPaths, Run
+from flannel_pl.experiment import ExperimentPaths, ResolvedExperiment, Run
 from flannel_pl.recording.writing.journal import Journal, JournalEntry
 
 MAX_STEPS = 1000
@@ -15,7 +15,7 @@ MAX_STEPS = 1000
 
 def make_experiment(
     folder: Path, num_runs: int, *, swept: Sequence[Mapping[str, Any]] = ({},), **settings: Any
-) -> Experiment:
+) -> ResolvedExperiment:
     """Makes the folder with its record. Seeds are 42, 43, ...; swept values are taken in turn."""
     config = {
         "experiment": {"name": folder.name, "run": None, "gather": "single", **settings},
@@ -23,18 +23,18 @@ def make_experiment(
         "recorder": {"every_n_steps": 1},
     }
     runs = tuple(Run(index, 42 + index, dict(swept[index % len(swept)])) for index in range(num_runs))
-    experiment = Experiment(Config.of(config), runs, ExperimentPaths(folder, folder.name))
+    experiment = ResolvedExperiment(Config.of(config), runs, ExperimentPaths(folder, folder.name))
     folder.mkdir(parents=True)
     write_record(experiment)
     return experiment
 
 
-def write_record(experiment: Experiment, *, settled: Mapping[str, Any] | None = None) -> None:
+def write_record(experiment: ResolvedExperiment, *, settled: Mapping[str, Any] | None = None) -> None:
     record = experiment.record({}, settled=dict(settled or {}))
     experiment.paths.record.write_text(json.dumps(record), encoding="utf-8")
 
 
-def write_journal(experiment: Experiment, index: int, **changes: Any) -> JournalEntry:
+def write_journal(experiment: ResolvedExperiment, index: int, **changes: Any) -> JournalEntry:
     """Writes an entry into the journal of a run: by default, it is at step 300 after a minute."""
     run, now_s = experiment.runs[index], time.time()
     fields: dict[str, Any] = {
@@ -49,7 +49,7 @@ def write_journal(experiment: Experiment, index: int, **changes: Any) -> Journal
     return entry
 
 
-def finish(experiment: Experiment, index: int, **changes: Any) -> None:
+def finish(experiment: ResolvedExperiment, index: int, **changes: Any) -> None:
     """Lets a run be done."""
     paths = experiment.paths.run(index)
     paths.folder.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_pl.errors import RunError, UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch.folder import find_beginning
 from flannel_pl.launch.giving_up import describe_exit, give_up, main, told_to_script
 from flannel_pl.launch.jobs import Jobs
@@ -23,7 +23,7 @@ from tests.launch.status_samples import finish, make_experiment, write_journal
 
 
 def task(
-    experiment: Experiment, run: int, script: str, *, retries: int = 0
+    experiment: ResolvedExperiment, run: int, script: str, *, retries: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Runs the script of a Slurm task around a shell command that says which run it is, as a task's does."""
     paths = experiment.paths.run(run)

@@ -20,7 +20,7 @@ from flannel_pl.cli.beginning import locked_experiment, write_run_configs
 from flannel_pl.cli.request import understand
 from flannel_pl.dotted import flatten
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, ExperimentPaths
+from flannel_pl.experiment import ExperimentPaths, ResolvedExperiment
 from flannel_pl.launch.folder import begun_record, find_beginning, write_folder
 from flannel_pl.launch.launchers.slurm.submitting import SlurmLauncher
 from flannel_pl.recording.belonging import contradictions, gathered_contradictions
@@ -68,9 +68,9 @@ class Folder:
         place = ["--experiment.output_dir", str(self.paths.folder.parent), "--experiment.name", "exp"]
         return main([verb, *self.words, *place, *words])
 
-    def experiment(self, *words: str) -> Experiment:
+    def experiment(self, *words: str) -> ResolvedExperiment:
         place = ["--experiment.output_dir", str(self.paths.folder.parent), "--experiment.name", "exp"]
-        return Experiment.from_config(resolve([*self.words, *place, *words]))
+        return ResolvedExperiment.from_config(resolve([*self.words, *place, *words]))
 
     def begin(self) -> None:
         """Describes the experiment, as a launcher does that dies right afterwards."""

@@ -19,7 +19,7 @@ import flannel_pl
 from flannel_pl import plugins
 from flannel_pl.__main__ import main
 from flannel_pl.config import LaunchConfig
-from flannel_pl.experiment import Experiment, ExperimentPaths, RunPaths, Slot
+from flannel_pl.experiment import ExperimentPaths, ResolvedExperiment, RunPaths, Slot
 from flannel_pl.launch.events import read_events
 from flannel_pl.launch.folder import write_run_config
 from flannel_pl.launch.jobs import Jobs, settings_of
@@ -49,7 +49,7 @@ def install(folder: Path, **launchers: str) -> None:
 class Beside(Launcher):
     """New processes of this host that end with the command."""
 
-    def __init__(self, name: str, experiment: Experiment) -> None:
+    def __init__(self, name: str, experiment: ResolvedExperiment) -> None:
         super().__init__(name, experiment)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -161,7 +161,7 @@ def test_a_config_has_the_keys_of_its_own_launcher_only(tmp_path: Path) -> None:
     launch = yaml.safe_load(text)["launch"]
     assert launch["background"] == {"slots": 2}
     assert "slurm" not in launch
-    experiment = Experiment.from_config(config)
+    experiment = ResolvedExperiment.from_config(config)
     write_run_config(experiment, experiment.runs[0], experiment_slot(), to_yaml=to_yaml)
     written = yaml.safe_load(experiment.paths.run(0).config.read_text())
     assert written["launch"].keys() == LaunchConfig.__dataclass_fields__.keys(), (

@@ -7,7 +7,7 @@ import pytest
 
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch import devices, plan
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import visible_name
@@ -59,9 +59,9 @@ def slots_of(
 
 def planned(
     tmp_path: Path, *arguments: str, record: ExperimentRecord | None = None
-) -> tuple[Experiment, plan.Plan]:
+) -> tuple[ResolvedExperiment, plan.Plan]:
     words = ["--trainer.max_steps", "10", "--experiment.seeds", "1..10", *arguments]
-    experiment = Experiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
+    experiment = ResolvedExperiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
     bytes_of = {run.index: 10**6 * (1 + run.index) for run in experiment.selected}
     return experiment, make_plan(experiment, experiment.selected, bytes_of=bytes_of, record=record)
 

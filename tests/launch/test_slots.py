@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import Experiment, Slot
+from flannel_pl.experiment import ResolvedExperiment, Slot
 from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.launcher import Work
@@ -33,7 +33,7 @@ from tests.processes import alive
 
 def launch(folder: Path, work: Work, slots: list[Slot], *arguments: str) -> list[Outcome]:
     words = [*arguments, "--experiment.output_dir", str(folder), "--trainer.max_steps", "1"]
-    experiment = Experiment.from_config(resolve(words))
+    experiment = ResolvedExperiment.from_config(resolve(words))
     for run in experiment.runs:
         experiment.paths.run(run.index).folder.mkdir(parents=True)
     events = EventLog(experiment.paths.events)

@@ -12,7 +12,7 @@ import pytest
 from flannel_pl.__main__ import main
 from flannel_pl.adapters.lightning.checkpointing import Checkpoints
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import Experiment, RunPaths, Slot
+from flannel_pl.experiment import ResolvedExperiment, RunPaths, Slot
 from flannel_pl.launch.attended import train_all
 from flannel_pl.launch.events import EventLog, read_events
 from flannel_pl.launch.fork_server import stop_fork_server
@@ -32,7 +32,7 @@ def steal(path: Path) -> None:
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Experiment:
+def experiment(tmp_path: Path) -> ResolvedExperiment:
     config: dict[str, Any] = {
         "experiment": {"name": "it", "seeds": "1..3", "sweep": {}, "output_dir": str(tmp_path), "run": None},
         "trainer": {"max_steps": 5},
@@ -41,7 +41,7 @@ def experiment(tmp_path: Path) -> Experiment:
         **{"model": {}, "data": {}},
     }
     config["experiment"]["gather"] = "none"
-    return Experiment.from_config(config)
+    return ResolvedExperiment.from_config(config)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def fork_server() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fork_server")
-def test_a_launcher_ends_and_takes_its_runs_with_it(experiment: Experiment) -> None:
+def test_a_launcher_ends_and_takes_its_runs_with_it(experiment: ResolvedExperiment) -> None:
     paths = experiment.paths
     for run in experiment.runs:
         paths.run(run.index).folder.mkdir(parents=True)

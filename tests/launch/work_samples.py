@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 
-from flannel_pl.experiment import Experiment, Run, Slot
+from flannel_pl.experiment import ResolvedExperiment, Run, Slot
 
 Note = Callable[..., object]
 
 
-def finish(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def finish(experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
     """Takes a moment and leaves what counts as a recording, in it what the process sees of its devices."""
     time.sleep(0.1)
     seen = {name: value for name, value in os.environ.items() if name.endswith(("_DEVICES", "_ORDER"))}
@@ -21,7 +21,9 @@ def finish(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Not
     experiment.paths.run(run.index).recording.write_text(json.dumps(content))
 
 
-def need_all_the_memory(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def need_all_the_memory(
+    experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note
+) -> None:
     """Is killed, as by a kernel that is out of memory, if there is another run beside it."""
     mark = experiment.paths.folder / f"at work {run.index}"
     mark.touch()
@@ -33,12 +35,12 @@ def need_all_the_memory(experiment: Experiment, run: Run, slot: Slot, attempt: i
     finish(experiment, run, slot, attempt, note)
 
 
-def be_killed(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def be_killed(experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
     """Is killed, whatever is beside it."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def lose_the_folder(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def lose_the_folder(experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
     """Fails, in run 1 because somebody removes its folder meanwhile."""
     if run.index != 1:
         finish(experiment, run, slot, attempt, note)
@@ -47,7 +49,9 @@ def lose_the_folder(experiment: Experiment, run: Run, slot: Slot, attempt: int, 
     sys.exit(1)
 
 
-def wait_for_another_attempt(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def wait_for_another_attempt(
+    experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note
+) -> None:
     """Goes on for long in the first attempt, and finishes in the second."""
     if attempt == 1:
         os.setsid()
@@ -56,12 +60,14 @@ def wait_for_another_attempt(experiment: Experiment, run: Run, slot: Slot, attem
     finish(experiment, run, slot, attempt, note)
 
 
-def work_without_training(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def work_without_training(
+    experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note
+) -> None:
     """Does all that a run's process does, but for the training."""
     from flannel_pl.training import worker
 
     def train(
-        experiment: Experiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool, note: Note
+        experiment: ResolvedExperiment, run: Run, slot: Slot, *, attempt: int, progress_bar: bool, note: Note
     ) -> None:
         finish(experiment, run, slot, attempt, note)
 
@@ -69,7 +75,9 @@ def work_without_training(experiment: Experiment, run: Run, slot: Slot, attempt:
     worker.work(experiment, run, slot, attempt, note)
 
 
-def be_forked_too_late(experiment: Experiment, run: Run, slot: Slot, attempt: int, note: Note) -> None:
+def be_forked_too_late(
+    experiment: ResolvedExperiment, run: Run, slot: Slot, attempt: int, note: Note
+) -> None:
     """Is a run's process in which torch says that its GPU cannot be used after the fork."""
     import torch
 

@@ -197,7 +197,7 @@ def test_stream_reads_the_whole_tensor(plain: Path) -> None:
 
 
 def test_another_framework_is_refused(plain: Path) -> None:
-    with pytest.raises(UserError, match=r"framework is 'tf', expected 'np' \(numpy arrays\) or 'pt'"):
+    with pytest.raises(UserError, match=r"framework is 'tf', expected 'torch' \(or 'pt': tensors\)"):
         open_recording(plain, framework="tf")  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ import flannel_pl
 from flannel_pl import provenance
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, RunPaths, Slot
+from flannel_pl.experiment import ResolvedExperiment, RunPaths, Slot
 from flannel_pl.launch.events import read_events
 from flannel_pl.quantities.core import environment as environments
 from flannel_pl.recording.formats.attempts import attempts_of, environment_changes
@@ -111,7 +111,7 @@ def test_what_a_deterministic_trainer_sets_is_no_other_environment(
         assert main(["fit", *given]) == 143
         stop_after.undo()
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    experiment, slot = Experiment.from_config(resolve(given)), Slot("cuda", 0, 1)
+    experiment, slot = ResolvedExperiment.from_config(resolve(given)), Slot("cuda", 0, 1)
     if deterministic == "true":
         check_environments(experiment, experiment.runs, slot)
         return

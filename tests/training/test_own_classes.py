@@ -17,7 +17,7 @@ from torch import nn
 import flannel_pl
 from flannel_pl.__main__ import main
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch.events import read_events
 from flannel_pl.recording.checking.verify import verify
 from flannel_pl.recording.formats.attempts import environment_changes
@@ -66,7 +66,7 @@ def test_every_spelling_is_the_same_config(tmp_path: Path) -> None:
         ["--config", str(tmp_path / "nested.yaml"), "--model.width", "8", "--model.init_args.width=7"],
     ):
         assert resolve(spelling) == flat, spelling
-    run = Experiment.from_config(flat).run_config(Experiment.from_config(flat).runs[0])
+    run = ResolvedExperiment.from_config(flat).run_config(ResolvedExperiment.from_config(flat).runs[0])
     (tmp_path / "run.yaml").write_text(to_yaml(run.content))
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["init_args"]["width"] == 7
     again = resolve(["--config", str(tmp_path / "run.yaml")])
@@ -96,14 +96,14 @@ def test_the_default_classes_by_their_names_are_the_default(tmp_path: Path) -> N
 def test_either_key_is_swept(tmp_path: Path) -> None:
     for key in ("model.width", "model.init_args.width"):
         config = resolve([*NET, "--experiment.sweep", json.dumps({key: [2, 3]})])
-        runs = Experiment.from_config(config).runs
+        runs = ResolvedExperiment.from_config(config).runs
         assert [run.swept for run in runs] == [{"model.width": 2}, {"model.width": 3}]
 
 
 def test_classes_are_swept_like_any_key() -> None:
     classes = ["tests.training.lab.Net", "tests.training.lab.Validated"]
     config = resolve([*NET, "--experiment.sweep", json.dumps({"model.class_path": classes})])
-    experiment = Experiment.from_config(config)
+    experiment = ResolvedExperiment.from_config(config)
     assert [experiment.run_config(run).model.class_path for run in experiment.runs] == classes
 
 

@@ -9,7 +9,7 @@ import torch
 from flannel_pl.__main__ import main
 from flannel_pl.config import Config
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Slot
+from flannel_pl.experiment import ResolvedExperiment, Slot
 from flannel_pl.training.cli import resolve
 from flannel_pl.training.rehearsal import rehearse
 from flannel_pl.training.trainer import build
@@ -228,7 +228,7 @@ def test_a_run_that_would_end_so_again_ends_as_wrong_usage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [*small_data.arguments, "--trainer.max_steps", "3", *arguments.split()]
-    experiment = Experiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
+    experiment = ResolvedExperiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
     experiment.paths.run(0).folder.mkdir(parents=True)
     assert _train(experiment, experiment.runs[0], Slot("cpu", None, 1), 1) == code
     assert expected in capsys.readouterr().err.splitlines()[-1]
@@ -246,7 +246,7 @@ def test_a_cluster_s_gpus_know_what_this_host_does_not(
 ) -> None:
     words = [*small_data.arguments, "--trainer.max_steps", "3", "--trainer.precision", "16-mixed"]
     words += ["--experiment.output_dir", str(tmp_path), "--launch.launcher", "slurm"]
-    experiment = Experiment.from_config(resolve(words))
+    experiment = ResolvedExperiment.from_config(resolve(words))
     rehearse(experiment, experiment.runs, Slot("cuda", 0, 1), elsewhere=True)
     with pytest.raises(UserError, match="precision is 16-mixed, but with"):
         rehearse(experiment, experiment.runs, Slot("cpu", None, 1), elsewhere=True)
@@ -257,7 +257,7 @@ def test_a_run_is_not_trained_with_other_settings_either(
     small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*small_data.arguments, "--trainer.max_steps", "3", "--trainer.precision", "16-mixed"]
-    experiment = Experiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
+    experiment = ResolvedExperiment.from_config(resolve([*words, "--experiment.output_dir", str(tmp_path)]))
     experiment.paths.run(0).folder.mkdir(parents=True)
     assert _train(experiment, experiment.runs[0], Slot("cpu", None, 1), 1) == 2
     assert "ask for bf16-mixed, or leave it out" in capsys.readouterr().err

@@ -70,7 +70,7 @@ class Page:
 
     warnings: Sequence[str] = ()
     recorded: Sequence[tuple[str, str]] = ()
-    """Experiment, runs, seeds, steps, settings: name, value."""
+    """ResolvedExperiment, runs, seeds, steps, settings: name, value."""
 
     recorded_tables: Sequence[Table] = ()
     """The same of several experiments, side by side."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from flannel_pl.config import Config
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import Experiment, Slot
+from flannel_pl.experiment import ResolvedExperiment, Slot
 from flannel_pl.launch.cgroups import Limit
 from flannel_pl.launch.devices import available_cores, chosen_devices, free_device_memory, free_memory
 from flannel_pl.launch.fork_server import fork_server_bytes, start_method
@@ -13,7 +13,9 @@ from flannel_pl.launch.memory import Memory, memory_of
 from flannel_pl.recording.experiment_record import ExperimentRecord
 
 
-def capacity_here(experiment: Experiment, *, num_runs: int, record: ExperimentRecord | None) -> Capacity:
+def capacity_here(
+    experiment: ResolvedExperiment, *, num_runs: int, record: ExperimentRecord | None
+) -> Capacity:
     """Returns what this host has for an experiment.
 
     Args:
@@ -22,16 +24,17 @@ def capacity_here(experiment: Experiment, *, num_runs: int, record: ExperimentRe
         record: What the folder's `experiment.json` says, whose number of threads `auto` then means.
 
     Raises:
-        UserError: If a device is not there, a number is out of range, or memory is too small.
+        UserError: If a device is not there, or a number is out of range.
     """
     memory, cores = _memory(experiment), available_cores()
     slots = _slots(
         experiment.config, num_runs=num_runs, memory=memory, num_cores=int(cores.amount), record=record
     )
-    return Capacity(slots, memory=memory, cores=cores)
+    short = tuple(memory.short([slot.device for slot in slots]))
+    return Capacity(slots, memory=memory, cores=cores, short=short)
 
 
-def _memory(experiment: Experiment) -> Memory:
+def _memory(experiment: ResolvedExperiment) -> Memory:
     """Returns the memory there is, and what the run of the experiment that needs most takes of it."""
     accelerator, devices = chosen_devices(experiment.config)
     where: Literal["forked", "apart", "here"] = "apart"
@@ -72,6 +75,5 @@ def _slots(
     places = [device for _ in range(per_device) for device in devices or [None]][:num_runs]
     if is_open:
         places = places[: max(1, memory.num_fitting)]
-    memory.check(places)
     threads = threads_per_run(config, record, auto=max(1, num_cores // len(places)))
     return tuple(Slot(accelerator, device, threads) for device in places)

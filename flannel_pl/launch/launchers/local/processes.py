@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing_extensions import override
 
 from flannel_pl.errors import RunError
-from flannel_pl.experiment import Experiment
+from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.launch.devices import seen_alone
 from flannel_pl.launch.fork_server import start_deaf, start_fork_server, start_method
 from flannel_pl.launch.launcher import Capacity, JobState, Launcher, Task
@@ -43,7 +43,7 @@ class LocalLauncher(Launcher):
 
     alone_here = True
 
-    def __init__(self, name: str, experiment: Experiment) -> None:
+    def __init__(self, name: str, experiment: ResolvedExperiment) -> None:
         super().__init__(name, experiment)
         self._processes: dict[str, BaseProcess] = {}
 
