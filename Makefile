@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-oldest bench bench-gpu lint types clean
+.PHONY: demo test test-slow test-oldest bench bench-gpu docs lint types clean
 
 demo: .venv/package ## the quickstart experiment, to its gathered file, what is in it, and a report
 	@echo '== 1 of 3: trains 2 seeds x 60 steps, records every step, and gathers one file: 627 MB, and as much for the runs alone'
@@ -34,6 +34,9 @@ bench: .venv/installed ## what is promised, measured next to the notebook's code
 bench-gpu: .venv/installed ## the same on a CUDA device
 	$(BIN)/python -m benchmarks --accelerator gpu
 
+docs: .venv/installed ## the documentation site, into site/; a link or reference that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +59,4 @@ types: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest
+	rm -rf .venv .venv-oldest site

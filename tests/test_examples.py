@@ -18,7 +18,7 @@ import flannel_pl
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
     pytest.param(code, id=f"{page.name} {number}")
-    for page in (ROOT / "docs" / "compare.md", ROOT / "docs" / "report.md")
+    for page in (ROOT / "docs" / "compare.md", ROOT / "docs" / "report.md", ROOT / "docs" / "faq.md")
     for number, code in enumerate(
         re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
     )

@@ -25,7 +25,7 @@ def peak_bytes(folder: Path, *, num_rows: int, words: list[str]) -> int:
     Args:
         folder: For the recording.
         num_rows: Of each run.
-        words: Of the command; FILE stands for the recording.
+        words: Of the command; FILE stands for the recording, PNG for a picture beside it.
     """
     torch.manual_seed(0)
     tensors = {}
@@ -37,7 +37,8 @@ def peak_bytes(folder: Path, *, num_rows: int, words: list[str]) -> int:
     path = folder / "r.safetensors"
     save_file(tensors, path)
     del tensors
-    command = [sys.executable, "-c", CHILD, *(str(path) if word == "FILE" else word for word in words)]
+    files = {"FILE": str(path), "PNG": str(folder / "picture.png")}
+    command = [sys.executable, "-c", CHILD, *(files.get(word, word) for word in words)]
     printed = subprocess.check_output(command, text=True)
     path.unlink()
     return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", printed)[0])
@@ -47,11 +48,16 @@ def peak_bytes(folder: Path, *, num_rows: int, words: list[str]) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize(
     ("words", "most_bytes"),
-    [(["report", "FILE"], 1e9), (["compare", "FILE", "FILE", "--runs", "0:1"], 100e6)],
-    ids=["report", "compare"],
+    [
+        (["report", "FILE"], 1e9),
+        (["compare", "FILE", "FILE", "--runs", "0:1"], 100e6),
+        (["compare", "FILE", "FILE", "--runs", "0:1", "--plot", "PNG"], 120e6),
+    ],
+    ids=["report", "compare", "compare-plot"],
 )
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path, words: list[str], most_bytes: float) -> None:
     small = peak_bytes(tmp_path / "small", num_rows=50, words=words)
     large = peak_bytes(tmp_path / "large", num_rows=400, words=words)  # 1.02 GB
+    print(f"{small / 1e6:.0f} MB of 50 rows, {large / 1e6:.0f} MB of 400")
     assert large < most_bytes
     assert large - small < 50e6

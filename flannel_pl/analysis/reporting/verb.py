@@ -51,4 +51,5 @@ def report_verb(
     if made.measured_bytes:
         print(f"{readable_bytes(made.measured_bytes)} read and drawn in {elapsed_s:.1f} s")
     else:
-        print(f"nothing had to be measured anew; drawn in {elapsed_s:.1f} s")
+        # They have not changed since the last report, or there are none.
+        print(f"no embeddings had to be read; drawn in {elapsed_s:.1f} s")
