@@ -152,6 +152,9 @@ def _run_settings(
     if trainer["logger"] is None or trainer["logger"] is True:
         metrics_log = f"{MetricsLog.__module__}.{MetricsLog.__qualname__}"
         trainer["logger"] = {"class_path": metrics_log, "init_args": {"save_dir": "."}}
+    if trainer["log_every_n_steps"] is None and trainer["max_steps"] > 0:
+        # Lightning's every 50th step would leave short runs without a row.
+        trainer["log_every_n_steps"] = min(50, max(1, trainer["max_steps"] // 10))
     for key in ("logger", "callbacks", "profiler"):
         for settings in classes(trainer[key]):
             for name in FOLDER_ARGUMENTS & settings.get("init_args", {}).keys():

@@ -182,3 +182,11 @@ def test_a_run_that_starts_anew_has_a_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_bytes() == HEADER + b"0,1.0,0\r\n"
     assert log.num_rows == 1
     assert not (tmp_path / "metrics.csv.kept").exists()
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(3, [0, 1, 2]), (40, [3, 7, 11, 15, 19, 23, 27, 31, 35, 39])])
+def test_short_runs_have_rows(small_data: SmallData, tmp_path: Path, steps: int, rows: list[int]) -> None:
+    assert fit(small_data, tmp_path, "--trainer.max_steps", str(steps)) == 0
+    (path,) = tmp_path.rglob("metrics.csv")
+    with path.open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == rows
