@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flannel_pl.answer import answer, is_asked, listen
+from flannel_pl.cli.verbs import PURPOSES
 from flannel_pl.errors import Interrupted, UserError, explanation, foreign_place
 from flannel_pl.imports import quick_imports, stand_alone
 from flannel_pl.small_files import read_small
@@ -105,7 +106,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<8} {purpose}" for verb, (purpose, _) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<10} {purpose}" for verb, (purpose, _) in VERBS.items())
     return f"""\
 flannel-pl: record everything at every step, for many seeds at once.
 
@@ -212,6 +213,12 @@ def _init(words: list[str]) -> int:
     return _call(init_verb, words)
 
 
+def _completion(words: list[str]) -> int:
+    from flannel_pl.cli.completion import completion_verb
+
+    return _call(completion_verb, words)
+
+
 def _prepare(words: list[str]) -> int:
     from flannel_pl.corpus.prepare import prepare_verb
 
@@ -306,16 +313,17 @@ NEED_POSIX = ("fit", "plan", "prepare", "gather")
 """Verbs that need what Windows has not: signals, locks, writing at a place."""
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "fit": ("train every run of an experiment, then gather their recordings", _fit),
-    "plan": ("print what fit would do, and do nothing", _plan),
-    "init": ("copy a config that comes with flannel-pl, to be changed", _init),
-    "prepare": ("make tokenizer, corpus and token masks from text", _prepare),
-    "status": ("show how far an experiment is, from any terminal or host", _status),
-    "gather": ("join the finished recordings of an experiment (again)", _gather),
-    "info": ("show what is in a recording", _info),
-    "verify": ("check every row of a recording against its checksum", _verify),
-    "report": ("show what a recording holds: metrics, epochs, figures, as a page", _report),
-    "compare": ("find where two recordings part, to the bit", _compare),
+    "fit": (PURPOSES["fit"], _fit),
+    "plan": (PURPOSES["plan"], _plan),
+    "init": (PURPOSES["init"], _init),
+    "prepare": (PURPOSES["prepare"], _prepare),
+    "status": (PURPOSES["status"], _status),
+    "gather": (PURPOSES["gather"], _gather),
+    "info": (PURPOSES["info"], _info),
+    "verify": (PURPOSES["verify"], _verify),
+    "report": (PURPOSES["report"], _report),
+    "compare": (PURPOSES["compare"], _compare),
+    "completion": (PURPOSES["completion"], _completion),
 }
 
 

@@ -51,6 +51,7 @@ def test_every_verb_explains_its_arguments(verb: str) -> None:
     assert f"usage: flannel-pl {verb}" in output
     explained = {
         "fit": "One run per seed: 42..51 (both ends included), [42, 43] or 7.",
+        "completion": "Prints a script that completes verbs, keys and files",
         "init": "Which one, e.g. flannel3 or quickstart.",
         "prepare": "--tokenizer_text",
         "gather": "The experiment's folder",
