@@ -17,8 +17,12 @@ demo: .venv/package ## the quickstart experiment, to its gathered file, what is 
 test: lint types ## lint, types, and the tests that take seconds
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
+# Those that measure no time and kill no processes may share the cores.
+SIDE_BY_SIDE := tests/analysis tests/api tests/docs tests/test_wheel.py
+
 test-slow: .venv/installed ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 # The oldest versions that pyproject.toml allows; on Linux a torch with CUDA. They are older than the warnings of
 # what they are built on.
