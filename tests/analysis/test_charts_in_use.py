@@ -214,6 +214,34 @@ def test_the_cloud_turns_by_keys(tab: "Page") -> None:
     assert after["x"] != pytest.approx(0.8 * before["x"])
 
 
+def test_the_wheel_scrolls_the_page_over_the_cloud(tab: "Page") -> None:
+    draw(tab, "cloud")
+    tab.locator("figure[data-chart=cloud] .plot").hover()
+    before = tab.evaluate("scrollY")
+    tab.mouse.wheel(0, 150)
+    tab.wait_for_function("before => scrollY > before", arg=before)
+
+
+def test_a_finger_scrolls_the_page_over_a_chart(browser: "Browser", made: Report) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = context.new_page()
+    tab.goto(made.page.as_uri())
+    draw(tab, "radius")
+    tab.wait_for_timeout(500)
+    before, ranges = tab.evaluate("scrollY"), plot(tab, "radius", "plot.layout.xaxis.range")
+    box = tab.locator("figure[data-chart=radius] .plot").bounding_box()
+    assert box is not None
+    touch = context.new_cdp_session(tab)
+    for number in range(9):
+        point = {"x": 200, "y": box["y"] + 150 - 10 * number}
+        kind = "touchMove" if number else "touchStart"
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    tab.wait_for_function("before => scrollY > before", arg=before)
+    assert plot(tab, "radius", "plot.layout.xaxis.range") == ranges
+    context.close()
+
+
 def test_light_and_dark_are_followed(tab: "Page") -> None:
     color = "getComputedStyle(plot.querySelector('.xtick text')).fill"
     assert plot(tab, "radius", color) == "rgb(32, 36, 42)"

@@ -291,6 +291,8 @@ function setUp(figure) {
   const heading = figure.querySelector("h3").textContent;
   const plot = element("div", { class: "plot", role: "group", "aria-label": `${heading}, interactive` });
   const box = element("div", { class: "chart" });
+  // The wheel scrolls the page; a scene would keep it for itself.
+  if (chart.scenes) plot.addEventListener("wheel", (event) => event.stopPropagation(), { capture: true });
   const state = { figure, chart, heading, plot, box, on: new Map(), scene: chart.scenes?.[0] };
   box.hidden = true;
   box.append(legendOf(state), toolsOf(state), plot);
