@@ -14,6 +14,8 @@ from tests.analysis.samples import save_recording, walk
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.slow
+
 NUM_ROWS = 31
 
 

@@ -7,6 +7,7 @@ import base64
 import gzip
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,10 +52,16 @@ def interactive(data: str) -> Interactive | None:
     path = _library_path()
     if path is None:
         return None
+    return Interactive(data, *_packed_library(path))
+
+
+@cache
+def _packed_library(path: Path) -> tuple[str, str]:
+    """Returns the library, packed, and its hash; of all reports of a process once."""
     # As a browser reads a script's text: UTF-8, with plain line ends.
     text = path.read_text(encoding="utf-8").encode()
     packed = gzip.compress(text, mtime=0)  # no time in it: the same page has the same bytes
-    return Interactive(data, base64.b64encode(packed).decode("ascii"), _digest(text))
+    return base64.b64encode(packed).decode("ascii"), _digest(text)
 
 
 def _library_path() -> Path | None:
