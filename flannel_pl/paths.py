@@ -281,3 +281,13 @@ def all_beside_lock(lock: Path) -> list[tuple[str, Path]]:
     """Returns all of these that there are, each with its `middle`."""
     found = sorted(lock.parent.glob(f"{lock.name}.*{_PARTIAL}"))
     return [(path.name.removeprefix(f"{lock.name}.").removesuffix(_PARTIAL), path) for path in found]
+
+
+def cache_home() -> Path:
+    """Returns where the cache is: `$FLANNEL_PL_CACHE`, `$XDG_CACHE_HOME/flannel-pl` or `~/.cache/flannel-pl`.
+
+    Whether it is there is not looked at.
+    """
+    own, shared = os.environ.get("FLANNEL_PL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own) if own else Path(shared or "~/.cache") / "flannel-pl"
+    return folder.expanduser().absolute()

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from flannel_pl.corpus.files import clear_temporaries, published
 from flannel_pl.corpus.masks import Tokens
 from flannel_pl.errors import RunError, UserError
+from flannel_pl.paths import cache_home
 
 LEFT_BEHIND_S = 86400.0
 """Age at which what was to become a cache file has been left by a process that was killed."""
@@ -29,16 +30,12 @@ _FORMAT = b"npy, then xxh3-64"
 
 
 def cache_folder() -> Path:
-    """Returns the cache folder, made if need be.
-
-    It is `$FLANNEL_PL_CACHE`, else `$XDG_CACHE_HOME/flannel-pl`, else `~/.cache/flannel-pl`.
+    """Returns the cache folder (`paths.cache_home`), made if need be.
 
     Raises:
         UserError: The folder cannot be made or written to.
     """
-    own, shared = os.environ.get("FLANNEL_PL_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    folder = Path(own) if own else Path(shared or "~/.cache") / "flannel-pl"
-    folder = folder.expanduser().absolute()
+    folder = cache_home()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+def browser_path() -> str | None:
+    """Returns the program of an installed browser; None if there is none."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     """A browser without a window, for one module: its driver is a thread that other tests would count."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    path = browser_path()
     if path is None:
         pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)} is on the path")
     with playwright.sync_playwright() as started:

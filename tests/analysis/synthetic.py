@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 
 from flannel_pl.analysis.drawing.gallery import GALLERY
 from flannel_pl.analysis.drawing.panels import for_page, save
+from flannel_pl.analysis.measuring.cloud import MAX_TOKENS, frame_rows
 from flannel_pl.analysis.measuring.divergence import Divergence
-from flannel_pl.analysis.measuring.results import Measures, RunMeasures
+from flannel_pl.analysis.measuring.results import Cloud, Measures, RunMeasures
+from flannel_pl.analysis.reporting.chart_data import chart_data
+from flannel_pl.analysis.reporting.library import Interactive, interactive
 from flannel_pl.analysis.reporting.page import Page, Picture, Table
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 
@@ -64,7 +67,22 @@ def make_measures(
         for index in range(num_runs)
     )
     pairs = {one: _divergence(num_runs, np.arange(num_rows) * every) for one in sets if num_runs > 1}
-    return Measures(Path("runs") / title, title, runs, pairs, dim=64, left_out={})
+    cloud = make_cloud(np.arange(num_rows) * every, num_tokens=num_tokens, dead=dead, label=runs[0].label)
+    return Measures(Path("runs") / title, title, runs, pairs, dim=64, left_out={}, clouds=(cloud,))
+
+
+def make_cloud(steps_R: Array, *, num_tokens: int, dead: bool, label: str) -> Cloud:
+    """Makes a cloud of which dead tokens leave the others along the first axis."""
+    rows = frame_rows(len(steps_R))
+    num_shown = min(num_tokens, 2 * MAX_TOKENS)
+    dead_S = np.where(np.arange(num_shown) < num_shown // 2, 1, 0) if dead else np.full(num_shown, -1)
+    points = np.random.default_rng(0).normal(0, 0.02, (1, 3, num_shown)).repeat(len(rows), axis=0)
+    way_F = 0.4 * (1 - np.exp(-steps_R[rows] / 100))
+    points[:, 0] += way_F[:, None] * (dead_S == 1)
+    return Cloud(
+        *(0, label, np.arange(num_shown) * 3, dead_S, steps_R[rows], points.astype(np.float32)),
+        *(int(steps_R[-1]), np.array([0.9, 0.03, 0.01])),
+    )
 
 
 def _run(
@@ -143,6 +161,14 @@ def _divergence(num_runs: int, steps_R: Array) -> Divergence:
     return Divergence(pairs, distance_PR, evolution_NR)
 
 
+def make_charts(measures: Measures) -> Interactive | None:
+    """Makes what makes the figures of measures interactive."""
+    charts = {kind.name: kind.chart(measures) for kind in GALLERY}
+    there = {name: chart for name, chart in charts.items() if chart is not None}
+    steps = [int(step) for cloud in measures.clouds for step in cloud.steps_F]
+    return interactive(chart_data(there, steps=steps, epochs=BANDS, texts=[{0: "</script>"}]))
+
+
 def make_page(measures: Measures) -> Page:
     """Makes a page with everything that a report may have, some of it awkward."""
     drawn = {kind: kind.draw(measures, bands=BANDS) for kind in GALLERY}
@@ -208,6 +234,7 @@ def make_page(measures: Measures) -> Page:
                 kind.caption,
                 kind.formula,
                 {"PNG": f"figures/{kind.name}.png", "SVG": f"figures/{kind.name}.svg"},
+                kind.name,
             )
             for kind, figure in drawn.items()
             if figure is not None
@@ -218,5 +245,6 @@ def make_page(measures: Measures) -> Page:
             ("command", "flannel-pl report " + "a_long_path/" * 20),
             ("git commit", "0123456789abcdef" * 3),
         ],
+        interactive=make_charts(measures),
         files=[("metrics.csv", "every metric of every run, a row for each recorded step")],
     )

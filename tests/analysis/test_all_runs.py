@@ -32,7 +32,7 @@ def test_runs_and_their_distances(tmp_path: Path) -> None:
     assert measures.title == "trial"
     assert [run.label for run in measures.runs] == ["seed 42", "seed 43"]
     assert measures.pairs["dead"].pairs == ((0, 1),)
-    assert announced == read == 2 * 2 * 7 * ROW_BYTES
+    assert announced == read == (2 * 2 + 1) * 7 * ROW_BYTES  # one of them has a cloud
     assert measures.dim == 4
 
 
@@ -40,19 +40,20 @@ def test_a_second_time_reads_only_what_has_changed(tmp_path: Path, monkeypatch: 
     path, folder = tmp_path / "trial.safetensors", tmp_path / "cache"
     save_recording(path, [walk(1), walk(2)], dead=[0, 1])
     first, _, read = measured(path, folder)
-    assert read == 2 * 2 * 7 * ROW_BYTES
+    assert read == (2 * 2 + 1) * 7 * ROW_BYTES
     again, announced, read = measured(path, folder)
     assert (announced, read) == (0, 0)
     np.testing.assert_array_equal(
         again.runs[1].series["dead"]["token_speed"], first.runs[1].series["dead"]["token_speed"]
     )
     np.testing.assert_array_equal(again.pairs["all"].distance_PR, first.pairs["all"].distance_PR)
+    np.testing.assert_array_equal(again.clouds[0].points_F3S, first.clouds[0].points_F3S)
     (folder / "run_1.npz").unlink()
     assert measured(path, folder)[1:] == (7 * ROW_BYTES, 7 * ROW_BYTES)
     (folder / "pairs.npz").write_bytes(b"damaged")
     assert measured(path, folder)[1:] == (2 * 7 * ROW_BYTES, 2 * 7 * ROW_BYTES)
     monkeypatch.setattr("flannel_pl.analysis.measuring.cache._code", lambda: b"other formulas")
-    assert measured(path, folder)[2] == 2 * 2 * 7 * ROW_BYTES
+    assert measured(path, folder)[2] == (2 * 2 + 1) * 7 * ROW_BYTES
 
 
 def test_a_single_run_has_no_distances_and_says_so(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_single_run_has_no_distances_and_says_so(tmp_path: Path) -> None:
     assert measures.left_out == {
         "distances between runs": "it takes two runs that differ in their seed only to measure their distance"
     }
-    assert announced == read == 7 * ROW_BYTES
+    assert announced == read == 2 * 7 * ROW_BYTES
 
 
 def test_runs_that_cannot_be_compared_are_measured_all_the_same(tmp_path: Path) -> None:

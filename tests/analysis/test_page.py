@@ -126,9 +126,13 @@ def test_a_page_needs_nothing_from_elsewhere(page: str) -> None:
     assert "url(" not in style
     assert "@import" not in style
     (policy,) = (one["content"] for one in parsed.all("meta") if "http-equiv" in one)
-    assert policy.startswith("default-src 'none'")
+    assert policy.startswith(
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-"
+    )
+    assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", policy)) == 2
+    assert re.search(r"https?:|unsafe-eval|script-src[^;]*unsafe-inline", policy) is None
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
-    assert len(page.encode()) < 5_000_000
+    assert len(page.encode()) < 8_000_000
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
@@ -180,8 +184,8 @@ def test_a_browser_shows_the_page(
 ) -> None:
     path = tmp_path / "index.html"
     path.write_text(page, encoding="utf-8")
-    with visit(browser, path, width=width, scheme=scheme) as tab:
-        check_drawing(tab, num_figures=9)
+    with visit(browser, path, width=width, scheme=scheme, scripts=False) as tab:
+        check_drawing(tab, num_figures=10)
         ground, ink = (
             tab.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}")
             for where, what in (("body", "backgroundColor"), ("svg", "color"))

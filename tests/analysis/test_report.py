@@ -24,7 +24,18 @@ TABLES = {
     *(f"key_figures_{one}{what}.csv" for one in ("dead", "live", "all") for what in ("", "_by_run")),
     *("epochs.csv", "published.csv", "published.md"),
 }
-FIGURES = {"radius", "inhale", "sneeze", "speed", "frozen", "lifecycle", "displacement", "divergence", "loss"}
+FIGURES = {
+    "radius",
+    "cloud",
+    "inhale",
+    "sneeze",
+    "speed",
+    "frozen",
+    "lifecycle",
+    "displacement",
+    "divergence",
+    "loss",
+}
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -59,7 +70,8 @@ def test_everything_is_written(made: Report) -> None:
     assert (folder.name, made.page.name) == ("trial_report", "index.html")
     assert {path.name for path in folder.iterdir()} == {"index.html", "figures", "measured", *TABLES}
     assert drawn(folder) == FIGURES
-    assert made.measured_bytes == 2 * 2 * 7 * 9 * 4 * 2  # each run for itself, then all beside each other
+    # Each run for itself, then all beside each other, and the first once more for its cloud.
+    assert made.measured_bytes == (2 * 2 + 1) * 7 * 9 * 4 * 2
     text = made.page.read_text(encoding="utf-8")
     assert all(f'href="{name}"' in text for name in TABLES)
     assert text.count("<svg ") == len(FIGURES)
@@ -92,8 +104,10 @@ def test_tables_have_the_numbers_of_the_functions_they_are_made_by(made: Report)
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-def test_a_browser_shows_it(browser: "Browser", made: Report, width: int, scheme: str) -> None:
-    with visit(browser, made.page, width=width, scheme=scheme) as tab:
+def test_a_browser_without_scripts_shows_it(
+    browser: "Browser", made: Report, width: int, scheme: str
+) -> None:
+    with visit(browser, made.page, width=width, scheme=scheme, scripts=False) as tab:
         check_drawing(tab, num_figures=len(FIGURES))
         links = tab.eval_on_selector_all("main a", "links => links.map(link => link.href)")
     files = {link.removeprefix(made.page.parent.as_uri() + "/") for link in links}
@@ -117,7 +131,7 @@ def test_a_report_again_reads_only_what_has_changed(trial: Path) -> None:
 def test_a_figure_that_is_no_longer_there_is_taken_away(trial: Path) -> None:
     folder = report(trial).page.parent
     save_recording(trial, [walk(1)], dead=[0, 1, 4])
-    assert report(trial).measured_bytes == 7 * 9 * 4 * 2
+    assert report(trial).measured_bytes == 2 * 7 * 9 * 4 * 2
     assert drawn(folder) == FIGURES - {"divergence"}
     assert "figure: Distance between runs" in (folder / "index.html").read_text(encoding="utf-8")
 
@@ -260,7 +274,8 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     ]
     made = report(*paths, out=tmp_path / "all")
     text = made.page.read_text(encoding="utf-8")
-    assert "<script>" not in text
+    assert "<script>.safetensors" not in text
+    assert "<script> " not in text
     assert r"<h1>a $\foo{$ b and _under and &lt;script&gt;</h1>" in text
 
 

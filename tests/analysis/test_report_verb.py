@@ -22,7 +22,7 @@ def test_says_where_the_report_is_and_what_was_read(trial: Path, capsys: pytest.
     assert main(["report", str(trial)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"report: {trial.parent / 'trial_report' / 'index.html'}"
-    assert second.startswith("1.97 KiB read and drawn in ")
+    assert second.startswith("2.46 KiB read and drawn in ")
     assert main(["report", str(trial), "--tokens", "live"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("no embeddings had to be read; ")
 

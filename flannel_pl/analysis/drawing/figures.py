@@ -31,6 +31,7 @@ from flannel_pl.analysis.drawing.panels import (
 from flannel_pl.analysis.statistics.curves import Curve, curves_of, distances_of
 from flannel_pl.analysis.statistics.groups import Experiments, Group, groups_and_set, groups_of
 from flannel_pl.analysis.words import in_words
+from flannel_pl.arrays import Array
 
 LOSS_WINDOW = 25
 """Rows over which a loss is averaged; one batch says little."""
@@ -121,20 +122,22 @@ def frozen(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
 
 def _draw_learning_rate(axes: Axes, groups: Sequence[Group]) -> None:
     """Draws the learning rate, if all runs have the same schedule: tokens also freeze because it ends."""
+    rate = shared_rate(groups)
+    if rate is not None:
+        draw_line(axes, *rate, color=SHADE, linestyle=":", label="learning rate (100% = highest)")
+
+
+def shared_rate(groups: Sequence[Group]) -> tuple[Array, Array] | None:
+    """Returns steps and learning rate as a part of its highest; None unless all runs have the same."""
     run, *others = (run for group in groups for run in group.runs)
     rate_R = run.scalars.get("learning_rate", np.zeros(1))
     alike = all(
         np.array_equal(rate_R, other.scalars.get("learning_rate", np.zeros(1)), equal_nan=True)
         for other in others
     )
-    if alike and np.nan_to_num(rate_R).max() > 0:
-        relative_R = rate_R / np.nanmax(rate_R)
-        draw_line(
-            *(axes, run.steps_R, relative_R),
-            color=SHADE,
-            linestyle=":",
-            label="learning rate (100% = highest)",
-        )
+    if not alike or not np.nan_to_num(rate_R).max() > 0:
+        return None
+    return run.steps_R, rate_R / np.nanmax(rate_R)
 
 
 @matplotlib.rc_context(dict(STYLE))

@@ -6,7 +6,8 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from flannel_pl.analysis.drawing import figures, maps, own, radii
+from flannel_pl.analysis.drawing import cloud, figures, interactive, maps, own, radii
+from flannel_pl.analysis.drawing.charts import Chart
 from flannel_pl.analysis.measuring.results import LIVES
 from flannel_pl.metrics.row_metrics import RowMetric
 
@@ -21,6 +22,9 @@ class Kind:
     heading: str
     draw: Callable[..., Figure | None]
     """Called with experiments, `token_set` and `bands`."""
+
+    chart: Callable[..., Chart | None]
+    """The same for a browser; called with experiments and `token_set`."""
 
     caption: str
     """How to read it."""
@@ -41,6 +45,7 @@ GALLERY = (
         "radius",
         "Radius over time",
         radii.radius,
+        interactive.radius_chart,
         "Two radii of the same tokens: the origin radius says how far they are from zero, the centroid "
         "radius how far they are from their own centre. A cloud that drifts away as a whole grows in the "
         "first and not in the second. Thin lines are runs, thick ones their means, the coloured area is one "
@@ -51,9 +56,24 @@ GALLERY = (
         "origin_radius",
     ),
     Kind(
+        "cloud",
+        "The cloud",
+        cloud.cloud_frames,
+        cloud.cloud_chart,
+        "Up to 200 dead and 200 live tokens, evenly spread over the vocabulary, of the first run of each "
+        "group of runs. The axes are the directions in which these tokens extend most at the step that is "
+        "named, and stay the same; in brackets, how much of the variance there is along each. Zero is the "
+        "zero from which the origin radius is taken.",
+        "",
+        "w_i . a_k, a_k the first principal directions of w_i - c at the named step",
+        "two recorded rows of embeddings, finite ones among them",
+        "origin_radius",
+    ),
+    Kind(
         "inhale",
         "The inhale",
         radii.inhale,
+        interactive.inhale_chart,
         "The first ten steps, enlarged: does the cloud shrink before it flies outward? Every row is a point; "
         "lines that leave the figure at the top go on in the next one. Thin lines are runs.",
         "",
@@ -65,6 +85,7 @@ GALLERY = (
         "sneeze",
         "The sneeze",
         radii.sneeze,
+        interactive.sneeze_chart,
         "Above, the origin radius of the first 120 steps; below, how much it grows from a step to the next. "
         "There the thick line is the mean over runs, smoothed over 5 steps; thin lines and area are not "
         "smoothed.",
@@ -77,6 +98,7 @@ GALLERY = (
         "speed",
         "Speed",
         figures.speed,
+        interactive.speed_chart,
         "How far a token goes in one step, and how far the centre of them all goes. Where these two lie on "
         "one another, tokens move as one body. Means over runs. The axis is logarithmic: a line that falls "
         "out of the figure is a standstill.",
@@ -90,6 +112,7 @@ GALLERY = (
         "frozen",
         "Frozen tokens",
         figures.frozen,
+        interactive.frozen_chart,
         "The part of the tokens of which not one bit changed since the row before. A frozen token may thaw "
         "again. If there is a dotted line, it is the learning rate, which all runs share: a freeze while it "
         "goes to zero says little about the model. Thin lines are runs.",
@@ -102,6 +125,7 @@ GALLERY = (
         "lifecycle",
         "Phases of life",
         maps.lifecycle,
+        interactive.lifecycle_chart,
         "At each step, which part of the tokens is in which phase. A phase ends with the last time that a "
         "token does something, so that nobody goes back: early until its last step longer than the square "
         "root of D, midlife until the last that moves a component by more than one ULP, late until the last"
@@ -115,6 +139,7 @@ GALLERY = (
         "displacement",
         "Jumps on the lattice",
         maps.displacement_map,
+        interactive.displacement_chart,
         "Weights live on a lattice, whose spacing is the unit in the last place (ULP) of their number "
         "format. Each column shows how far tokens jump at that step, measured in lattice points; brighter "
         "is more tokens, on a logarithmic scale. Bottom row: tokens that do not move. Dashed: the square "
@@ -128,6 +153,7 @@ GALLERY = (
         "divergence",
         "Distance between runs",
         figures.divergence,
+        interactive.divergence_chart,
         "How far apart runs are that differ in their seed only, beside how far each has come from its own "
         "start. If steps have nothing to do with each other or with the starts, runs end up at least the "
         "square root of 2 times as far from each other as from their starts.",
@@ -140,6 +166,7 @@ GALLERY = (
         "loss",
         "Loss",
         figures.loss,
+        interactive.loss_chart,
         "Line and area: each run's running mean, their mean and standard deviation. The loss in row t is "
         "that of the weights before step t.",
         "Grey: the loss of each batch, all runs. Shaded or not, the mean curve's epochs by rule A.",
@@ -157,6 +184,7 @@ def own_figures(metrics: Mapping[str, RowMetric]) -> list[Kind]:
             name,
             metric.drawn.heading,
             partial(own.own_metric, name=name, label=metric.drawn.label),
+            partial(interactive.own_chart, name=name, label=metric.drawn.label),
             metric.drawn.caption,
             "Shaded or not, the mean curve's epochs by rule A.",
             metric.drawn.formula,

@@ -39,16 +39,12 @@ def lifecycle(
     Args and Returns as of `radii.radius`; bands are not drawn, and at most six groups are.
     """
     groups, token_set = groups_and_set(experiments, token_set)
-    groups = [
-        group
-        for group in groups
-        if all(token_set in run.tokens and len(run.steps_R) > 1 for run in group.runs)
-    ]
+    groups = with_lives(groups, token_set)
     if not groups:
         return None
     shown = groups[:MAX_PANELS]
     title = f"Phases of life of {in_words(token_set)}" + _shown(shown, groups)
-    fractions = [_mean_fractions(group, token_set) for group in shown]
+    fractions = [mean_fractions(group, token_set) for group in shown]
     if len(shown) == 1:
         over = np.flatnonzero(fractions[0]["fimbulwinter"] > 0.5)
         title = f"Fewer than half of {in_words(token_set)} come to rest before the recording ends"
@@ -74,7 +70,17 @@ def lifecycle(
     return figure
 
 
-def _mean_fractions(group: Group, token_set: str) -> dict[str, Array]:
+def with_lives(groups: Sequence[Group], token_set: str) -> list[Group]:
+    """Returns the groups of whose tokens the phases of life are known."""
+    return [
+        group
+        for group in groups
+        if all(token_set in run.tokens and len(run.steps_R) > 1 for run in group.runs)
+    ]
+
+
+def mean_fractions(group: Group, token_set: str) -> dict[str, Array]:
+    """Returns the part of the tokens in each phase, (R,), mean over runs."""
     num_rows = min(len(run.steps_R) for run in group.runs)
     runs = [phase_fractions(run.tokens[token_set], run.moved_R[:num_rows]) for run in group.runs]
     return {name: np.mean([fractions[name] for fractions in runs], axis=0) for name in PHASES}
@@ -89,19 +95,19 @@ def displacement_map(
     Args and Returns as of `radii.radius`; bands are not drawn, and at most six groups are.
     """
     groups, token_set = groups_and_set(experiments, token_set)
-    groups = [group for group in groups if _counts(group, token_set).any()]
+    groups = [group for group in groups if counts_of(group, token_set).any()]
     if not groups:
         return None
     shown = groups[:MAX_PANELS]
     title = f"How far {in_words(token_set)} jump on the lattice of their number format{_shown(shown, groups)}"
     figure, panels = new_figure(title, len(shown), height=4.2 if len(shown) == 1 else 1.4 + 2.0 * len(shown))
-    counts = [_counts(group, token_set) for group in shown]
+    counts = [counts_of(group, token_set) for group in shown]
     num_bins = 1 + max(int(np.flatnonzero(counts_RB.any(axis=0))[-1]) for counts_RB in counts)
     smallest = min(1 / counts_RB.sum(axis=1).max() for counts_RB in counts)
     scale = LogNorm(max(smallest, 1e-5) / 2, 1)
     for axes, group, counts_RB in zip(panels, shown, counts, strict=True):
         _draw_heat_map(axes, group.runs[0].steps_R, counts_RB[:, :num_bins], scale)
-        reach = np.interp(np.log2(np.sqrt(group.dim)), np.log2(HISTOGRAM_EDGES[1:-1]), np.arange(1, 27))
+        reach = reach_of(group)
         axes.axhline(reach, color=SHADE, linewidth=1, linestyle="--")
         axes.text(1, reach, r"$\sqrt{D}$ ", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
         if len(groups) > 1:
@@ -112,7 +118,7 @@ def displacement_map(
     return figure
 
 
-def _counts(group: Group, token_set: str) -> Array:
+def counts_of(group: Group, token_set: str) -> Array:
     """Returns the tokens of all runs by their displacement, (R, B)."""
     runs = [run.histogram.get(token_set) for run in group.runs]
     there = [counts_RB for counts_RB in runs if counts_RB is not None]
@@ -125,13 +131,8 @@ def _counts(group: Group, token_set: str) -> Array:
 
 def _draw_heat_map(axes: Axes, steps_R: Array, counts_RB: Array, scale: LogNorm) -> None:
     """Draws counts of tokens; each column is the motion from one edge to the next."""
-    moves = np.arange(1, len(counts_RB))  # nothing moved to row 0
-    columns = np.array_split(moves, min(len(moves), MAX_COLUMNS))
-    counts_CB = np.array([counts_RB[rows].sum(axis=0) for rows in columns], np.float64)
-    totals_C1 = counts_CB.sum(axis=1, keepdims=True)
-    fractions_CB = np.divide(counts_CB, totals_C1, out=np.zeros_like(counts_CB), where=totals_C1 > 0)
-    edges = steps_R[[0, *(rows[-1] for rows in columns)]]
-    num_bins = counts_CB.shape[1]
+    edges, fractions_CB = binned(steps_R, counts_RB)
+    num_bins = fractions_CB.shape[1]
     shown_BC = np.ma.masked_equal(fractions_CB.T, 0)
     axes.pcolormesh(edges, np.arange(num_bins + 1), shown_BC, norm=scale, cmap="viridis", rasterized=True)
     axes.grid(visible=False)
@@ -140,6 +141,22 @@ def _draw_heat_map(axes: Axes, steps_R: Array, counts_RB: Array, scale: LogNorm)
     axes.set_yticks(
         [0.5, *(power + 2 for power in powers)], ["frozen", *(_power_of_two(power) for power in powers)]
     )
+
+
+def reach_of(group: Group) -> float:
+    """Returns where the square root of D is among the bins, counted from the first one's lower edge."""
+    edges = np.log2(HISTOGRAM_EDGES[1:-1])
+    return float(np.interp(np.log2(np.sqrt(group.dim)), edges, np.arange(1, 27)))
+
+
+def binned(steps_R: Array, counts_RB: Array) -> tuple[Array, Array]:
+    """Returns the steps between columns, (C + 1,), and the part of the tokens in each cell, (C, B)."""
+    moves = np.arange(1, len(counts_RB))  # nothing moved to row 0
+    columns = np.array_split(moves, min(len(moves), MAX_COLUMNS))
+    counts_CB = np.array([counts_RB[rows].sum(axis=0) for rows in columns], np.float64)
+    totals_C1 = counts_CB.sum(axis=1, keepdims=True)
+    fractions_CB = np.divide(counts_CB, totals_C1, out=np.zeros_like(counts_CB), where=totals_C1 > 0)
+    return steps_R[[0, *(rows[-1] for rows in columns)]], fractions_CB
 
 
 def _shown(shown: Sequence[Group], groups: Sequence[Group]) -> str:

@@ -129,7 +129,7 @@ def sneeze(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
     velocities = [velocity for velocity in velocities if velocity.has_values]
     if not velocities:
         return None
-    smooth = [_smooth_velocity(velocity) for velocity in velocities]
+    smooth = [smooth_velocity(velocity) for velocity in velocities]
     title = f"Sneeze: how fast {in_words(token_set)} fly outward"
     if len(smooth) == 1:
         peak = float(np.nanmax(smooth[0]))
@@ -148,7 +148,7 @@ def sneeze(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
     return figure
 
 
-def _smooth_velocity(velocity: Curve) -> Array:
-    """Returns the mean over runs, smoothed; as it is if the rows are farther apart than the box is wide."""
+def smooth_velocity(velocity: Curve) -> Array:
+    """Returns the mean over runs, smoothed; as it is if rows are farther apart than the box is wide."""
     every = int(np.diff(velocity.steps_R).max())
     return smoothed(velocity.mean_R, VELOCITY_STEPS // every | 1)

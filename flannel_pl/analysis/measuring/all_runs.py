@@ -5,9 +5,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from flannel_pl.analysis.measuring import cache
+from flannel_pl.analysis.measuring.cloud import MAX_CLOUDS, cloud_bytes, measure_cloud
 from flannel_pl.analysis.measuring.divergence import Divergence, joined, measure_divergence
 from flannel_pl.analysis.measuring.one_run import Advance, measure_run, measured_bytes, why_no_tokens
-from flannel_pl.analysis.measuring.results import Measures
+from flannel_pl.analysis.measuring.results import Cloud, Measures, RunMeasures
 from flannel_pl.analysis.measuring.token_sets import token_sets
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.metrics.row_metrics import RowMetric
@@ -48,20 +49,17 @@ def measure_experiment(
         ('quickstart', 2, ((0, 1),))
     """
     advance = advance or (lambda num_bytes: None)
-    for run in recording:
-        _check_shapes(run)
+    _check_shapes(recording)
     kept = recording.runs if cache_folder else ()
     marks = {index: cache.fingerprint(recording, index) for index in kept}
     runs_folder = None if own else cache_folder
-    found = {
-        index: cache.load_run(_kept(runs_folder, index), marks[index]) if runs_folder else None
-        for index in recording.runs
-    }
+    found = _kept_runs(recording, marks, runs_folder)
     pairs = cache.load_divergence(cache_folder / "pairs.npz", marks.values()) if cache_folder else None
+    clouds = _kept_clouds(recording, marks, cache_folder)
     alike = _alike(recording)
     if expect is not None:
         again = [index for index, measures in found.items() if measures is None]
-        expect(_num_bytes(recording, again, alike if pairs is None else []))
+        expect(_num_bytes(recording, again, alike if pairs is None else [], clouds))
     if cache_folder is not None:
         make_folder(cache_folder)
     runs = []
@@ -76,17 +74,84 @@ def measure_experiment(
         pairs, left_out = _pairs(alike, recording, advance)
         if cache_folder is not None and pairs:
             cache.save_divergence(cache_folder / "pairs.npz", marks.values(), pairs)
-    return Measures(recording.path, title_of(recording), tuple(runs), pairs, _dim(recording), left_out)
+    there = _clouds(recording, clouds, runs, advance)
+    if cache_folder is not None:
+        _keep_clouds(there, clouds, marks, cache_folder)
+    return Measures(recording.path, title_of(recording), tuple(runs), pairs, _dim(recording), left_out, there)
+
+
+def _kept_runs(
+    recording: Recording, marks: Mapping[int, str], folder: Path | None
+) -> dict[int, RunMeasures | None]:
+    """Returns what there is of the runs from before, None for those to be measured."""
+    return {
+        index: cache.load_run(_kept(folder, index), marks[index]) if folder else None
+        for index in recording.runs
+    }
+
+
+def _kept_clouds(
+    recording: Recording, marks: Mapping[int, str], cache_folder: Path | None
+) -> dict[int, Cloud | None]:
+    """Returns what there is of the clouds from before, None for those to be read."""
+    return {
+        index: cache.load_cloud(_cloud_file(cache_folder, index), marks[index]) if cache_folder else None
+        for index in _first_of_each(recording)
+    }
+
+
+def _keep_clouds(
+    clouds: Sequence[Cloud],
+    kept: Mapping[int, Cloud | None],
+    marks: Mapping[int, str],
+    cache_folder: Path,
+) -> None:
+    for cloud in (one for one in clouds if kept[one.run] is None):
+        cache.save_cloud(_cloud_file(cache_folder, cloud.run), marks[cloud.run], cloud)
+
+
+def _clouds(
+    recording: Recording, kept: Mapping[int, Cloud | None], runs: Sequence[RunMeasures], advance: Advance
+) -> tuple[Cloud, ...]:
+    """Returns the clouds, those that are not kept from before read; none of runs that are never finite."""
+    labels, found = {run.run: run.label for run in runs}, []
+    for index, cloud in kept.items():
+        if cloud is None:
+            cloud = measure_cloud(recording, recording.run(index), labels[index])
+            advance(cloud_bytes(recording.run(index)))
+        if cloud is not None:
+            found.append(cloud)
+    return tuple(found)
+
+
+def _first_of_each(recording: Recording) -> list[int]:
+    """Returns the first run of each group of runs that differ in their seed only, of the first groups."""
+    found: dict[str, int] = {}
+    for run in recording:
+        if run.has_token_rows:
+            found.setdefault(repr(run.swept), run.index)
+    return list(found.values())[:MAX_CLOUDS]
 
 
 def _kept(cache_folder: Path, index: int) -> Path:
     return cache_folder / f"{run_folder(index)}.npz"
 
 
-def _num_bytes(recording: Recording, again: Sequence[int], alike: Sequence[Sequence[RunRecording]]) -> int:
-    """Returns how many recorded bytes there are of runs to measure, and of runs whose distances are to be."""
+def _cloud_file(cache_folder: Path, index: int) -> Path:
+    return cache_folder / f"{run_folder(index)}_cloud.npz"
+
+
+def _num_bytes(
+    recording: Recording,
+    again: Sequence[int],
+    alike: Sequence[Sequence[RunRecording]],
+    clouds: Mapping[int, Cloud | None],
+) -> int:
+    """Returns how many recorded bytes there are to read: of runs, their distances, their clouds."""
     paired = (run.num_rows * run.tensor("embeddings").row_bytes for runs in alike for run in runs)
-    return sum(paired) + sum(measured_bytes(recording, index) for index in again)
+    runs_bytes = sum(measured_bytes(recording, index) for index in again)
+    unseen = (index for index, cloud in clouds.items() if cloud is None)
+    return sum(paired) + runs_bytes + sum(cloud_bytes(recording.run(index)) for index in unseen)
 
 
 def title_of(recording: Recording) -> str:
@@ -129,8 +194,13 @@ def _pairs(
     return {name: joined([part[name] for part in parts]) for name in common}, {}
 
 
-def _check_shapes(run: RunRecording) -> None:
+def _check_shapes(recording: Recording) -> None:
     """Refuses tensors that are not as many per row as their names say, before anything is measured."""
+    for run in recording:
+        _check_shapes_of(run)
+
+
+def _check_shapes_of(run: RunRecording) -> None:
     of_parameter = len(run.columns["embeddings"].dims) if "embeddings" in run.columns else 2
     axes = dict.fromkeys(("embeddings", "grads", "momentum", "variance"), 1 + of_parameter)
     axes |= {"logits": 2, "checksums": 2}

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import xxhash
 
 import flannel_pl
 from flannel_pl.analysis.measuring.divergence import Divergence
-from flannel_pl.analysis.measuring.results import RunMeasures
+from flannel_pl.analysis.measuring.results import Cloud, RunMeasures
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
 from flannel_pl.recording.reader import Recording
@@ -124,6 +125,26 @@ def load_divergence(path: Path, fingerprints: Iterable[str]) -> dict[str, Diverg
         )
         for name, pairs in facts.items()
     }
+
+
+def save_cloud(path: Path, fingerprint: str, cloud: Cloud) -> None:
+    """Writes where tokens of a run are.
+
+    Raises:
+        RunError: If the disk fails.
+    """
+    arrays = {field.name: getattr(cloud, field.name) for field in fields(cloud)}
+    facts = {name: arrays.pop(name) for name in ("run", "label", "fitted_step")}
+    _save(path, fingerprint, arrays, facts)
+
+
+def load_cloud(path: Path, fingerprint: str) -> Cloud | None:
+    """Returns where tokens of a run are; None if that is not there, damaged, or of something else."""
+    found = _load(path, fingerprint)
+    if found is None:
+        return None
+    values: dict[str, Any] = {**found[0], **found[1]}
+    return Cloud(**values)
 
 
 def _joined(fingerprints: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """What was measured of a run, and of an experiment.
 
-Shape suffixes: R rows, S tokens of a set.
+Shape suffixes: R rows, S tokens of a set, F frames of a cloud.
 """
 
 from dataclasses import dataclass, field
@@ -60,6 +60,33 @@ class RunMeasures:
 
 
 @dataclass(frozen=True)
+class Cloud:
+    """Where some tokens of a run are at some steps, in three axes that stay the same."""
+
+    run: int
+    label: str
+    """As of its `RunMeasures`."""
+
+    tokens_S: Array
+    """Vocabulary ids, int64: the dead ones first."""
+
+    dead_S: Array
+    """1 dead, 0 live, -1 unknown, int64."""
+
+    steps_F: Array
+    """Step of each frame, int64."""
+
+    points_F3S: Array
+    """Weights along the axes, float32."""
+
+    fitted_step: int
+    """The step whose weights the axes are the principal directions of."""
+
+    shares_3: Array
+    """Of these weights' variance along each axis, as a part of all, float64; 0 where there is none."""
+
+
+@dataclass(frozen=True)
 class Measures:
     """What was measured of an experiment."""
 
@@ -75,3 +102,6 @@ class Measures:
 
     left_out: dict[str, str]
     """Metric -> why no run has it."""
+
+    clouds: tuple[Cloud, ...] = ()
+    """Of the first run of each group of runs that differ in their seed only."""

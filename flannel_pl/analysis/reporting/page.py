@@ -1,7 +1,9 @@
-"""The report's page: one HTML file with everything in it, no script, nothing from elsewhere.
+"""The report's page: one HTML file with everything in it, nothing from elsewhere.
 
 It gets plain data, words and SVG text, and knows nothing of what they mean; `page.html.jinja` puts them in
-their places. All of it is escaped but the figures' SVG, which has to be our own (`drawing.panels.for_page`).
+their places. All of it is escaped but the figures' SVG, which has to be our own (`drawing.panels.for_page`),
+and the charts' data (`chart_data`). Charts take the place of figures in a browser that runs scripts; no
+other scripts than the two of `library` run, whatever the page says.
 """
 
 import re
@@ -10,6 +12,8 @@ from dataclasses import dataclass, field
 from html import escape
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from flannel_pl.analysis.reporting.library import Interactive
 
 _NUMBER = re.compile(r"^[-+\u2212]?[\d.][\d.,]*(e[-+]?\d+)?( ?(%|\u00b1.*))?$")
 
@@ -48,6 +52,9 @@ class Picture:
     formula: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """What a link says -> the file, relative to the page."""
+
+    chart: str = ""
+    """Its name among the charts of `Page.interactive`; empty if it stays as it is."""
 
     def embedded(self, number: int) -> str:
         """Returns its svg element, fit to stand beside others: its ids are its own, and it has a name.
@@ -88,6 +95,9 @@ class Page:
     provenance: Sequence[tuple[str, str]] = ()
     files: Sequence[tuple[str, str]] = ()
     """File relative to the page, what is in it."""
+
+    interactive: Interactive | None = None
+    """Charts for figures; None: the page has no script."""
 
 
 def render(page: Page) -> str:

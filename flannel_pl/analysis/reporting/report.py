@@ -9,20 +9,23 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flannel_pl.analysis.drawing.charts import Chart
 from flannel_pl.analysis.drawing.gallery import GALLERY, Kind, own_figures
-from flannel_pl.analysis.drawing.panels import for_page, save
+from flannel_pl.analysis.drawing.panels import Band, for_page, save
 from flannel_pl.analysis.measuring.all_runs import measure_experiment, title_of
 from flannel_pl.analysis.measuring.one_run import EVERY_SERIES, SCALARS
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES, token_ids, token_sets
 from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.analysis.reporting.files import tables_of
+from flannel_pl.analysis.reporting.interaction import interaction_of
 from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.reporting.tables import METRICS_COLUMNS
+from flannel_pl.analysis.reporting.vocabulary import token_texts
 from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
@@ -96,7 +99,9 @@ def report(
         make_folder(folder)
         experiments, num_bytes = _measure(recordings, folder, own, progress)
     shown = shown_set([run for one in experiments for run in one.measures.runs], token_set)
-    pictures, missing = _draw(folder, experiments, shown, [*GALLERY, *own_figures(own)], progress)
+    bands = bands_of(experiments, shown)
+    kinds = [*GALLERY, *own_figures(own)]
+    pictures, charts, missing = _draw(folder, experiments, shown, kinds, bands, progress)
     texts = tables_of(experiments)
     _write_tables(folder, {name: text for name, (text, _) in texts.items()})
     page = page_of(
@@ -107,6 +112,7 @@ def report(
         missing=missing,
         files=[(name, what) for name, (_, what) in texts.items()],
     )
+    page = replace(page, interactive=interaction_of(experiments, charts, bands))
     write_file(folder / "index.html", render(page).encode())
     return Report(folder / "index.html", num_bytes)
 
@@ -202,7 +208,9 @@ def _measure(
             expect=expect,
             advance=advance,
         )
-        experiments.append(Reported(name, measures, background_of(recording), _token_ids(recording)))
+        shown = {int(token) for cloud in measures.clouds for token in cloud.tokens_S}
+        texts = token_texts(recording, shown)
+        experiments.append(Reported(name, measures, background_of(recording), _token_ids(recording), texts))
     return experiments, done
 
 
@@ -234,15 +242,15 @@ def _draw(
     experiments: Sequence[Reported],
     token_set: str,
     kinds: Sequence[Kind],
+    bands: Sequence[Band],
     progress: Progress,
-) -> tuple[list[Picture], list[Kind]]:
-    """Writes the figures; returns them for the page, and the kinds of which there is none."""
+) -> tuple[list[Picture], dict[str, Chart], list[Kind]]:
+    """Writes the figures; returns them for the page, their charts, and the kinds of which there is none."""
     several = [(one.name, one.measures) for one in experiments]
     drawn_of = several if len(several) > 1 else several[0][1]
-    bands = bands_of(experiments, token_set)
     alone = len(named_groups(experiments)) == 1
     make_folder(folder / FIGURES)
-    pictures, missing = [], []
+    pictures, charts, missing = [], dict[str, Chart](), []
     for number, kind in enumerate(kinds):
         progress("drawing", number, len(kinds))
         path = folder / FIGURES / kind.name
@@ -256,6 +264,9 @@ def _draw(
         files = {"PNG": f"{FIGURES}/{png.name}", "SVG": f"{FIGURES}/{svg.name}"}
         svg_text = for_page(svg.read_text(encoding="utf-8"))
         caption = f"{kind.caption} {kind.alone}".strip() if alone else kind.caption
-        pictures.append(Picture(kind.heading, svg_text, caption, kind.formula, files))
+        if (chart := kind.chart(drawn_of, token_set=token_set)) is not None:
+            charts[kind.name] = chart
+        shown = kind.name if chart is not None else ""
+        pictures.append(Picture(kind.heading, svg_text, caption, kind.formula, files, shown))
     progress("drawing", len(kinds), len(kinds))
-    return pictures, missing
+    return pictures, charts, missing

@@ -1,7 +1,7 @@
 """The recordings of a report, measured, and the groups of runs in them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flannel_pl.analysis.measuring.results import Measures
 from flannel_pl.analysis.reporting.background import Background
@@ -21,6 +21,9 @@ class Reported:
 
     tokens: Mapping[int, Mapping[str, Array]]
     """Number of a run -> token set -> vocabulary ids, (S,)."""
+
+    texts: Mapping[int, str] = field(default_factory=dict)
+    """Of the tokens of its clouds, as far as they are known: vocabulary id -> text."""
 
 
 def named_groups(experiments: Sequence[Reported]) -> list[tuple[Reported, Group]]:
