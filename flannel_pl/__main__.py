@@ -127,11 +127,11 @@ def _before_imports(verb: str, words: list[str]) -> list[str] | None:
         if word.startswith("--help."):
             print(help_of_group(word.removeprefix("--help.")))
             return None
+    words = with_config(words)
     text = asked_help(verb, VERBS[verb][0], words)
     if text is not None:
         print(text)
         return None
-    words = with_config(words)
     refuse_unknown(words)
     return words
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 VARIABLE = "FLANNEL_PL_ANSWER"
 """Environment variable with the file's name."""
@@ -40,10 +40,11 @@ def answer(**facts: Any) -> None:
             file.write(f"{json.dumps(facts)}\n")
 
 
-def read_answers(file: Path) -> dict[str, Any]:
-    """Returns all that was told so far."""
+def read_answers(file: TextIO) -> dict[str, Any]:
+    """Returns all that was told so far; the file is one that stays open, since its name may be removed."""
     facts: dict[str, Any] = {}
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+    file.seek(0)
+    for line in file:
         if line.endswith("\n"):  # the last one may be on its way
             facts |= json.loads(line)
     return facts

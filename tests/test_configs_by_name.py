@@ -25,6 +25,8 @@ def test_a_first_word_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert with_config(["--config", "x"]) == ["--config", "x"]
     assert with_config([]) == []
     Path("mine.yaml").touch()
+    Path("flannel3.yaml").touch()
+    assert with_config(["flannel3"]) == ["--config", "flannel3.yaml"], "as init has copied it"
     Path("flannel3").touch()
     assert with_config(["mine.yaml"]) == ["--config", "mine.yaml"]
     assert with_config(["flannel3"]) == ["--config", "flannel3"], "a file goes before a name"
@@ -32,7 +34,7 @@ def test_a_first_word_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         UserError, match=r"there is no config flannel4; give a file, or one that comes with .*: flan"
     ):
         with_config(["flannel4"])
-    for name in ("mine.yaml", "flannel3"):
+    for name in ("mine.yaml", "flannel3", "flannel3.yaml"):
         Path(name).unlink()
 
 
@@ -81,3 +83,38 @@ def test_files_that_a_config_names_lie_beside_it(
     assert config["experiment"]["output_dir"] == "runs", "what is made is made where one calls from"
     given = resolve(["--config", str(home / "it.yaml"), "--data.corpus_path", "mine"])
     assert given["data"]["corpus_path"] == str(Path.cwd() / "mine")
+
+
+def test_a_word_for_tokens_is_no_file(tmp_path: Path) -> None:
+    for word in ("all", "dead", "live"):
+        (tmp_path / word).write_text("5\n")
+        (tmp_path / "it.yaml").write_text(f"recorder: {{tokens: {word}}}\n")
+        assert resolve(["--config", str(tmp_path / "it.yaml")])["recorder"]["tokens"] == word
+
+
+def test_a_group_of_which_all_is_commented_out_has_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(
+        "data:\nmodel:\nexperiment:\nlaunch:\nrecorder:\ntrainer: {max_steps: 3}\n"
+    )
+    assert resolve(["--config", str(tmp_path / "it.yaml")]) == resolve(["--trainer.max_steps", "3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", ""], "--config names no file"),
+        (["--config={model}"], "has no keys, expected e.g. {model: {n_layer: 2}}"),
+        (
+            ["--recorder.tensors", "--trainer.max_steps=3"],
+            ": expected one argument",
+        ),
+        (
+            ["--config={model: {hiden_dim: 3}}"],
+            "error: Group 'model' does not accept option 'hiden_dim'",
+        ),
+        (["Flannel3"], "did you mean flannel3?"),
+    ],
+)
+def test_what_is_said_of_a_slip(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    assert said in capsys.readouterr().err

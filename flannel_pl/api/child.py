@@ -5,6 +5,8 @@ was, and a script needs no `if __name__ == "__main__"`.
 """
 
 import importlib
+import itertools
+import json
 import os
 import shlex
 import signal
@@ -16,13 +18,25 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from flannel_pl.answer import VARIABLE, read_answers
 from flannel_pl.errors import RunError, UserError
 from flannel_pl.launch.display import status_table
 from flannel_pl.launch.status import read_status
 from flannel_pl.terminal import NOTEBOOK_WIDTH, as_html
+
+MAX_WORD_CHARS = 100_000
+"""Longest word of a command line; Linux takes 128 KiB."""
+
+END_S = 30.0
+"""How long a command may take to end in order."""
+
+_START = (
+    "import json, os, sys; sys.path[:] = json.loads(os.environ.pop('FLANNEL_PL_PATH')); "
+    "sys.argv[0] = 'flannel-pl'; from flannel_pl.__main__ import main; sys.exit(main())"
+)
+"""What the process does: it finds its modules where this program does, and is the command."""
 
 REFRESH_S = 0.5
 """How often a notebook looks at the journals."""
@@ -55,30 +69,30 @@ def call(verb: str, words: Sequence[str], *, progress: bool, captured: bool = Fa
     """
     in_notebook = progress and not captured and _is_notebook()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flannel-"))
-        told = Path(folder, "answers")
-        told.touch()
+        folder = Path(stack.enter_context(_temporary_folder()))
+        told = stack.enter_context((folder / "answers").open("w+", encoding="utf-8"))
         # Not a pipe: whoever reads it may be gone, and training ends in order all the same.
-        output = stack.enter_context(Path(folder, "output").open("w+", errors="replace"))
+        output = stack.enter_context((folder / "output").open("w+", errors="replace"))
         is_shown = progress and not (captured or in_notebook)
+        environment = {
+            VARIABLE: told.name,
+            "FLANNEL_PL_PATH": json.dumps(_path()),
+            "PYTHONPATH": _own_folders(),
+        }
         process = subprocess.Popen(
-            [sys.executable, "-m", "flannel_pl", verb, *words],
+            [sys.executable, "-c", _START, verb, *_short(words, folder)],
             stdin=subprocess.PIPE,  # whose end tells that we are gone
             stdout=None if is_shown else output,
             stderr=None if is_shown else subprocess.STDOUT,
-            env={**os.environ, VARIABLE: str(told), "PYTHONPATH": os.pathsep.join(_own_folders())},
+            env={**os.environ, **environment},
             start_new_session=True,  # so that a Ctrl-C reaches it once, from here
         )
         look = _notebook_display(told) if in_notebook else lambda: None
         try:
             interrupted = _wait(process, look)
-            look()
         finally:
-            if process.poll() is None:  # something unforeseen happened here
-                process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            _end(process)
+        look()
         facts = read_answers(told)
         output.seek(0)
         printed = output.read()
@@ -91,6 +105,34 @@ def call(verb: str, words: Sequence[str], *, progress: bool, captured: bool = Fa
             error.add_note(printed.rstrip("\n"))
         raise
     return Done(facts, printed)
+
+
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="flannel-", ignore_cleanup_errors=True)
+
+
+def _short(words: Sequence[str], folder: Path) -> list[str]:
+    """Returns the words with those in files that are longer than a system takes."""
+    short = list(words)
+    for number, word in enumerate(words):
+        if len(word) > MAX_WORD_CHARS:
+            file = folder / f"config-{number}.yaml"
+            file.write_text(word, encoding="utf-8")
+            short[number] = str(file)
+    return short
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a command in order, if something unforeseen has happened here while it was at work."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _wait(process: "subprocess.Popen[bytes]", look: Callable[[], object]) -> bool:
@@ -121,6 +163,8 @@ def _raise_error(verb: str, words: Sequence[str], code: int, facts: dict[str, An
     failed = _failures(facts["folder"]) if "folder" in facts else []
     if failed:
         raise RunError("\n".join(failed))
+    if code == -signal.SIGKILL:
+        raise RunError("the launcher was killed (by hand, or because memory ran out); the same call goes on")
     raise RunError(
         f"`flannel-pl {shlex.join([verb, *words])}` ended with exit code {code} and without a word; run it "
         "in a terminal to see more"
@@ -137,21 +181,29 @@ def _failures(folder: str) -> list[str]:
     return [*lines, f"the logs are in {status.folder}/run_*/log.txt; the same call goes on"]
 
 
-def _own_folders() -> list[str]:
-    """Returns where this program finds its modules, besides Python's own places."""
-    known = {Path(place).resolve() for place in sysconfig.get_paths().values()}
-    folders = [Path(entry).resolve() for entry in sys.path]
-    own = [one for one in folders if one.is_dir() and known.isdisjoint({one, *one.parents})]
-    return list(dict.fromkeys(map(str, own)))
+def _path() -> list[str]:
+    """Returns where this program finds its modules, in its order."""
+    return [str(Path(entry).absolute()) for entry in sys.path]
+
+
+def _own_folders() -> str:
+    """Returns what comes before Python's own modules, for processes that start with nothing else."""
+    standard = Path(sysconfig.get_paths()["stdlib"]).resolve()
+    own = list(itertools.takewhile(lambda entry: Path(entry).resolve() != standard, _path()))
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [
+        entry for entry in (*own, *inherited) if Path(entry).is_dir() and os.pathsep not in entry and entry
+    ]
+    return os.pathsep.join(dict.fromkeys(folders))
 
 
 def _is_notebook() -> bool:
     """Tells whether what is shown goes to a notebook, which has no terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)
 
 
-def _notebook_display(told: Path) -> Callable[[], None]:
+def _notebook_display(told: TextIO) -> Callable[[], None]:
     """Returns what shows in one place of a notebook how far the experiment is, again and again."""
     display_room: Any = importlib.import_module("IPython.display")  # there, since we are in a notebook
     HTML, display = display_room.HTML, display_room.display
@@ -159,10 +211,9 @@ def _notebook_display(told: Path) -> Callable[[], None]:
     handle: Any = display(HTML("<pre>flannel-pl: starting ...</pre>"), display_id=True)
 
     def look() -> None:
-        folder = read_answers(told).get("folder")
-        if folder is None:
-            return
-        with suppress(UserError, RunError):  # not begun yet, or in this moment not to be read
+        # Whatever goes wrong with what is shown, training goes on.
+        with suppress(Exception):
+            folder = read_answers(told)["folder"]
             status = read_status(Path(folder))
             handle.update(HTML(as_html(status_table(status, width=NOTEBOOK_WIDTH))))
 

@@ -7,6 +7,7 @@ from typing import Any
 from flannel_pl.api.child import call
 from flannel_pl.api.experiment import Experiment
 from flannel_pl.api.words import command_words
+from flannel_pl.errors import RunError
 
 Source = str | Path | Mapping[str, Any] | None
 """A YAML file, its content as nested dicts, or nothing."""
@@ -40,7 +41,10 @@ def fit(config: Source = None, *, progress: bool = True, **changes: Any) -> Expe
         >>> experiment = flannel_pl.fit("quickstart", trainer__max_steps=50)  # doctest: +SKIP
         >>> experiment.recording().run(0)["E"].values[10:20]  # doctest: +SKIP
     """
-    return Experiment(call("fit", command_words(config, changes), progress=progress).facts["folder"])
+    folder = call("fit", command_words(config, changes), progress=progress).facts.get("folder")
+    if folder is None:  # the temporary folder was emptied meanwhile
+        raise RunError("it is finished; open it with flannel_pl.Experiment(FOLDER), which it could not tell")
+    return Experiment(folder)
 
 
 def plan(config: Source = None, **changes: Any) -> str:

@@ -26,22 +26,36 @@ def command_words(config: str | Path | Mapping[str, Any] | None, changes: Mappin
     """
     words: list[str] = []
     if isinstance(config, Mapping):
-        words += ["--config", _content(config)]
+        words += ["--config", json.dumps(_plain("config", config))]
+    elif isinstance(config, str | Path):
+        words.append(_name_of_config(config))
     elif config is not None:
-        words.append(str(config))
+        raise UserError(
+            f"config is of type {type(config).__name__}, expected a YAML file, the name of a config that "
+            "comes with flannel-pl, or nested dicts"
+        )
     return [*words, "--config", _content(changes)] if changes else words
 
 
-def _content(said: Mapping[str, Any]) -> str:
+def _name_of_config(config: str | Path) -> str:
+    name = str(Path(config).expanduser()) if str(config).startswith("~") else str(config)
+    if not name.strip() or name.startswith("-") or "\0" in name:
+        raise UserError(
+            f"config is {name!r}, expected a YAML file or the name of a config that comes with flannel-pl; "
+            'options are keywords, e.g. trainer={"max_steps": 50}'
+        )
+    return name
+
+
+def _content(changes: Mapping[str, Any]) -> str:
+    """Returns what is to be overridden as the content of a config."""
     content: dict[str, Any] = {}
-    for name, value in said.items():
+    for name, value in changes.items():
         key = name.replace("__", ".")
         plain = _plain(key, value)
-        if key in ("model", "data") and isinstance(plain, str):
-            plain = {"class_path": plain}
         if isinstance(plain, dict) and "." not in key:
             for inner, item in plain.items():
-                _put(content, [key, *inner.replace("__", ".").split(".")], item)
+                _put(content, [key, *inner.split(".")], item)
         else:
             _put(content, key.split("."), plain)
     return json.dumps(content)
@@ -50,7 +64,16 @@ def _content(said: Mapping[str, Any]) -> str:
 def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
     *groups, key = path
     for group in groups:
-        content = content.setdefault(group, {})
+        inner = content.setdefault(group, {})
+        if isinstance(inner, str) and group in ("model", "data"):  # a class
+            inner = content[group] = {"class_path": inner}
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"{'.'.join(path)} is given beside {group} as a whole, {inner!r}; give one of them"
+            )
+        content = inner
+    if key in content:
+        raise UserError(f"{'.'.join(path)} is given twice, {content[key]!r} and {value!r}; give it once")
     content[key] = value
 
 
@@ -59,7 +82,9 @@ def _plain(key: str, value: Any) -> Any:
     if isinstance(value, type):
         return _class_path(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(f"{key}.{name}", item) for name, item in value.items()}
+        if other := [name for name in value if not isinstance(name, str)]:
+            raise UserError(f"{key} has the key {other[0]!r}, expected texts for keys")
+        return {name: _plain(f"{key}.{name}", item) for name, item in value.items()}
     if isinstance(value, list | tuple | range):
         return [_plain(key, item) for item in value]
     if isinstance(value, Path):

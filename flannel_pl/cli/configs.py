@@ -1,5 +1,6 @@
 """Configs by name: those that come with the package, to run or to copy."""
 
+import difflib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,15 @@ def with_config(words: Sequence[str]) -> list[str]:
         return list(words)
     name, *rest = words
     shipped = shipped_configs()
+    if not Path(name).is_file() and Path(f"{name}.yaml").is_file():
+        return ["--config", f"{name}.yaml", *rest]  # maybe a copy that `init` has made
     if not Path(name).is_file() and name in shipped:
         return ["--config", str(shipped[name]), *rest]
     if not Path(name).exists():
-        raise UserError(
-            f"there is no config {name}; give a file, or one that comes with flannel-pl: {', '.join(shipped)}"
-        )
+        nearest = difflib.get_close_matches(name.lower().removesuffix(".yaml"), shipped, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        there = f"one that comes with flannel-pl: {', '.join(shipped)}"
+        raise UserError(f"there is no config {name}; give a file, or {there}{hint}")
     return ["--config", name, *rest]
 
 

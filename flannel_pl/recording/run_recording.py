@@ -160,22 +160,28 @@ class RunRecording:
     @property
     def _parameters(self) -> list[str]:
         """The aliases of all parameters that it has something of."""
-        others = [name.rpartition("/")[0] for name in self.names if "/" in name and self._parameter(name)]
-        return list(dict.fromkeys([*(["E"] if self._parts_of("E") else []), *others]))
+        first = ["E"] if self._parts_of("E") else []
+        return list(dict.fromkeys([*first, *map(_alias, filter(self._is_further, self.names))]))
+
+    def _is_further(self, key: str) -> bool:
+        """Tells whether a tensor is of a parameter that has an alias before it."""
+        return "/" in key and self._parameter(key) != ""
 
     def _parts_of(self, name: str) -> dict[str, LazyTensor]:
         """Returns part -> tensor of a parameter."""
-        own = {key: x for key, x in self._tensors.items() if key.startswith(f"{name}/")}
-        if own:
-            return {key[len(name) + 1 :]: x for key, x in own.items()}
-        of_name = {key: x for key, x in self._tensors.items() if self._parameter(key) == name}
-        if prefixed := [key for key in of_name if "/" in key]:
-            return {key.rpartition("/")[2]: of_name[key] for key in prefixed}
-        if of_name or name in ("E", self.metadata.get("alias")):
-            bare = [key for key in self.names if "/" not in key and self._parameter(key)]
-            bare.sort(key=lambda key: key not in PARAMETER_NAMES)
-            return {VALUES.get(key, key): self._tensors[key] for key in bare}
-        return {}
+        declared = {key: place for place, key in enumerate(self.columns)}  # as in the model
+        further = sorted(filter(self._is_further, self.names), key=lambda key: declared.get(key, 0))
+        bare = [key for key in self.names if "/" not in key and self._parameter(key)]
+        bare.sort(key=lambda key: key not in PARAMETER_NAMES)
+        if not set(bare) & set(PARAMETER_NAMES):
+            bare = []  # only what every recording has, e.g. the learning rate
+        keys = [key for key in further if _alias(key) == name]
+        keys = keys or [key for key in further if self._parameter(key) == name]
+        if not keys and (name in ("E", self.metadata.get("alias")) or name in map(self._parameter, bare)):
+            keys = bare
+        if not keys and name == "E" and further:
+            keys = [key for key in further if _alias(key) == _alias(further[0])]
+        return {VALUES.get(part, part): self._tensors[key] for key in keys if (part := _part(key))}
 
     def _parameter(self, key: str) -> str:
         known = self.columns[key].parameter if key in self.columns else ""
@@ -206,3 +212,11 @@ class RunRecording:
 
     def _ipython_key_completions_(self) -> list[str]:
         return [*self.names, *self._parameters]
+
+
+def _alias(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _part(key: str) -> str:
+    return key.rpartition("/")[2]

@@ -85,6 +85,8 @@ def normal_form(config: Mapping[str, Any], *, folder: Path = _HERE) -> dict[str,
         config: What is read.
         folder: Where names of further files begin.
     """
+    # A group whose keys are all commented out is as good as none.
+    config = {group: keys for group, keys in config.items() if keys is not None}
     found = {group: normal_group(config[group], group, folder) for group in DEFAULTS if group in config}
     return {**config, **found}
 

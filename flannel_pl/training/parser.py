@@ -27,6 +27,9 @@ from flannel_pl.training.refusals import refusal
 NAMES_OF_FILES = {"data": ("corpus_path", "tokenizer_path", "mask_path"), "recorder": ("tokens",)}
 """Group -> its keys that name files to read."""
 
+TOKEN_SETS = ("all", "dead", "live")
+"""What `recorder.tokens` may be besides the name of a file."""
+
 
 class FlannelParser(LightningArgumentParser):
     """A parser whose complaints are one line and end in a hint, instead of a page of usage.
@@ -134,6 +137,8 @@ def _beside(said: dict[str, Any], folder: Path) -> dict[str, Any]:
     for group, names in NAMES_OF_FILES.items():
         if isinstance(keys := said.get(group), Mapping):
             texts = {name: keys[name] for name in names if isinstance(keys.get(name), str)}
+            if texts.get("tokens") in TOKEN_SETS:
+                del texts["tokens"]
             there = {name: folder / text for name, text in texts.items() if _is_file(folder / text)}
             found[group] = {**keys, **{name: str(path.absolute()) for name, path in there.items()}}
     return found

@@ -40,8 +40,10 @@ def refusal(message: str, types: Mapping[str, Any]) -> str:
         message: Its message, of several lines.
         types: Every key of the config -> its type.
     """
+    message = re.sub(r'^Parser key "config":\s+(?=Parser key|Group|Option)', "", message)
     if message.startswith("Unexpected config"):
         return "the config has no keys, expected e.g. model: {n_layer: 2}"
+    message = re.sub(r"(--recorder\.\w+)/--recorder\.\w+\+", r"\1", message)  # two ways to write one
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', message) if key in types]
     if not keys:
         return _of_no_key(" ".join(message.split()))

@@ -82,6 +82,8 @@ class Words:
             said = loads(text)
         except yaml.YAMLError as error:
             raise UserError(f"--config {text[:60]!r} cannot be read as YAML: {error}") from error
+        if not isinstance(said, dict):
+            raise UserError(f"--config {text[:60]!r} has no keys, expected e.g. {{model: {{n_layer: 2}}}}")
         for group in DEFAULTS:
             if group in said:
                 self._note(group, normal_group(said[group], group), said[group])
@@ -116,6 +118,8 @@ def is_inline(config: str) -> bool:
 
 def check_config_file(name: str) -> None:
     """Refuses what would be read for ever; what a shell makes of <(command) is no such thing."""
+    if not name.strip() or name.startswith("--"):
+        raise UserError("--config names no file; give one, e.g. --config my.yaml")
     path = Path(name)
     if is_inline(name) or not path.exists() or name.startswith("/dev/fd/"):
         return
@@ -155,7 +159,11 @@ def with_lists(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
         if option.removeprefix("--") not in lists or not option.startswith("--"):
             result.append(argument)
             continue
-        value = value if has_value else next(rest, "")
+        if not has_value:
+            value = next(rest, "--")
+            if value.startswith("--"):  # it was forgotten, which the parser says
+                result += [option, *([value] if value != "--" else [])]
+                continue
         is_plain = value.strip() != "" and value[0] not in "[{\"'" and value.lower() not in ("null", "~")
         members = [member.strip() for member in value.split(",") if member.strip()]
         result.append(f"{option}={json.dumps(members) if is_plain else value}")

@@ -1,5 +1,6 @@
 """A config and keyword arguments become the command line that says the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,36 @@ def test_what_no_other_process_can_import_is_refused() -> None:
         command_words(None, {"model__width": FlannelData.__new__(FlannelData)})
     with pytest.raises(UserError, match=r"model\.init_scale is nan, expected a finite number"):
         command_words(None, {"model__init_scale": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"trainer": {"max_steps": 3}, "trainer__max_steps": 4},
+            r"max_steps is given twice, 3 and 4",
+        ),
+        (
+            {"trainer": 3, "trainer__max_steps": 4},
+            r"max_steps is given beside trainer as a whole, 3;",
+        ),
+        ({"trainer": {1: 3}}, r"trainer has the key 1, expected texts for keys"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        command_words(None, changes)
+
+
+@pytest.mark.parametrize("config", ["-h", "", "--trainer.max_steps=7", "a\0b", ["a"], 3])
+def test_what_is_no_config_is_refused(config: Any) -> None:
+    with pytest.raises(UserError, match=r"config is .*, expected a YAML file"):
+        command_words(config, {})
+
+
+def test_the_content_of_a_config_is_taken_as_it_is() -> None:
+    """Only keywords have underscores for dots."""
+    given = {"model": {"class_path": "my_lab.Net", "init_args": {"my__arg": 3}}}
+    assert json.loads(command_words(given, {})[1]) == given
+    assert json.loads(command_words(None, {"model": {"my__arg": 3}})[1]) == {"model": {"my__arg": 3}}
+    assert json.loads(command_words(None, {"model": "small.yaml"})[1]) == {"model": "small.yaml"}
