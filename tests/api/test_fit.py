@@ -1,6 +1,7 @@
 """`flannel_pl.fit` and its like: what the verbs do, as objects and exceptions."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,22 @@ def test_a_script_without_a_guard_is_interrupted_in_order_and_goes_on(
     given["trainer"]["max_steps"] = 10**4
     events = read_events(tmp_path / "flannel" / "events.jsonl")
     assert [event["event"] for event in events].count("stopping") == 1
+
+
+@pytest.mark.slow
+def test_a_temporary_folder_that_is_emptied_ends_no_training(
+    small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    process = start(changes(small_data, tmp_path, max_steps=300) | {"launch__checkpoint_every": 10})
+    emptied = list(temporary.glob("flannel-*/answers"))
+    assert emptied
+    for answers in emptied:
+        shutil.rmtree(answers.parent)
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output) == (0, "2\n")
 
 
 @pytest.mark.slow
