@@ -100,7 +100,7 @@ def _dispatch(words: list[str]) -> int:
     if sys.platform == "win32" and verb in NEED_POSIX:
         raise UserError(
             f"`flannel-pl {verb}` runs on Linux and macOS; on Windows use WSL2. Recordings can be read here: "
-            f"{', '.join(name for name in VERBS if name not in NEED_POSIX)}"
+            f"{', '.join(name for name in VERBS if name not in (*NEED_POSIX, 'init', 'completion'))}"
         )
     return VERBS[verb][1](words[1:])
 
