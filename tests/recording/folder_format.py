@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from flannel_pl.recording.formats.schema import RecordingSchema, ShardPlan
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES, TensorSpec
 
 HEADER = "header.json"
+
+_LOADING = threading.Lock()
+"""numpy reads a header by Python's own parser, in which threads of Python 3.11 get in each other's way."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class FolderFile:
         self.read_bytes_into(key, array.reshape(-1).view(np.uint8).data, start_byte=start_row * row_bytes)
 
     def read_bytes_into(self, key: str, view: memoryview, *, start_byte: int) -> None:
-        view[:] = np.load(self.path / f"{key}.npy")[start_byte : start_byte + len(view)].data
+        with _LOADING:
+            content = np.load(self.path / f"{key}.npy")
+        view[:] = content[start_byte : start_byte + len(view)].data
 
     def close(self) -> None: ...
 
