@@ -178,7 +178,7 @@ def _is_begun(words: list[str]) -> bool:
     """Guesses whether the experiment's folder is there. The parser would know, but takes all the imports."""
     import yaml
 
-    from flannel_pl.config import ExperimentConfig
+    from flannel_pl.config import ExperimentConfig, is_inline
 
     settings: dict[str, Any] = {"output_dir": ExperimentConfig.output_dir, "name": ExperimentConfig.name}
     try:
@@ -186,7 +186,7 @@ def _is_begun(words: list[str]) -> bool:
             option, is_joined, value = word.partition("=")
             value = value if is_joined else following
             if option in ("--config", "-c"):
-                text = value if value.lstrip().startswith("{") else read_small(Path(value))
+                text = value if is_inline(value) else read_small(Path(value))
                 settings |= yaml.safe_load(text).get("experiment", {})
             elif option in ("--experiment.output_dir", "--experiment.name"):
                 settings[option.removeprefix("--experiment.")] = value

@@ -187,3 +187,8 @@ def _typed(kind: type[Kind], values: Mapping[str, Any], **more: Any) -> Kind:
 def _class_config(group: Mapping[str, Any]) -> ClassConfig:
     arguments = {key: value for key, value in group.items() if key != "class_path"}
     return ClassConfig(arguments, group.get("class_path"))
+
+
+def is_inline(said: str) -> bool:
+    """Tells whether what is given for a config is its content, not the name of a file: it begins so."""
+    return said.lstrip().startswith("{")

@@ -80,6 +80,20 @@ def meant(unknown: str, known: Sequence[str]) -> str:
     return ""
 
 
+def listed(unknown: str, known: Sequence[str]) -> str:
+    """Returns what to say after a key that nothing is like: the keys of its group, or where all are.
+
+    Args:
+        unknown: Dotted key.
+        known: All dotted keys that there are.
+    """
+    group = unknown.partition(".")[0]
+    inside = [key.partition(".")[2] for key in known if key.startswith(f"{group}.")]
+    if inside and group != "trainer":
+        return f"; {group} has {', '.join(inside)}"
+    return "; `flannel-pl fit --help` lists every key"
+
+
 def _guesses(unknown: str, known: Sequence[str]) -> Iterator[list[str]]:
     """Yields keys that may have been meant, the surest guess first."""
     group, _, name = unknown.rpartition(".")

@@ -8,7 +8,7 @@ from flannel_pl.launch.display import overall, status_table
 from flannel_pl.launch.standing import ExperimentStatus
 from flannel_pl.launch.status import read_status
 from flannel_pl.recording.experiment_record import read_record
-from flannel_pl.recording.reader import Recording, open_recording
+from flannel_pl.recording.reader import AskedFramework, Recording, open_recording
 from flannel_pl.terminal import NOTEBOOK_WIDTH, as_html
 
 
@@ -47,9 +47,7 @@ class Experiment:
         """Returns how far every run is."""
         return read_status(self.folder)
 
-    def recording(
-        self, *, framework: Literal["np", "numpy", "pt", "torch"] = "np", unfinished: bool = False
-    ) -> Recording:
+    def recording(self, *, framework: AskedFramework = "np", unfinished: bool = False) -> Recording:
         """Opens what is recorded: the gathered file, or the runs that are finished.
 
         Args:
@@ -62,7 +60,7 @@ class Experiment:
         """
         return open_recording(self.folder, framework=framework, unfinished=unfinished)
 
-    def run(self, index: int, *, framework: Literal["np", "numpy", "pt", "torch"] = "np") -> Any:
+    def run(self, index: int, *, framework: AskedFramework = "np") -> Any:
         """Returns the recording of run `index`; of one that is still trained, the rows that are safe.
 
         Raises:

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flannel_pl.config import is_inline
 from flannel_pl.errors import UserError
-from flannel_pl.hints import meant
+from flannel_pl.hints import listed, meant
 from flannel_pl.small_files import read_small
 
 FILE = Path(__file__).with_name("keys.json")
@@ -140,7 +141,7 @@ def _content(name: str) -> dict[str, Any]:
     import yaml
 
     try:
-        text = name if name.lstrip().startswith("{") else read_small(Path(name))
+        text = name if is_inline(name) else read_small(Path(name))
         content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return content if isinstance(content, dict) else {}
     except Exception:
@@ -187,13 +188,8 @@ def _may_be(key: str, own: set[str]) -> bool:
 
 
 def _hint(key: str) -> str:
-    if hint := meant(key, list(known()["keys"])):
-        return hint
-    group = key.partition(".")[0]
-    inside = [one.partition(".")[2] for one in known()["keys"] if one.startswith(f"{group}.")]
-    if inside and group != "trainer":
-        return f"; {group} has {', '.join(inside)}"
-    return "; `flannel-pl fit --help` lists every key"
+    keys = list(known()["keys"])
+    return meant(key, keys) or listed(key, keys)
 
 
 def _lines(keys: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -30,12 +30,14 @@ from flannel_pl.recording.writing.journal import Journal
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
 
 
+AskedFramework = Literal["np", "numpy", "pt", "torch"]
+
 FRAMEWORKS: dict[str, Framework] = {"np": "np", "numpy": "np", "pt": "pt", "torch": "pt"}
 """What `open_recording` may be asked for -> what it is called in here."""
 
 
 def open_recording(
-    path: str | Path, *, framework: Literal["np", "numpy", "pt", "torch"] = "np", unfinished: bool = False
+    path: str | Path, *, framework: AskedFramework = "np", unfinished: bool = False
 ) -> "Recording":
     """Opens a recording for reading; tensors are read when they are indexed.
 

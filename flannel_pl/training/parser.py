@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from flannel_pl.arguments import dumps, loads
 from flannel_pl.errors import UserError
-from flannel_pl.hints import meant
+from flannel_pl.hints import listed, meant
 from flannel_pl.training.classes import (
     DEFAULTS,
     as_lightning_writes_it,
@@ -121,10 +121,7 @@ class FlannelParser(LightningArgumentParser):
         if path := self.classes.get(group := unknown.partition(".")[0]):
             there = ", ".join(key for key in known if key.startswith(f"{group}."))
             return f"; {path} has {there or 'no arguments'}"
-        inside = [key.partition(".")[2] for key in known if key.partition(".")[0] == group]
-        if inside and group != "trainer":
-            return f"; {group} has {', '.join(inside)}"
-        return "; `flannel-pl fit --help` lists every key"
+        return listed(unknown, known)
 
 
 def _beside(said: dict[str, Any], folder: Path) -> dict[str, Any]:

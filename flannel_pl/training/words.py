@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from flannel_pl.arguments import dumps, loads
+from flannel_pl.config import is_inline
 from flannel_pl.errors import UserError
 from flannel_pl.small_files import read_small
 from flannel_pl.training.classes import (
@@ -92,7 +93,7 @@ class Words:
     def _group(self, group: str, value: Any, word: str = "") -> None:
         """Takes what is given for a whole group."""
         said = value
-        if isinstance(value, str) and value.lstrip().startswith("{"):
+        if isinstance(value, str) and is_inline(value):
             with contextlib.suppress(Exception):
                 said = loads(value)
         normal = normal_group(said, group)
@@ -109,11 +110,6 @@ class Words:
             self.classes[group] = str(normal["class_path"])
         elif is_class(said) or (isinstance(said, Mapping) and "class_path" in said):
             self.classes[group] = None
-
-
-def is_inline(config: str) -> bool:
-    """Tells whether what stands behind `--config` is the content of a config: it begins with a brace."""
-    return config.lstrip().startswith("{")
 
 
 def check_config_file(name: str) -> None:
