@@ -124,6 +124,8 @@ def _before_imports(verb: str, words: list[str]) -> list[str] | None:
     from flannel_pl.cli.configs import with_config
     from flannel_pl.cli.keys import asked_help, help_of_group, refuse_unknown
 
+    if not _has_working_folder():
+        raise UserError("the working folder is gone; change to one that is there, e.g. with cd")
     for word in words:
         if word.startswith("--help."):
             print(help_of_group(word.removeprefix("--help.")))
@@ -135,6 +137,13 @@ def _before_imports(verb: str, words: list[str]) -> list[str] | None:
         return None
     refuse_unknown(words)
     return words
+
+
+def _has_working_folder() -> bool:
+    try:
+        return Path.cwd().is_dir()
+    except OSError:
+        return False
 
 
 def _fit(words: list[str]) -> int:
