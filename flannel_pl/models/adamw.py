@@ -40,11 +40,11 @@ class AdamW(Optimizer):
             further tensor of the weights' type and added at the next step (Kahan, 1965). Weights in float32
             know `nearest` only.
         state_rounding: How moments are rounded to bfloat16: `nearest` or `stochastic`.
-        where: Round after every `operation`, as torch does where all is of one type; or compute in float32 and
-            round what is stored once a `step`, as torch's fused kernels do.
-        bias_correction: Whether moments are divided by 1 - beta^t. False divides by 1 - beta at every step, so
-            that the first step is the same; by nothing at all it would be (1 - beta1) / sqrt(1 - beta2) times
-            as large, 3.2 with the defaults, which would be another experiment.
+        where: Round after every `operation`, as torch does where all is of one type; or compute in float32
+            and round what is stored once a `step`, as torch's fused kernels do.
+        bias_correction: Whether moments are divided by 1 - beta^t. False divides by 1 - beta at every step,
+            so that the first step is the same; by nothing at all it would be (1 - beta1) / sqrt(1 - beta2)
+            times as large, 3.2 with the defaults, which would be another experiment.
         seed: Of stochastic rounding; null = torch's current seed, in an experiment that of the run.
 
     Raises:

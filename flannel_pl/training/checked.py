@@ -81,8 +81,9 @@ def check(experiment: ResolvedExperiment, run: Run) -> CheckedRun:
     wanted = as_config(**recorder_arguments(config.recorder.arguments), in_experiment=True)
     Checkpoints(RunPaths(Path()), every=config.launch.checkpoint_every, asked=lambda: None)
     check_logged(wanted, config.trainer.log_every_n_steps)
-    # With no token matrix to size by, a model of ours is like any other.
-    as_any_other = config.has_classes or wanted.parameter is None
+    # With no token matrix to size by, or another optimizer's state, a model of ours is like any other.
+    has_optimizer = config.model.arguments.get("optimizer") is not None
+    as_any_other = config.has_classes or wanted.parameter is None or has_optimizer
     return _check_own(config, run) if as_any_other else _check_default(config, wanted)
 
 
