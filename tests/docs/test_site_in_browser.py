@@ -17,10 +17,8 @@ WIDE = """[...document.querySelectorAll('.md-content *')].filter(one =>
 ).map(one => one.outerHTML.slice(0, 80))"""
 """What reaches out of the window, but for what scrolls by itself."""
 
-GLARING = (
-    "[...document.querySelectorAll('.md-content img')].filter(one => getComputedStyle(one).filter === 'none')"
-    ".map(one => one.src)"
-)
+GLARING = """[...document.querySelectorAll('.md-content img:not([src$=".svg"], .as-it-is)')].filter(one =>
+    getComputedStyle(one).filter === 'none').map(one => one.src)"""
 """Pictures on white paper that are shown as they are."""
 
 
