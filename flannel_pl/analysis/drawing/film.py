@@ -3,7 +3,7 @@
 It brings its own dark background, so it looks the same on a light page and on a dark one. What does not move
 is drawn once; the rest on a copy of that. A point is a pixel, so font sizes are pixels.
 
-Shape suffixes: F frames, R rows, S tokens, H and W pixels, C colours.
+Shape suffixes: F frames, R rows, K rows of a curve, S tokens, H and W pixels, C colours.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from flannel_pl.analysis.drawing.colors import COLORS, legend
-from flannel_pl.analysis.drawing.panels import STYLE, Band
-from flannel_pl.analysis.measuring.film import film_time
+from flannel_pl.analysis.drawing.panels import STYLE, Band, thinned
+from flannel_pl.analysis.measuring.film import film_rows, film_time
 from flannel_pl.analysis.measuring.results import Cloud
 from flannel_pl.analysis.words import counted
 from flannel_pl.arrays import Array
@@ -141,8 +141,8 @@ class _Scene:
         self._move_radius(step)
         return [
             *(self.epoch, self.said, self.counter, self.live, self.tails, self.dead, self.resting, self.mark),
-            *(past for _, past, _ in self.curves),
-            *(now for _, _, now in self.curves),
+            *(past for *_, past, _ in self.curves),
+            *(now for *_, now in self.curves),
         ]
 
     def _title(self) -> None:
@@ -214,6 +214,7 @@ class _Scene:
 
     def _radius(self, axes: Axes) -> None:
         film, time_R = self.film, film_time(self.film.steps_R)
+        self.time_R = time_R
         both = [film.radius_R] if film.live_radius_R is None else [film.live_radius_R, film.radius_R]
         values = np.concatenate(both)
         low, high = np.nanmin(values), np.nanmax(values)
@@ -224,10 +225,11 @@ class _Scene:
             lines.append((enlarged_R, DEAD))
         self.curves = []
         for radius_R, color in lines:
-            axes.plot(time_R, radius_R, color=color, linewidth=1.2, alpha=0.5)
+            rows = np.union1d(thinned(radius_R), film_rows(film.steps_R))  # of a million all would take long
+            axes.plot(time_R[rows], radius_R[rows], color=color, linewidth=1.2, alpha=0.5)
             (past,) = axes.plot([], [], color=color, linewidth=2.2, animated=True)
             (now,) = axes.plot([], [], "o", color=color, markersize=6.5, animated=True, clip_on=False)
-            self.curves.append((radius_R, past, now))
+            self.curves.append((rows, radius_R[rows], past, now))
         self.mark = axes.axvline(0, color=INK, linewidth=1, animated=True)
         self._ticks(axes)
         self._epochs(axes)
@@ -240,9 +242,9 @@ class _Scene:
         if inhale is None:
             return None
         depth = radius_R[0] - radius_R[self.film.steps_R <= inhale].min()
-        times = float(f"{(high - low) * 0.2 / depth:.0e}")
-        if not times > 2:
+        if not 0 < depth < (high - low) / 10:
             return None
+        times = float(f"{(high - low) * 0.2 / depth:.0e}")
         level = low + (high - low) * 0.6
         begun_R = np.logical_and.accumulate(radius_R - radius_R[0] < depth)
         end = time_R[begun_R][-1]
@@ -280,12 +282,12 @@ class _Scene:
                 text.remove()  # it has no place; the title names it
 
     def _move_radius(self, step: int) -> None:
-        seen_R = self.film.steps_R <= step
-        time_R = film_time(self.film.steps_R)[seen_R]
-        for radius_R, past, now in self.curves:
-            past.set_data(time_R, radius_R[seen_R])
-            now.set_data(time_R[-1:], radius_R[seen_R][-1:])
-        self.mark.set_xdata([time_R[-1]] * 2)
+        row = int(np.searchsorted(self.film.steps_R, step))
+        for rows, radius_K, past, now in self.curves:
+            count = int(np.searchsorted(rows, row)) + 1
+            past.set_data(self.time_R[rows[:count]], radius_K[:count])
+            now.set_data([self.time_R[row]], radius_K[count - 1 : count])
+        self.mark.set_xdata([self.time_R[row]] * 2)
 
 
 def _corners(points_F2S: Array) -> tuple[Array, Array]:

@@ -26,7 +26,7 @@ def film_bytes(
         frames: (H, W, 3) uint8 each; in memory they are a byte a pixel.
         milliseconds: For how long each is shown.
         suffix: Of `FORMATS`.
-        palette_C3: At most 255 colours, uint8; each pixel becomes the nearest of them.
+        palette_C3: At most 255 colours, uint8; each pixel becomes one that is near to its own.
 
     Example:
         >>> import numpy as np
