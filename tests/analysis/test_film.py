@@ -218,7 +218,8 @@ def test_a_film_of_most_frames_in_which_all_moves_is_small(suffix: str) -> None:
 
 
 def test_the_committed_film_is_one_of_a_thousand_steps() -> None:
-    path = Path(__file__).parents[2] / "docs" / "assets" / "flannel3.gif"
+    docs = Path(__file__).parents[2] / "docs"
+    path, page = docs / "assets" / "flannel3.gif", (docs / "report.md").read_text(encoding="utf-8")
     assert path.stat().st_size <= 3 * MB
     steps_F = film_rows(np.arange(1001))
     with Image.open(path) as file:
@@ -229,3 +230,9 @@ def test_the_committed_film_is_one_of_a_thousand_steps() -> None:
             file.seek(number)
             shown.append(file.info["duration"])
     assert shown == frame_ms(steps_F)
+    size, colors = f"{WIDTH} x {HEIGHT} pixels", f"in {len(palette())} colours"
+    frames = f"at most {MAX_FRAMES} frames; the one above has {len(steps_F)}"
+    megabytes = f"{path.stat().st_size / MB:.1f} MB"
+    words = f"The file is {size}, on a dark ground of its own, {colors}, and has {frames} and {megabytes}."
+    assert words in page.replace("\n", " ")
+    assert f"row 0 for {shown[0] / 1000:.2f} seconds, the last ones for {shown[-2] / 1000:.2f}" in page

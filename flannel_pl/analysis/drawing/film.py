@@ -27,7 +27,7 @@ from flannel_pl.analysis.measuring.results import Cloud
 from flannel_pl.analysis.words import counted
 from flannel_pl.arrays import Array
 
-WIDTH, HEIGHT = 880, 400
+WIDTH, HEIGHT = 880, 416
 
 GROUND, INK, MUTED, LINE = "#111417", "#e7eaee", "#a6afba", "#373d45"
 """Those of the report's page where it is dark."""
@@ -37,9 +37,9 @@ DEAD, LIVE, RESTING = COLORS[1], COLORS[0], "#dbe9f6"
 SHADES = 20
 """Of each colour, on its way from the ground."""
 
-MARGIN, CLOUD_MARGIN = 18, 9
-CLOUD_BOX, RADIUS_BOX = (0, 60, WIDTH, 205), (52, 288, WIDTH - 52 - 26, 88)
-"""Left, top, width, height, in pixels."""
+MARGIN, CLOUD_MARGIN, WORDS_HEIGHT = 18, 9, 15
+CLOUD_BOX, RADIUS_BOX = (0, 60, WIDTH, 221), (52, 304, WIDTH - 52 - 26, 88)
+"""Left, top, width, height, in pixels. The words below the cloud are in its box, where no token is."""
 
 TAIL_FRAMES = 3
 """How long the tails are that show where tokens come from."""
@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {"fontsize": 11, "color": MUTED}
 EPOCH_WORDS = {
     "inhale": "They draw in: a little closer to zero.",
     "sneeze": "Flung out together, faster and faster.",
-    "deceleration": "Still moving out, slower and slower.",
+    "deceleration": "Slower and slower; one after the other comes to rest.",
     "re-expansion": "Faster once more.",
     "Fimbulwinter": "The long winter: hardly anything moves.",
 }
@@ -176,13 +176,13 @@ class _Scene:
 
     def _cloud(self, axes: Axes) -> None:
         low_2, high_2 = _corners(self.film.cloud.points_F3S[:, :2])
-        middle_2 = (low_2 + high_2) / 2
-        *_, width, height = CLOUD_BOX
-        unit = max((high_2 - low_2) / (width - 2 * CLOUD_MARGIN, height - 2 * CLOUD_MARGIN)) or 1.0  # a pixel
-        axes.set_xlim(middle_2[0] - unit * width / 2, middle_2[0] + unit * width / 2)
-        axes.set_ylim(middle_2[1] - unit * height / 2, middle_2[1] + unit * height / 2)
+        (x, y), size_2 = (low_2 + high_2) / 2, np.array(CLOUD_BOX[2:])
+        unit = max((high_2 - low_2) / (size_2 - 2 * CLOUD_MARGIN - (0, WORDS_HEIGHT))) or 1.0  # of a pixel
+        width, height = unit * size_2
+        y -= unit * WORDS_HEIGHT / 2
+        axes.set(xlim=(x - width / 2, x + width / 2), ylim=(y - height / 2, y + height / 2))
         axes.axhline(0, color=LINE, linewidth=1)
-        axes.axvline(0, 0.1, color=LINE, linewidth=1)  # not through the words below
+        axes.axvline(0, 0.09, color=LINE, linewidth=1)  # not through the words below
         axes.annotate("zero", (0, 1), (4, -12), ("data", "axes fraction"), "offset points", **SMALL)
         self._scale_bar(axes, unit)
         style: dict[str, Any] = {"linewidths": 0, "animated": True}
@@ -193,8 +193,9 @@ class _Scene:
         axes.add_collection(self.tails, autolim=False)
 
     def _scale_bar(self, axes: Axes, unit: float) -> None:
-        """Draws a bar of one significant digit, some 80 pixels long."""
-        length = float(f"{80 * unit:.0e}")
+        """Draws a bar of length 1, 2 or 5 times a power of ten, 40 to 100 pixels long."""
+        power = np.floor(np.log10(100 * unit))
+        length = max(digit * 10**power for digit in (1, 2, 5) if digit * 10**power <= 100 * unit)
         right, y = axes.get_xlim()[1] - MARGIN * unit, axes.get_ylim()[0] + 8 * unit
         axes.plot([right - length, right], [y, y], color=MUTED, linewidth=1.5, solid_capstyle="butt")
         axes.annotate(
