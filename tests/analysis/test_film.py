@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from flannel_pl.analysis.drawing.film import (
     palette,
 )
 from flannel_pl.analysis.drawing.film_file import film_bytes
+from flannel_pl.analysis.drawing.panels import Band
 from flannel_pl.analysis.measuring.film import FILM_MS, HOLD_MS, MAX_FRAMES, film_rows, frame_ms
 from flannel_pl.analysis.measuring.results import Cloud
 from tests.analysis.samples import Array
@@ -140,8 +142,12 @@ def test_every_frame_says_its_step_and_epoch(film: Film) -> None:
         assert np.asarray(scene.mark.get_xdata())[0] == pytest.approx(math.log1p(row) / math.log1p(1000))
 
 
-def test_words_are_large_enough_and_apart_and_within_the_picture(film: Film) -> None:
-    scene, figure = scene_of(film)
+NARROW = [("inhale", 0, 2), ("sneeze", 2, 9), ("deceleration", 9, 10), ("re-expansion", 10, 11)]
+
+
+@pytest.mark.parametrize("epochs", [BANDS, [*NARROW, ("Fimbulwinter", 960, 1000)]])
+def test_words_are_large_enough_and_apart_and_within_the_picture(film: Film, epochs: list[Band]) -> None:
+    scene, figure = scene_of(dataclasses.replace(film, epochs=epochs))
     for frame in (0, 30, 50, 70, len(scene.steps_F) - 1):
         scene.moved_to(frame)
         figure.canvas.draw()
@@ -153,6 +159,24 @@ def test_words_are_large_enough_and_apart_and_within_the_picture(film: Film) -> 
             assert 0 <= box.y0 < box.y1 <= HEIGHT, words
             overlapping = [other for other, there in boxes[:number] if box.overlaps(there)]
             assert not overlapping, words
+
+
+def test_an_inhale_that_could_not_be_seen_is_enlarged_and_no_other(film: Film) -> None:
+    scene, figure = scene_of(film)
+    *_, (rows, radius_K, _, _) = scene.curves
+    assert len(scene.curves) == 3
+    (times,) = re.findall(r"enlarged ([\d,]+) times", " ".join(t.get_text() for t in figure.findobj(Text)))
+    seen = np.isfinite(radius_K)
+    assert rows[seen].tolist() == [0, 1, 2]  # until it is as far above the start as it was below
+    change_K = film.radius_R[rows[seen]] - film.radius_R[0]
+    np.testing.assert_allclose(radius_K[seen] - radius_K[0], int(times.replace(",", "")) * change_K)
+    low, high = figure.axes[1].get_ylim()
+    assert 0.1 < (radius_K[0] - radius_K[2]) / (high - low) < 0.3
+    flat_R, deep_R = film.radius_R.copy(), film.radius_R.copy()
+    flat_R[:3], deep_R[2] = flat_R[0], 0
+    for radius_R in (flat_R, deep_R):
+        assert len(scene_of(dataclasses.replace(film, radius_R=radius_R))[0].curves) == 2
+    assert len(scene_of(dataclasses.replace(film, epochs=BANDS[1:]))[0].curves) == 2
 
 
 def orange(frame_HW3: Array) -> Array:
