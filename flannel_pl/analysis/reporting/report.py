@@ -26,7 +26,6 @@ from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.reporting.tables import METRICS_COLUMNS
-from flannel_pl.analysis.reporting.vocabulary import token_texts
 from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
@@ -227,7 +226,7 @@ def _measure(
             advance=advance,
         )
         shown = {int(token) for cloud in measures.clouds for token in cloud.tokens_S}
-        texts = token_texts(recording, shown)
+        texts = {token: text for text, token in recording.vocabulary.items() if token in shown}
         experiments.append(Reported(name, measures, background_of(recording), _token_ids(recording), texts))
     return experiments, done
 
