@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -52,19 +52,27 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 def in_turns(loops: Iterable[str], options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns the median step, in ms, of every block of some of the loops."""
     with ExitStack() as stack:
-        return take_turns({loop: _start(loop, options, stack) for loop in loops}, options)
+        return take_turns({loop: start(loop, options, stack) for loop in loops}, options)
 
 
 def beside(loop: str, checkouts: Iterable[Path], options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns the median step, in ms, of every block of a loop, in several checkouts of this project."""
     with ExitStack() as stack:
-        return take_turns({str(one): _start(loop, options, stack, one) for one in checkouts}, options)
+        return take_turns({str(one): start(loop, options, stack, one) for one in checkouts}, options)
 
 
 def take_turns(
-    processes: Mapping[str, "subprocess.Popen[str]"], options: argparse.Namespace
+    processes: Mapping[str, "subprocess.Popen[str]"],
+    options: argparse.Namespace,
+    of: Callable[[Sequence[float]], float] = statistics.median,
 ) -> dict[str, list[float]]:
-    """Returns the median step of every block of every process, which train one after the other."""
+    """Returns the median step of every block of every process, which train one after the other.
+
+    Args:
+        processes: Name -> process that waits for its turns.
+        options: As of `measure`.
+        of: What to take of the steps of a block; the mean, where not all of them do the same.
+    """
     blocks_ms: dict[str, list[float]] = {name: [] for name in processes}
     for name, process in processes.items():
         if _read(process) != "ready":
@@ -73,13 +81,14 @@ def take_turns(
     for _ in range(options.num_blocks):
         for name, process in processes.items():
             time.sleep(PAUSE_S)
-            blocks_ms[name].append(_block_ms(process))
+            blocks_ms[name].append(of(answer(process)))
     return blocks_ms
 
 
-def _start(
+def start(
     loop: str, options: argparse.Namespace, stack: ExitStack, checkout: Path | None = None
 ) -> "subprocess.Popen[str]":
+    """Starts a loop of benchmarks/loops.py, of this checkout or another, which ends with the stack."""
     command = [sys.executable, "-m", "benchmarks.loops", loop, "--size", options.size]
     command += ["--device", "cpu" if options.accelerator == "cpu" else "cuda"]
     command += ["--num_blocks", str(options.num_blocks), "--block_steps", str(options.block_steps)]
@@ -101,12 +110,13 @@ def _start(
     return process
 
 
-def _block_ms(process: "subprocess.Popen[str]") -> float:
+def answer(process: "subprocess.Popen[str]") -> list[float]:
+    """Has a process go on, and returns what it says at the end of that: of a turn, the steps in ms."""
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    times_ms: list[float] = json.loads(_read(process))
-    return statistics.median(times_ms)
+    said: list[float] = json.loads(_read(process))
+    return said
 
 
 def _read(process: "subprocess.Popen[str]") -> str:
