@@ -44,13 +44,15 @@ class Turns:
         num_blocks: How often it is this loop's turn.
         block_steps: Steps of a block.
         device: cpu or cuda. On cuda only blocks are timed: waiting for each step would slow them down.
+        counts_work: Whether the last number of a block is a step's processor time, of all threads, in ms.
     """
 
-    def __init__(self, *, num_blocks: int, block_steps: int, device: str) -> None:
-        self.block_steps, self.device = block_steps, device
+    def __init__(self, *, num_blocks: int, block_steps: int, device: str, counts_work: bool = False) -> None:
+        self.block_steps, self.device, self._counts_work = block_steps, device, counts_work
         self.max_steps = WARM_UP_STEPS + num_blocks * block_steps
         self._step = 0
         self._times_s: list[float] = []
+        self._work_s = 0.0
 
     def after_step(self) -> None:
         """To be called at the end of every step; further calls after the last one do nothing."""
@@ -69,12 +71,14 @@ class Turns:
             times_ms = [1000 * (b - a) for a, b in itertools.pairwise(self._times_s)]
             if self.device == "cuda":
                 times_ms = [sum(times_ms) / len(times_ms)]
+            if self._counts_work:
+                times_ms.append(1000 * (time.process_time() - self._work_s) / self.block_steps)
             print(json.dumps(times_ms), flush=True)
         else:
             print("ready", flush=True)
         if self._step < self.max_steps:
             sys.stdin.readline()
-        self._times_s = [time.perf_counter()]
+        self._times_s, self._work_s = [time.perf_counter()], time.process_time()
 
 
 def main() -> None:
@@ -85,8 +89,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--num_blocks", type=int, required=True)
     parser.add_argument("--block_steps", type=int, required=True)
+    parser.add_argument("--counts_work", action="store_true")
     options = parser.parse_args()
-    turns = Turns(num_blocks=options.num_blocks, block_steps=options.block_steps, device=options.device)
+    asked = {name: getattr(options, name) for name in ("num_blocks", "block_steps", "device", "counts_work")}
+    turns = Turns(**asked)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what the libraries say to each of five processes is not our subject
     LOOPS[options.loop](turns, SIZES[options.size])

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from benchmarks.figures import Figure, ratios
 from benchmarks.peer_tools import KINDS, TOOLS, Tool, is_missing, title
-from benchmarks.steps import answer, start, take_turns
+from benchmarks.steps import answer, said_in_turns, start
 
 BARE = "plain"
 NEVER = {
@@ -27,13 +27,16 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     """
     there = [loop for loop, tool in TOOLS.items() if not is_missing(tool)]
     with ExitStack() as stack:
-        processes = {loop: start(loop, options, stack) for loop in (BARE, *there)}
-        blocks_ms = take_turns(processes, options, of=statistics.fmean)
+        processes = {loop: start(loop, options, stack, None, "--counts_work") for loop in (BARE, *there)}
+        said = said_in_turns(processes, options)
         left = {loop: answer(processes[loop]) for loop in there}
+    blocks_ms = {loop: [statistics.fmean(times[:-1]) for times in said[loop]] for loop in said}
+    work_ms = {loop: [times[-1] for times in said[loop]] for loop in said}
     figures = [Figure("peers: the bare step, a plain torch loop", "ms", blocks_ms[BARE])]
     for loop, tool in TOOLS.items():
         if loop in there:
-            figures += _figures(title(tool), ratios(blocks_ms[loop], blocks_ms[BARE]), *left[loop])
+            costs = (ratios(of[loop], of[BARE]) for of in (blocks_ms, work_ms))
+            figures += _figures(title(tool), *costs, *left[loop])
         else:
             figures.append(Figure(f"peers: {tool.words}", "", [], why_not=missing(tool)))
     figures += [Figure(f"peers: {name}", "", [], why_not=why) for name, why in NEVER.items()]
@@ -47,9 +50,12 @@ def missing(tool: type[Tool]) -> str:
     return f"{tool.package} is not installed: pip install flannel-pl[peers]"
 
 
-def _figures(name: str, costs: list[float], num_bytes: float, num_equal: float) -> list[Figure]:
+def _figures(
+    name: str, costs: list[float], work: list[float], num_bytes: float, num_equal: float
+) -> list[Figure]:
     return [
         Figure(f"peers: a step with {name} / the bare step", "", costs),
+        Figure(f"peers: the same in processor time, {name}", "", work),
         Figure(f"peers: bytes of a step, {name}", "MB", [num_bytes / 1e6]),
         Figure(
             f"peers: embedding, gradient, moments read back to the bit, {name}",

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -62,18 +62,18 @@ def beside(loop: str, checkouts: Iterable[Path], options: argparse.Namespace) ->
 
 
 def take_turns(
-    processes: Mapping[str, "subprocess.Popen[str]"],
-    options: argparse.Namespace,
-    of: Callable[[Sequence[float]], float] = statistics.median,
+    processes: Mapping[str, "subprocess.Popen[str]"], options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Returns the median step of every block of every process, which train one after the other.
+    """Returns the median step of every block of every process, which train one after the other."""
+    blocks = said_in_turns(processes, options)
+    return {name: [statistics.median(times_ms) for times_ms in blocks[name]] for name in blocks}
 
-    Args:
-        processes: Name -> process that waits for its turns.
-        options: As of `measure`.
-        of: What to take of the steps of a block; the mean, where not all of them do the same.
-    """
-    blocks_ms: dict[str, list[float]] = {name: [] for name in processes}
+
+def said_in_turns(
+    processes: Mapping[str, "subprocess.Popen[str]"], options: argparse.Namespace
+) -> dict[str, list[list[float]]]:
+    """Returns what every process says of each of its blocks; they train one after the other."""
+    blocks: dict[str, list[list[float]]] = {name: [] for name in processes}
     for name, process in processes.items():
         if _read(process) != "ready":
             logs = [path.read_text(encoding="utf-8") for path in options.folder.glob("*.log")]
@@ -81,17 +81,26 @@ def take_turns(
     for _ in range(options.num_blocks):
         for name, process in processes.items():
             time.sleep(PAUSE_S)
-            blocks_ms[name].append(of(answer(process)))
-    return blocks_ms
+            blocks[name].append(answer(process))
+    return blocks
 
 
 def start(
-    loop: str, options: argparse.Namespace, stack: ExitStack, checkout: Path | None = None
+    loop: str, options: argparse.Namespace, stack: ExitStack, checkout: Path | None = None, *more: str
 ) -> "subprocess.Popen[str]":
-    """Starts a loop of benchmarks/loops.py, of this checkout or another, which ends with the stack."""
+    """Starts a loop of benchmarks/loops.py, of this checkout or another, which ends with the stack.
+
+    Args:
+        loop: Its name.
+        options: As of `measure`.
+        stack: Ends it.
+        checkout: Whose code it is; None = this one's.
+        more: Further arguments.
+    """
     command = [sys.executable, "-m", "benchmarks.loops", loop, "--size", options.size]
     command += ["--device", "cpu" if options.accelerator == "cpu" else "cuda"]
     command += ["--num_blocks", str(options.num_blocks), "--block_steps", str(options.block_steps)]
+    command += more
     name = loop if checkout is None else f"{loop}-{len(list(options.folder.glob('*.log')))}"
     log = stack.enter_context((options.folder / f"{name}.log").open("w"))  # what the libraries say
     own = {} if checkout is None else {"PYTHONPATH": str(checkout)}

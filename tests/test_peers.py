@@ -20,14 +20,18 @@ PACKAGES = {"trainscope", "wandb"}
 SAID = "not measured: {} is not installed: pip install flannel-pl[peers]"
 
 
+def said(processes: dict[str, str], options: argparse.Namespace) -> dict[str, list[list[float]]]:
+    return {one: [[2.0, 4.0, 5.0] if one == peers.BARE else [6.0, 9.0, 20.0]] for one in processes}
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What of `PACKAGES` seems to be installed; nothing is started to find out how it fares."""
     names: set[str] = set()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in names else None)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
-    monkeypatch.setattr(peers, "start", lambda loop, options, stack: loop)
-    monkeypatch.setattr(peers, "take_turns", lambda processes, options, of: {one: [2.0] for one in processes})
+    monkeypatch.setattr(peers, "start", lambda loop, options, stack, checkout, *more: loop)
+    monkeypatch.setattr(peers, "said_in_turns", said)
     monkeypatch.setattr(peers, "answer", lambda process: [3e6, 4])
     return names
 
@@ -45,7 +49,8 @@ def test_what_is_not_installed_is_said_and_not_measured(
     for name in PACKAGES:
         assert (f"({name} 9.9)" in rows) == (name in there)
         assert (f"| {SAID.format(name)} | | | |" in rows) == (name not in there)
-    assert "| peers: a step with flannel-pl of the embedding / the bare step | 1 | once |  |  |" in rows
+    assert "| peers: a step with flannel-pl of the embedding / the bare step | 2.5 | once |  |  |" in rows
+    assert "| peers: the same in processor time, flannel-pl of the embedding | 4 | once |  |  |" in rows
 
 
 @pytest.mark.parametrize("tool", [Trainscope, Wandb])
