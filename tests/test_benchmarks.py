@@ -14,7 +14,7 @@ from benchmarks.figures import BEGIN, END, Figure, measured_on_gpus, put_into, r
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 README_RESULT = ROOT / "benchmarks" / "results" / "cpu2.json"
-PARTS = ["steps", "live", "quantities", "experiment", "startup", "disk", "analysis"]
+PARTS = ["steps", "live", "quantities", "experiment", "startup", "disk", "analysis", "peers"]
 
 
 def result(*figures: Figure) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_everything_is_measured_at_a_small_size(tmp_path: Path) -> None:
     assert code == 0, error
     written = json.loads((tmp_path / "small.json").read_text())
     assert output.strip() == table(written)
-    assert list(written["parts"]) == [*PARTS, "peers"]
+    assert list(written["parts"]) == PARTS
     figures = {figure["name"]: figure for part in written["parts"].values() for figure in part["figures"]}
     assert figures["rows lost, 2 runs side by side"]["values"] == [0]
     measured = {name: figure for name, figure in figures.items() if figure["values"]}
