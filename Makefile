@@ -33,7 +33,7 @@ test-oldest: ## the tests that take seconds, with the oldest versions of what is
 	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
 
 bench: .venv/installed ## what is promised, measured next to the notebook's code; minutes, on a quiet machine
-	$(BIN)/python -m benchmarks --readme
+	$(BIN)/python -m benchmarks --pages
 
 bench-gpu: .venv/installed ## the same on a CUDA device
 	$(BIN)/python -m benchmarks --accelerator gpu

@@ -1,7 +1,7 @@
 """Measures what flannel-pl promises, next to the notebook's code, on this machine; `make bench` runs it all.
 
-Writes every value to results/MACHINE.json and, with --readme, the table to README.md. Nothing else should
-run on the machine.
+Writes every value to results/MACHINE.json and, with --pages, the table to docs/benchmarks.md and three ratios
+to README.md. Nothing else should run on the machine.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import analysis, disk, experiment, live, machine, peers, quantities, startup, steps
-from benchmarks.figures import Figure, measured_on_gpus, put_into, table
+from benchmarks.figures import RATIOS, TABLE, Figure, measured_on_gpus, put_into, table, telling_ratios
 from benchmarks.sizes import SIZES
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
@@ -26,7 +26,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "analysis": analysis.measure,
     "peers": peers.measure,
 }
-README = machine.RESULTS.parents[1] / "README.md"
+ROOT = machine.RESULTS.parents[1]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,8 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     shown = table(result, on_gpus=measured_on_gpus(options.results))
     print(shown)
-    if options.readme:
-        put_into(README, shown)
+    if options.pages:
+        put_into(ROOT / "docs" / "benchmarks.md", TABLE, shown)
+        put_into(ROOT / "README.md", RATIOS, telling_ratios(result))
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -78,7 +79,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="of everything else")
     add("--folder", type=Path, help="where to record (default: the temporary folder)")
     add("--results", type=Path, default=machine.RESULTS, help="where the results go")
-    add("--readme", action="store_true", help="write the table into README.md")
+    add("--pages", action="store_true", help="write the table into docs/benchmarks.md, ratios into README.md")
     options = parser.parse_args(arguments)
     on_gpu = options.accelerator == "gpu"
     options.machine = options.machine or machine.default_name(options.accelerator)

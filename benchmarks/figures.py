@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+TABLE, RATIOS = "benchmark", "ratios"
+"""What is between marks of that name in a page: the whole table, and the README's part of it."""
+
+TELLING = {
+    "recording: step with the recorder / without": "a step, every bit recorded to disk / a step without",
+    "the same / the notebook's time, 2 runs side by side": "two seeds to their file / the notebook's code",
+    "gather / `cp`": "joining the runs' files, bytes per second / `cp`",
+}
+"""Figure of the table -> what the README calls it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def table(result: dict[str, Any], *, on_gpus: Sequence[dict[str, Any]] = ()) -> 
     lines = [
         f"{result['device']}, {result['cores']} cores; load average before each part {', '.join(loads)} "
         "(of the minute before, the last part's own work included); every value, with versions and commit: "
-        f"[benchmarks/results/{result['machine']}.json](benchmarks/results/{result['machine']}.json).",
+        f"[benchmarks/results/{result['machine']}.json](../benchmarks/results/{result['machine']}.json).",
         "",
         "| figure | median | least to most | limit | |",
         "|---|---|---|---|---|",
@@ -87,12 +95,26 @@ def table(result: dict[str, Any], *, on_gpus: Sequence[dict[str, Any]] = ()) -> 
     return "\n".join(lines)
 
 
-def put_into(readme: Path, text: str) -> None:
-    """Replaces what stands between the two marks of `readme` by `text`."""
-    page = readme.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+def telling_ratios(result: dict[str, Any]) -> str:
+    """Returns the three ratios that the README shows, as Markdown."""
+    found = {figure["name"]: figure for figure in _figures(result)}
+    lines = [f"Measured by `make bench` on {result['device']}, {result['cores']} cores, medians", ""]
+    lines[0] += " ([docs/benchmarks.md](docs/benchmarks.md)):"
+    lines += [f"- {words}: **{found[name]['median']:g}**" for name, words in TELLING.items()]
+    return "\n".join(lines)
+
+
+def between_marks(page: str, name: str) -> str:
+    """Returns what stands between the two marks of that name in a page."""
+    return page.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0].strip()
+
+
+def put_into(path: Path, name: str, text: str) -> None:
+    """Replaces what stands between the two marks of that name in a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The verbs of `flannel-pl`. A verb's modules are imported only when the verb is named."""
 
 import contextlib
-import itertools
 import json
 import os
 import shlex
@@ -10,14 +9,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_pl.answer import answer, is_asked, listen
 from flannel_pl.cli.verbs import PURPOSES
 from flannel_pl.errors import Interrupted, UserError, explanation, foreign_place
 from flannel_pl.imports import quick_imports, stand_alone
-from flannel_pl.small_files import read_small
 from flannel_pl.terminal import plain_text
+
+if TYPE_CHECKING:
+    from flannel_pl.cli.finished import Finished
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,6 +124,8 @@ def _before_imports(verb: str, words: list[str]) -> list[str] | None:
     from flannel_pl.cli.configs import with_config
     from flannel_pl.cli.keys import asked_help, help_of_group, refuse_unknown
 
+    if not _has_working_folder():
+        raise UserError("the working folder is gone; change to one that is there, e.g. with cd")
     for word in words:
         if word.startswith("--help."):
             print(help_of_group(word.removeprefix("--help.")))
@@ -136,9 +139,20 @@ def _before_imports(verb: str, words: list[str]) -> list[str] | None:
     return words
 
 
+def _has_working_folder() -> bool:
+    try:
+        return Path.cwd().is_dir()
+    except OSError:
+        return False
+
+
 def _fit(words: list[str]) -> int:
     left = _before_imports("fit", words)
     if left is None:
+        return 0
+    if (finished := _finished(left)) is not None:
+        answer(folder=str(finished.paths.folder))
+        print(finished)
         return 0
     stand_alone()
     _number_devices()
@@ -149,55 +163,30 @@ def _fit(words: list[str]) -> int:
     return fit_verb(left)
 
 
+def _finished(words: list[str]) -> "Finished | None":
+    from flannel_pl.cli.finished import finished_already
+
+    return finished_already(words)
+
+
+def _prepare_for_several_runs(words: list[str]) -> None:
+    from flannel_pl.cli.ahead import prepare_for_several_runs
+
+    prepare_for_several_runs(words)
+
+
 def _number_devices() -> None:
     from flannel_pl.launch.devices import number_like_nvidia_smi
 
     number_like_nvidia_smi()
 
 
-def _prepare_for_several_runs(words: list[str]) -> None:
-    """Has a second core import what the runs need while this one imports it for the launcher.
-
-    Not in a job that a scheduler starts for one run, nor where the imports have been paid for, nor for an
-    experiment that is begun: perhaps nothing of it is left to train.
-    """
-    if "FLANNEL_PL_ATTEMPT" in os.environ or "torch" in sys.modules or _is_begun(words):
-        return
-    from flannel_pl.launch.devices import free_memory, num_cores
-    from flannel_pl.launch.fork_server import start_fork_server, start_method
-    from flannel_pl.launch.memory import LIBRARY_BYTES
-
-    free = free_memory()
-    is_tight = free is not None and free.amount < 2 * LIBRARY_BYTES
-    if start_method() == "forkserver" and num_cores() > 1 and not is_tight:
-        with contextlib.suppress(UserError):  # which a single run need not care about
-            start_fork_server("flannel_pl.training.worker")
-
-
-def _is_begun(words: list[str]) -> bool:
-    """Guesses whether the experiment's folder is there. The parser would know, but takes all the imports."""
-    import yaml
-
-    from flannel_pl.config import ExperimentConfig, is_inline
-
-    settings: dict[str, Any] = {"output_dir": ExperimentConfig.output_dir, "name": ExperimentConfig.name}
-    try:
-        for word, following in itertools.pairwise([*words, ""]):
-            option, is_joined, value = word.partition("=")
-            value = value if is_joined else following
-            if option in ("--config", "-c"):
-                text = value if is_inline(value) else read_small(Path(value))
-                settings |= yaml.safe_load(text).get("experiment", {})
-            elif option in ("--experiment.output_dir", "--experiment.name"):
-                settings[option.removeprefix("--experiment.")] = value
-        return Path(str(settings["output_dir"]), str(settings["name"])).expanduser().is_dir()
-    except Exception:  # whatever is wrong with a config, its parser says it better
-        return False
-
-
 def _plan(words: list[str]) -> int:
     left = _before_imports("plan", words)
     if left is None:
+        return 0
+    if (finished := _finished(left)) is not None:
+        print(f"{finished.paths.folder} is finished; there is nothing to train")
         return 0
     stand_alone()
     _number_devices()

@@ -70,27 +70,29 @@ def goes_to(stream: TextIO | None, file: io.FileIO) -> bool:
 
 
 @contextmanager
-def copied_to(log: io.FileIO, *, stdout: bool, stderr: bool) -> Iterator[None]:
+def copied_to(log: io.FileIO, *, stdout: bool, stderr: bool, moves: bool = False) -> Iterator[None]:
     """Writes what is printed to a log as well, but not what only draws over what was there before.
 
     Args:
         log: Where, as UTF-8. If it cannot be written, that costs the copy and nothing else.
         stdout: Whether to copy what goes to `sys.stdout`.
         stderr: Whether to copy what goes to `sys.stderr`.
+        moves: Whether what goes to `sys.stdout`, and what is logged, goes to the log instead.
     """
     previous = sys.stdout, sys.stderr
-    sys.stdout = _copying(sys.stdout, log) if stdout else sys.stdout
+    if stdout:
+        sys.stdout = cast(TextIO, _Copying(None, log)) if moves else _copying(sys.stdout, log)
     sys.stderr = _copying(sys.stderr, log) if stderr else sys.stderr
-    now = sys.stdout, sys.stderr
+    now = (sys.stdout, sys.stdout if moves and stdout else sys.stderr)
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     found = {id(handler): handler for logger in loggers for handler in logger.handlers}
     # Those that were made before hold on to the stream that they found.
     moved = [
-        (handler, old, new)
+        (handler, handler.stream, new)
         for handler in found.values()
         if isinstance(handler, logging.StreamHandler)
         for old, new in zip(previous, now, strict=True)
-        if handler.stream is old
+        if _beneath(handler.stream) is _beneath(old)
     ]
     for handler, _, new in moved:
         handler.setStream(new)

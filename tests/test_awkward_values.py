@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_pl.__main__ import _is_begun
+from flannel_pl.cli.ahead import is_begun
 from flannel_pl.experiment import ResolvedExperiment
 from flannel_pl.recording.sameness import meaning
 from flannel_pl.training.cli import resolve
@@ -165,9 +165,9 @@ def test_one_batch_stays_one_batch(first: str) -> None:
 )
 def test_a_guess_from_an_odd_config_is_no(tmp_path: Path, content: str) -> None:
     (tmp_path / "odd.yaml").write_text(content)
-    assert not _is_begun(["--config", str(tmp_path / "odd.yaml")])
-    assert not _is_begun(["--experiment.output_dir", "~nobody-of-that-name/x"])
-    assert not _is_begun(["--config"])
+    assert not is_begun(["--config", str(tmp_path / "odd.yaml")])
+    assert not is_begun(["--experiment.output_dir", "~nobody-of-that-name/x"])
+    assert not is_begun(["--config"])
 
 
 def test_nothing_is_imported_from_the_working_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The table in the README is the committed measurement, and a result names no one's machine."""
+"""Table and ratios in the pages are the committed measurement, and a result names no one's machine."""
 
 import json
 import re
@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks.figures import BEGIN, END, Figure, measured_on_gpus, put_into, ratios, table
+from benchmarks.figures import (
+    RATIOS,
+    TABLE,
+    Figure,
+    between_marks,
+    measured_on_gpus,
+    put_into,
+    ratios,
+    table,
+    telling_ratios,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-README_RESULT = ROOT / "benchmarks" / "results" / "cpu2.json"
+COMMITTED = ROOT / "benchmarks" / "results" / "cpu2.json"
 PARTS = ["steps", "live", "quantities", "experiment", "startup", "disk", "analysis", "peers"]
 
 
@@ -75,17 +85,20 @@ def test_ratios_are_those_of_a_round() -> None:
 
 def test_only_the_text_between_the_marks_is_replaced(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    put_into(page, "new")
-    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    begin, end = "<!-- a: begin -->", "<!-- a: end -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    put_into(page, "a", "new")
+    assert page.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
 
 
-@pytest.mark.skipif(not README_RESULT.exists(), reason="no result of make bench is committed yet")
-def test_the_readme_holds_the_committed_table() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split(BEGIN)[1].split(END)[0].strip()
-    committed = json.loads(README_RESULT.read_text(encoding="utf-8"))
-    assert shown == table(committed, on_gpus=measured_on_gpus(README_RESULT.parent)), "make bench writes both"
+@pytest.mark.skipif(not COMMITTED.exists(), reason="no result of make bench is committed yet")
+def test_pages_hold_what_is_committed() -> None:
+    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    expected = table(committed, on_gpus=measured_on_gpus(COMMITTED.parent))
+    shown = between_marks((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), TABLE)
+    assert shown == expected, "make bench writes both"
+    shown = between_marks((ROOT / "README.md").read_text(encoding="utf-8"), RATIOS)
+    assert shown == telling_ratios(committed), "make bench writes both"
     assert list(committed["parts"]) == PARTS
 
 

@@ -38,6 +38,26 @@ def test_bash(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, fo
     assert done.stdout.split() == found
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "fish"]) == 0
+    script = tmp_path / "flannel-pl.fish"
+    script.write_text(capsys.readouterr().out)
+    asked = f"source '{script}'; complete -C 'flannel-pl fit --model.ad'; complete -C 'flannel-pl init q'"
+    done = subprocess.run(["fish", "-c", asked], capture_output=True, text=True, check=True)
+    found = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert found == ["--model.adam_beta1", "--model.adam_beta2", "--model.adam_epsilon", "quickstart"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_takes_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "zsh"]) == 0
+    script = tmp_path / "_flannel-pl"
+    script.write_text(capsys.readouterr().out)
+    subprocess.run(["zsh", "-n", str(script)], check=True)
+    assert script.read_text().startswith("#compdef flannel-pl\n")
+
+
 def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "zsh"]) == 2

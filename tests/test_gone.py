@@ -1,6 +1,8 @@
 """What goes away while a verb is at work ends it in a line, and nothing makes it anew."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,17 @@ from flannel_pl.models.tied_gpt2 import TiedGPT2
 from flannel_pl.recording.gathering.gather import gather
 from tests.conftest import SmallData
 from tests.recording.recording_samples import make_experiment
+
+
+@pytest.mark.parametrize("verb", ["fit", "plan"])
+def test_the_working_folder_is_gone(tmp_path: Path, verb: str) -> None:
+    command = 'mkdir gone; cd gone; rmdir "$PWD"; exec "$@"'
+    words = [sys.executable, "-P", "-m", "flannel_pl", verb, "quickstart"]
+    done = subprocess.run(["sh", "-c", command, "sh", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "error: the working folder is gone; change to one that is there, e.g. with cd\n"
+    )
 
 
 @pytest.mark.parametrize("what", ["x", "x/run_0"])

@@ -56,9 +56,13 @@ def test_the_demo_installs_no_developer_tools_and_says_what_it_does(tmp_path: Pa
     assert "@$(BIN)" not in makefile, "a command that is not shown"
 
 
+def test_no_line_is_long() -> None:
+    assert [line for line in README.splitlines() if len(line) > 120] == []
+
+
 def test_every_verb_in_the_readme_is_one() -> None:
     named = set(re.findall(r"^flannel-pl (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
-    assert named >= {"fit", "plan", "prepare"}
+    assert named >= {"fit", "plan", "status", "info", "report"}
     assert named <= set(VERBS)
 
 

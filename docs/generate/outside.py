@@ -12,12 +12,8 @@ LOG = logging.getLogger("mkdocs.hooks.outside")  # what it warns of fails a stri
 DOCUMENTS = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "benchmarks/README.md": "benchmarks.md",
 }
 """Page of the repository -> of the site."""
-
-SECTION = ("README.md", "## How fast", "speed.md")
-"""One section of a page -> a page."""
 
 EXAMPLES = {
     "tour": ["tour.ipynb"],
@@ -38,11 +34,6 @@ LINK = re.compile(r"(?<!!)\[((?:[^\]`]|`[^`]*`)*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s
 def pages() -> dict[str, str]:
     """Returns the pages that are added: path within docs/ -> Markdown."""
     made = {page: (ROOT / source).read_text("utf-8") for source, page in DOCUMENTS.items()}
-    source, heading, page = SECTION
-    text = (ROOT / source).read_text("utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
-    if not text.strip():
-        LOG.warning("%s has no section %r", source, heading)
-    made[page] = f"# {heading.removeprefix('## ')}\n{text}"
     for name, files in EXAMPLES.items():
         made[f"examples/{name}.md"] = _example(name, files)
     return made
@@ -55,7 +46,7 @@ def with_links_inside(markdown: str, page: str) -> str:
         markdown: The page.
         page: Where it is, within docs/.
     """
-    sources = {inside: source for source, inside in DOCUMENTS.items()} | {SECTION[2]: SECTION[0]}
+    sources = {inside: source for source, inside in DOCUMENTS.items()}
     home = posixpath.dirname(sources.get(page, f"docs/{page}"))
 
     def inside(link: re.Match[str]) -> str:
@@ -76,8 +67,8 @@ def _page_of(path: str) -> str | None:
     """Returns the page of the site that shows a file or folder of the repository; None if none does."""
     if path.startswith("docs/") and not (ROOT / path).is_dir():
         return path.removeprefix("docs/")
-    if path == SECTION[0]:
-        return SECTION[2]
+    if path == "README.md":
+        return "index.md"
     name = path.removeprefix("examples/")
     for page, files in EXAMPLES.items():
         if path.startswith("examples/") and (name == page or name in files):

@@ -24,6 +24,11 @@ def command_words(config: str | Path | Mapping[str, Any] | None, changes: Mappin
     Raises:
         UserError: If it cannot be said in words, e.g. a class that no other process could import.
     """
+    for name in ("print_config", "help", "debug"):
+        if name in changes:
+            raise UserError(
+                f"{name} is an option of the command line, e.g. flannel-pl fit --{name}; leave it out"
+            )
     words: list[str] = []
     if isinstance(config, Mapping):
         words += ["--config", json.dumps(_plain("config", config))]

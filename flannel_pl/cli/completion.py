@@ -10,7 +10,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.shipped import shipped_configs
 
 
-def completion_verb(shell: Literal["bash", "zsh", "tcsh"]) -> None:
+def completion_verb(shell: Literal["bash", "zsh", "fish", "tcsh"]) -> None:
     """Prints a script that completes verbs, keys and files, for a shell's own folder of such scripts.
 
     For bash, e.g.: flannel-pl completion bash > ~/.local/share/bash-completion/completions/flannel-pl

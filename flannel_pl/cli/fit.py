@@ -8,9 +8,11 @@ import sys
 from contextlib import nullcontext
 
 from flannel_pl.answer import answer
+from flannel_pl.cli.alone import Display
 from flannel_pl.cli.as_jobs import fit_as_jobs
 from flannel_pl.cli.beginning import begin_experiment, kept_if_used, locked_experiment, write_run_configs
 from flannel_pl.cli.ending import finish_experiment, summarized
+from flannel_pl.cli.finished import note_finished
 from flannel_pl.cli.request import Request, understand
 from flannel_pl.errors import UserError
 from flannel_pl.launch.attended import train_all
@@ -19,6 +21,7 @@ from flannel_pl.launch.fork_server import stop_fork_server
 from flannel_pl.launch.gathering import BackgroundGather
 from flannel_pl.launch.giving_up import told_to_script
 from flannel_pl.launch.plan import Plan, describe_plan
+from flannel_pl.launch.summary import summarize
 from flannel_pl.launch.tasks import ATTENDED_VARIABLE
 from flannel_pl.terminal import is_terminal
 from flannel_pl.training.fit import hold_run, train_held
@@ -44,13 +47,16 @@ def fit_verb(words: list[str]) -> int:
         Interrupted: On a signal, once everything so far is on the disk.
     """
     try:
-        return _fit(words)
+        request = understand(words)
+        code = _fit(request)
+        if code == 0:
+            note_finished(words, request.experiment)
+        return code
     finally:
         stop_fork_server()  # this may be somebody's program, which goes on
 
 
-def _fit(words: list[str]) -> int:
-    request = understand(words)
+def _fit(request: Request) -> int:
     for line in request.types:
         print(line)
     experiment = request.experiment
@@ -88,12 +94,17 @@ def plan_verb(words: list[str]) -> int:
 
 
 def _fit_one(request: Request, plan: Plan) -> int:
-    """Trains a single run in this process."""
+    """Trains a single run in this process.
+
+    An experiment of one run looks as one of several does. A run that is asked for by its number is shown as
+    Lightning does: a scheduler's script keeps that, and who looks for a fault wants to see it.
+    """
     experiment, run, slot = request.experiment, plan.runs[0], plan.slots[0]
     # Whoever started this process may hold the lock for it, and tell of its start and end.
     is_attended = os.environ.get(ATTENDED_VARIABLE) == str(experiment.paths.folder)
     attempt = int(os.environ.get("FLANNEL_PL_ATTEMPT", 1))  # a scheduler's script counts
-    progress_bar = None if is_terminal() else False
+    is_whole = experiment.config.experiment.run is None
+    progress_bar = None if is_terminal() and not is_whole else False
     # The run first: once it is locked, nobody takes this experiment for one that was not begun.
     with kept_if_used(experiment.paths.run(run.index).folder), hold_run(experiment, run):
         # A scheduler may have started all runs of a new experiment in the same moment.
@@ -103,10 +114,19 @@ def _fit_one(request: Request, plan: Plan) -> int:
             write_run_configs(request, plan)
             paths, events = experiment.paths.run(run.index), EventLog(experiment.paths.events)
             told = nullcontext() if is_attended else events.run(run, slot, attempt=attempt)
-            with told_to_script(paths), told, logged(paths.log):
+            shown = Display(experiment, run, slot) if is_whole else nullcontext()
+            with told_to_script(paths), told, shown as display, logged(paths.log, only_there=is_whole):
                 train_held(
-                    experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=events.write
+                    experiment,
+                    run,
+                    slot,
+                    attempt=attempt,
+                    progress_bar=progress_bar,
+                    note=events.write,
+                    after_step=display.update if display else None,
                 )
+            if display:
+                summarize(experiment, [display.outcome], command=["fit", *request.words])
     return finish_experiment(experiment)
 
 

@@ -4,6 +4,7 @@ It stands in `keys.json`, which is made of the parser by `python -m flannel_pl.c
 is no longer the parser's.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib.metadata
@@ -16,6 +17,7 @@ from typing import Any
 from flannel_pl.config import is_inline
 from flannel_pl.errors import UserError
 from flannel_pl.hints import listed, meant
+from flannel_pl.plugins import launcher_settings, launchers
 from flannel_pl.small_files import read_small
 
 FILE = Path(__file__).with_name("keys.json")
@@ -83,7 +85,8 @@ def asked_help(verb: str, purpose: str, words: Sequence[str]) -> str | None:
     parts = [_HEAD.format(verb=verb, purpose=f"{purpose[0].upper()}{purpose[1:]}.")]
     for group in GROUPS:
         keys = {key: said for key, said in known()["keys"].items() if key.partition(".")[0] == group}
-        parts.append("".join(f"{line}\n" for line in _lines(keys)))
+        lines = [*_lines(keys), *(_foreign_lines() if group == "launch" else [])]
+        parts.append("".join(f"{line}\n" for line in lines))
     return "\n".join((*parts, _FOOT)).rstrip("\n")
 
 
@@ -98,9 +101,10 @@ def help_of_group(group: str) -> str:
         nearest = difflib.get_close_matches(group, groups, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise UserError(f"--help.{group}: there is no such group; they are {', '.join(groups)}, all{hint}")
+    keys = {**known()["keys"], **_foreign_keys()}
     return "\n".join(
         f"--{key} {_shown(said['default'])}\n    {said['help']}"
-        for key, said in known()["keys"].items()
+        for key, said in keys.items()
         if group in ("all", key.partition(".")[0])
     )
 
@@ -190,6 +194,29 @@ def _may_be(key: str, own: set[str]) -> bool:
 def _hint(key: str) -> str:
     keys = list(known()["keys"])
     return meant(key, keys) or listed(key, keys)
+
+
+def _foreign_lines() -> list[str]:
+    """Returns a line for each launcher that somebody else has added."""
+    return [
+        f"{f'  --launch.{name}.KEY':<45} Of the launcher {name}, which is installed; see --help.launch."
+        for name, point in launchers().items()
+        if not point.value.startswith("flannel_pl.")
+    ]
+
+
+def _foreign_keys() -> dict[str, Any]:
+    """Returns the keys of launchers that somebody else has added, as `known` has those of ours."""
+    from docstring_parser import parse_from_object
+
+    found = {}
+    for name, settings in launcher_settings().items():
+        said = {one.arg_name: one.description for one in parse_from_object(settings).params}
+        for one in dataclasses.fields(settings):
+            default = getattr(settings(), one.name)
+            help_text = " ".join((said.get(one.name) or "").split())
+            found[f"launch.{name}.{one.name}"] = {"default": default, "help": help_text}
+    return {key: said for key, said in found.items() if key not in known()["keys"]}
 
 
 def _lines(keys: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

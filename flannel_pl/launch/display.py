@@ -108,7 +108,7 @@ def overall(status: ExperimentStatus) -> str:
         eta = "" if status.eta_s is None else f", about {duration(status.eta_s)}"
         parts.append(f"{status.steps_left} steps left{eta}")
     parts.append(f"{_megabytes(status.bytes_written)} MB written")
-    if status.gather != "none":
+    if status.gathered or status.gather != "none":
         parts.append("gathered" if status.gathered else "not gathered yet")
     return "; ".join(parts)
 

@@ -51,6 +51,10 @@ def summarize(experiment: ResolvedExperiment, outcomes: Sequence[Outcome], *, co
 
 
 def _results(outcomes: Sequence[Outcome], runs: Sequence[RunStatus], *, width: int) -> Table:
+    # As `status` counts them; a run that never came to its journal is known here only.
+    retries = [
+        str(max(run.retries, outcome.attempts - 1)) for run, outcome in zip(runs, outcomes, strict=True)
+    ]
     return fitting_table(
         [
             TableColumn("run", [str(run.run) for run in runs], ALWAYS),
@@ -61,7 +65,7 @@ def _results(outcomes: Sequence[Outcome], runs: Sequence[RunStatus], *, width: i
             loss_column("last loss", runs, importance=8),
             TableColumn("seconds", [_seconds(outcome) for outcome in outcomes], importance=4),
             state_column(["failed" if outcome.failure else "done" for outcome in outcomes]),
-            TableColumn("retries", [str(outcome.attempts - 1) for outcome in outcomes], importance=2),
+            TableColumn("retries", retries, importance=2),
         ],
         width=width,
     )

@@ -13,7 +13,7 @@ from flannel_pl.config import Config, TrainerConfig
 from flannel_pl.corpus.store import Corpus
 from flannel_pl.errors import UserError
 from flannel_pl.experiment import ResolvedExperiment, Run, RunMemory, RunPaths
-from flannel_pl.quantities.core.columns import declared_columns, schema_of, torch_dtypes
+from flannel_pl.quantities.core.columns import declared_columns, refuse_aliases, schema_of, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig, as_config
 from flannel_pl.quantities.core.tokens import TokenIds, recorded_token_ids
 from flannel_pl.quantities.core.watching import check_logged, check_measurable
@@ -120,8 +120,10 @@ def _check_default(config: Config, wanted: RecorderConfig) -> CheckedRun:
     own_dtypes, may_skip = torch_dtypes(arithmetic.own_dtypes), _is_scaling(config.trainer)
     sets = {name: torch.from_numpy(ids) for name, ids in data.token_sets.items()}
     subject = Subject(weights, wanted.parameter or "", own_dtypes, may_skip, sets, model.on_meta())
+    declared = declared_columns(wanted.all_quantities(subject.module, weights), subject)
+    refuse_aliases(wanted.parameters, declared)
     schema = schema_of(
-        declared_columns(wanted.all_quantities(subject.module, weights), subject),
+        declared,
         dtypes=wanted.dtypes,
         num_token_ids=None if ids is None else len(ids),
         max_steps=config.trainer.max_steps,

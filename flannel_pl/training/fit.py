@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 
 from flannel_pl.adapters.lightning.checkpoint import remove_checkpoints
 from flannel_pl.adapters.lightning.recorder import StepRecorder
@@ -111,10 +112,19 @@ def train_held(
     attempt: int = 1,
     progress_bar: bool | None = None,
     note: Note | None = None,
+    after_step: Callable[[], object] | None = None,
 ) -> None:
-    """Does what `train` does, within `hold_run`."""
+    """Does what `train` does, within `hold_run`; `after_step` is called last of all after each batch."""
     if not is_there(experiment.paths.run(run.index).recording):
-        _train(experiment, run, slot, attempt=attempt, progress_bar=progress_bar, note=note)
+        _train(
+            experiment,
+            run,
+            slot,
+            attempt=attempt,
+            progress_bar=progress_bar,
+            note=note,
+            after_step=after_step,
+        )
 
 
 def _train(
@@ -125,6 +135,7 @@ def _train(
     attempt: int,
     progress_bar: bool | None,
     note: Note | None,
+    after_step: Callable[[], object] | None,
 ) -> None:
     config = experiment.run_config(run)
     paths = experiment.paths.run(run.index)
@@ -162,6 +173,8 @@ def _train(
     trainer: Any = cli.trainer
     looks = [Positions(recorder, _say)] if config.has_classes else []  # those of ours go on
     trainer.callbacks[:0] = [StopOnSignal(recorder), RandomNumbers(), *looks, recorder]
+    if after_step is not None:
+        trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *arguments: after_step()))
     for log in trainer.loggers:
         if isinstance(log, MetricsLog):
             log.prepare(going_on=resume is not None)

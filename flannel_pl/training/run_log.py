@@ -12,7 +12,7 @@ from flannel_pl.terminal import copied_to, goes_to
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
+def logged(path: Path, *, only_there: bool = False) -> Iterator[None]:
     """Copies what the block prints to the end of a log, and how it ended if it did so in an error.
 
     Not what only draws over itself, such as a progress bar, and nothing twice where the output is that log
@@ -20,6 +20,7 @@ def logged(path: Path) -> Iterator[None]:
 
     Args:
         path: `RunPaths.log`; its folder must exist.
+        only_there: Whether what goes to `sys.stdout` and what libraries log is seen in the log alone.
 
     Raises:
         RunError: If the log cannot be opened.
@@ -29,7 +30,7 @@ def logged(path: Path) -> Iterator[None]:
     with log:
         out, err = (goes_to(stream, log) for stream in (sys.stdout, sys.stderr))
         try:
-            with copied_to(log, stdout=not out, stderr=not err):
+            with copied_to(log, stdout=not out, stderr=not err, moves=only_there):
                 yield
         except BaseException as error:
             said_already = err and not isinstance(error, (UserError, RunError))

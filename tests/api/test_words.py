@@ -122,3 +122,9 @@ def test_the_content_of_a_config_is_taken_as_it_is() -> None:
     assert json.loads(command_words(given, {})[1]) == given
     assert json.loads(command_words(None, {"model": {"my__arg": 3}})[1]) == {"model": {"my__arg": 3}}
     assert json.loads(command_words(None, {"model": "small.yaml"})[1]) == {"model": "small.yaml"}
+
+
+@pytest.mark.parametrize("name", ["print_config", "help"])
+def test_options_of_the_command_line(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name} is an option of the command line, e.g. flannel-pl fit --"):
+        command_words("quickstart", {name: True})

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flannel_pl.__main__ import _is_begun
+from flannel_pl.cli.ahead import is_begun
 from flannel_pl.launch.devices import num_cores
 from flannel_pl.launch.fork_server import start_fork_server, stop_fork_server
 from tests.conftest import SmallData
@@ -155,15 +155,15 @@ def test_where_no_folder_takes_a_socket_it_says_what_to_set(tmp_path: Path) -> N
     assert "with a path of at most 70 bytes" in complaint
 
 
-def test_it_is_not_started_for_an_experiment_that_is_begun(tmp_path: Path) -> None:
+def test_it_is_not_started_for_an_experiment_thatis_begun(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(f"experiment: {{output_dir: {tmp_path}, name: mine, seeds: 1..2}}")
-    assert not _is_begun(["--config", str(config)])
+    assert not is_begun(["--config", str(config)])
     (tmp_path / "mine").mkdir()
-    assert _is_begun(["--config", str(config)])
-    assert _is_begun([f"--config={config}", "--trainer.max_steps", "5"])
-    assert not _is_begun(["--config", str(config), "--experiment.name", "other"])
-    assert _is_begun(["--experiment.name=mine", "--experiment.output_dir", str(tmp_path)])
+    assert is_begun(["--config", str(config)])
+    assert is_begun([f"--config={config}", "--trainer.max_steps", "5"])
+    assert not is_begun(["--config", str(config), "--experiment.name", "other"])
+    assert is_begun(["--experiment.name=mine", "--experiment.output_dir", str(tmp_path)])
     config.write_text("experiment: [what\n")
-    assert not _is_begun(["--config", str(config)])
-    assert not _is_begun(["--config"])
+    assert not is_begun(["--config", str(config)])
+    assert not is_begun(["--config"])

@@ -1,5 +1,7 @@
 """A launcher that the package knows nothing of: the one in examples/, found by its entry point."""
 
+import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -307,3 +309,15 @@ def test_nobody_looks_for_launchers_who_starts_none(tmp_path: Path, verb: list[s
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_help_knows_its_keys(installed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help"]) == 0
+    said = capsys.readouterr().out
+    for name in ("background", "beside", "broken"):
+        assert f"  --launch.{name}.KEY " in said
+    assert main(["fit", "--help.launch"]) == 0
+    said = capsys.readouterr().out
+    for one in dataclasses.fields(importlib.import_module("background").Background.settings):
+        assert f"--launch.background.{one.name} " in said
+    assert "--launch.slurm.time null" in said

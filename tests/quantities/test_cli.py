@@ -128,6 +128,16 @@ def test_a_mistake_is_refused_before_there_is_a_folder(
     assert not (tmp_path / "x").exists()
 
 
+def test_an_alias_that_hides_behind_a_tensor_is_refused(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for alias in ("grads", "grad_norms"):
+        parameters = f"{{embeddings: gpt2.transformer.wte.weight, {alias}: gpt2.transformer.wpe.weight}}"
+        assert main([*words("plan", small_data, tmp_path), "--recorder.parameters", parameters]) == 2
+        sentence = f"calls a parameter {alias!r}, which is the name of a tensor of the first; give it another"
+        assert sentence in capsys.readouterr().err
+
+
 def test_columns_of_tokens_are_compared_token_by_token(
     small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

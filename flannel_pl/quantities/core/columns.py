@@ -1,7 +1,7 @@
 """From what quantities declare to the columns of a file."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -44,6 +44,25 @@ def declared_columns(quantities: Iterable[Quantity], subject: Subject) -> dict[s
                 raise UserError(f"{both} both declare a column {column.name}; give one of them another name")
             found[column.name] = (quantity, column)
     return found
+
+
+def refuse_aliases(aliases: Iterable[str], declared: Collection[str]) -> None:
+    """Refuses a further parameter that is called as a tensor is, since `run["grads"]` would be that tensor.
+
+    Args:
+        aliases: Of the parameters.
+        declared: The names of all columns.
+
+    Raises:
+        UserError: Names it.
+    """
+    for alias in aliases:
+        further = [name for name in declared if name.startswith(f"{alias}/")]
+        if further and alias in {*declared, *ALL_NAMES}:
+            raise UserError(
+                f"recorder.parameters calls a parameter {alias!r}, which is the name of a tensor of the "
+                f'first; give it another alias, e.g. "{alias}_2"'
+            )
 
 
 def _columns(quantity: Quantity, subject: Subject) -> Sequence[Column]:

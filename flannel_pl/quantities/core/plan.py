@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flannel_pl.errors import UserError
-from flannel_pl.quantities.core.columns import declared_columns, torch_dtypes
+from flannel_pl.quantities.core.columns import declared_columns, refuse_aliases, torch_dtypes
 from flannel_pl.quantities.core.config import RecorderConfig
 from flannel_pl.quantities.core.optimizers import refuse_optimizers
 from flannel_pl.quantities.core.optimizing import OptimizerWatch
@@ -120,7 +120,9 @@ def plan_recording(
     if begun is not None and takes_what_there_is:
         quantities = [one for one in quantities if not _is_missing(one, begun.columns)]
     declared = declared_columns(quantities, subject)
-    if begun is not None:
+    if begun is None:
+        refuse_aliases(config.parameters, declared)
+    else:
         declared = {name: (one, _sized(column, begun.columns)) for name, (one, column) in declared.items()}
     _refuse_unknown_types(config, declared)
     optional = ("logits",) if takes_what_there_is and "logits" not in config.dtypes else ()
