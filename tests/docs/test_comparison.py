@@ -48,8 +48,8 @@ def test_a_row_is_what_was_measured(row: list[str]) -> None:
         f"{medians[f'peers: embedding, gradient, moments read back to the bit, {tool}']:g} of 4"
     )
     assert left == f"{medians[f'peers: bytes of a step, {tool}']:g} MB"
-    assert time == f"{medians[f'peers: a step with {tool} / the bare step']:.2f} x"
-    assert work == f"{medians[f'peers: the same in processor time, {tool}']:.2f} x"
+    assert time == f"{medians[f'peers: a step with {tool} / the bare step']:.2f}x"
+    assert work == f"{medians[f'peers: the same in processor time, {tool}']:.2f}x"
 
 
 def test_every_reference_is_one() -> None:
