@@ -52,6 +52,19 @@ def test_a_row_is_what_was_measured(row: list[str]) -> None:
     assert work == f"{medians[f'peers: the same in processor time, {tool}']:.2f}x"
 
 
+def test_the_readme_has_the_same_work() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = {row[0]: row[-1] for row in first_table()}
+    for name, row in {
+        "flannel-pl": "flannel-pl, every parameter",
+        "trainscope": "trainscope, all of them",
+        "W&B `watch`": "W&B `watch`, every step",
+        "a checkpoint every step": "`torch.save` checkpoint",
+    }.items():
+        (line,) = re.findall(rf"^\| {re.escape(name)} \|.*\| (.*) \|$", readme, flags=re.MULTILINE)
+        assert line == shown[row], name
+
+
 def test_every_reference_is_one() -> None:
     defined = set(re.findall(r"^\[([^\]]+)\]: ", PAGE, flags=re.MULTILINE))
     named = set(re.findall(r"\[([A-Z]\d?|trainscope)\](?!\(|:)", PAGE))
