@@ -29,7 +29,7 @@ class Figure:
     """ms, s, GB, MB/s, ...; empty for a ratio."""
 
     values: Sequence[float]
-    """Every single measurement, in the order they were taken."""
+    """Every single measurement, in the order they were taken; none where it could not be measured."""
 
     limit: float | None = None
     """What the median has to keep; None = there is none."""
@@ -37,8 +37,14 @@ class Figure:
     bound: Literal["<=", ">="] = "<="
     """Which side of the limit is the right one."""
 
+    why_not: str = ""
+    """Why there are no values."""
+
     def as_json(self) -> dict[str, Any]:
         """Returns the figure with its median, spread and verdict, rounded to four digits."""
+        if not self.values:
+            nothing = dict.fromkeys(("median", "least", "most", "limit", "met"))
+            return {"name": self.name, "unit": self.unit, **nothing, "values": [], "why_not": self.why_not}
         median = statistics.median(self.values)
         met = None
         if self.limit is not None:
@@ -116,6 +122,8 @@ def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(figure: dict[str, Any], *, where: str = "") -> str:
+    if not figure["values"]:
+        return f"| {where}{figure['name']} | not measured: {figure['why_not']} | | | |"
     unit = f" {figure['unit']}" if figure["unit"] else ""
     verdict = {True: "met", False: "**not met**", None: ""}[figure["met"]]
     limit = f"{figure['limit']}{unit}" if figure["limit"] else ""

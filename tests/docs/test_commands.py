@@ -1,4 +1,4 @@
-"""What the tutorial and the how-to pages tell to type works as printed, on small data.
+"""What the how-to pages tell to type works as printed, on small data.
 
 Each page is followed from top to bottom in one folder: lines of ```sh blocks that begin with `flannel-pl`,
 and ```python blocks; one with a title is the file of that name. A line that ends in `# exit code 1`, or
@@ -27,10 +27,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 OWN = {"model.width", "model.init_args.width", "launch.background.slots", "trainer.callbacks.interval"}
 """Keys of classes and launchers that pages invent."""
 
-PAGES = [
-    pytest.param(page, marks=pytest.mark.slow, id=page.name)
-    for page in (DOCS / "tutorial.md", *sorted(DOCS.glob("howto-*.md")))
-]
+PAGES = [pytest.param(page, marks=pytest.mark.slow, id=page.name) for page in sorted(DOCS.glob("howto-*.md"))]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
