@@ -29,7 +29,7 @@ def rate_factor(schedule: Schedule, *, max_steps: int, warmup_steps: int = 0) ->
         if schedule == "linear":
             return max(0.0, (max_steps - step) / rest)
         if schedule == "cosine":
-            return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / rest)))
+            return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup_steps) / rest))))
         return 1.0
 
     return factor
