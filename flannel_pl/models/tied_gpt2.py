@@ -6,28 +6,22 @@ Follows the seed notebook ("Flannel 3: ten big bangs") and, where the notebook l
 Shape suffixes: B batch, T positions, V vocabulary, D hidden dimension.
 """
 
-import inspect
-import math
-from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
+from flannel_pl.models.language_model import LanguageModel, mistakes_of_training
 from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_streams
-from flannel_pl.models.schedules import rate_factor
 
 PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class TiedGPT2(LightningModule):
+class TiedGPT2(LanguageModel):
     """A small GPT-2 whose input embedding is also its output projection.
 
     The network is built in `configure_model`, when the device is known, because the embedding is drawn there:
@@ -85,9 +79,6 @@ class TiedGPT2(LightningModule):
     """What `publish` is given of every forward pass: log-probabilities in pieces (n, V), float32; once the
     sums over all positions of each token's probability (V,), float32; and once all logits (B, T, V)."""
 
-    REPLACED_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-    """Arguments that say nothing where there is an `optimizer`; a config then has null for them."""
-
     publish: Publish | None = None
     """Set by a recorder that wants to see the streams."""
 
@@ -115,11 +106,9 @@ class TiedGPT2(LightningModule):
         adam_beta2: float | None = 0.999,
         adam_epsilon: float | None = 1e-8,
     ) -> None:
-        super().__init__()
-        # What makes optimizer and scheduler is no plain value, so that a checkpoint could not be read.
-        self.save_hyperparameters(ignore=["optimizer"] + ["lr_schedule"] * (not isinstance(lr_schedule, str)))
-        self._optimizer, self._lr_schedule = optimizer, lr_schedule
-        _check(self.hparams, has_optimizer=optimizer is not None)
+        super().__init__(optimizer=optimizer, lr_schedule=lr_schedule)
+        self.save_hyperparameters(ignore=self.no_values)
+        _check(self)
         self.gpt2: Any = None  # a GPT2LMHeadModel, once configure_model has run
 
     @override
@@ -212,68 +201,10 @@ class TiedGPT2(LightningModule):
         self.log("loss", loss.detach(), prog_bar=True)
         return {"loss": loss, "logits": logits_V}
 
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Returns the optimizer, by default AdamW, not fused (that rounds differently), with its schedule."""
-        hparams: Any = self.hparams
-        if self._optimizer is not None:
-            optimizer = self._optimizer(self._parameter_groups())
-        else:
-            optimizer = torch.optim.AdamW(
-                self._parameter_groups(),
-                lr=hparams.learning_rate,
-                betas=(hparams.adam_beta1, hparams.adam_beta2),
-                eps=hparams.adam_epsilon,
-            )
-        if isinstance(self._lr_schedule, str):
-            factor = rate_factor(
-                self._lr_schedule, max_steps=self.trainer.max_steps, warmup_steps=hparams.warmup_steps
-            )
-            scheduler: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        else:
-            scheduler = self._lr_schedule(optimizer)
-        every_step = {"scheduler": scheduler, "interval": "step", "monitor": "loss"}
-        return cast("OptimizerLRScheduler", {"optimizer": optimizer, "lr_scheduler": every_step})
 
-    @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips the total norm as transformers.Trainer does: summed up in the order of `parameters()`.
-
-        Lightning goes by the optimizer's groups; a norm in float32 then differs in its last bit.
-        """
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        is_fused = getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        )  # Lightning knows when to refuse that
-        if gradient_clip_val and by_norm and not is_fused:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Splits the parameters as transformers.Trainer does: biases and layer norms are never decayed."""
-        hparams: Any = self.hparams
-        undecayed = set(self._undecayed_names())
-        named = list(self.named_parameters())
-        decayed: dict[str, Any] = {"params": [one for name, one in named if name not in undecayed]}
-        if self._optimizer is None:  # else it has a decay of its own
-            decayed["weight_decay"] = hparams.weight_decay
-        return [decayed, {"params": [one for name, one in named if name in undecayed], "weight_decay": 0.0}]
-
-    def _undecayed_names(self) -> Iterator[str]:
-        for module_name, module in self.named_modules():
-            for name, _ in module.named_parameters(recurse=False):
-                if isinstance(module, nn.LayerNorm) or name == "bias":
-                    yield f"{module_name}.{name}"
-
-
-def _check(hparams: Any, *, has_optimizer: bool) -> None:
+def _check(model: "TiedGPT2") -> None:
     """Refuses sizes and rates that no run could be trained with."""
+    hparams: Any = model.hparams
     sizes = ("vocab_size", "hidden_dim", "n_layer", "n_head", "max_seq_len")
     mistakes = [
         f"model.{name} is {hparams[name]}, expected at least 1" for name in sizes if hparams[name] < 1
@@ -292,32 +223,6 @@ def _check(hparams: Any, *, has_optimizer: bool) -> None:
             "model.head_init is copy, but the head is the embedding itself; leave it out, or give "
             "model.tie_word_embeddings false"
         )
-    replaced = TiedGPT2.REPLACED_BY_OPTIMIZER
-    defaults = inspect.signature(TiedGPT2).parameters
-    if has_optimizer:
-        mistakes += [
-            f"model.{name} is {hparams[name]}, but model.optimizer has its own; give it there, in init_args"
-            for name in replaced
-            if hparams[name] not in (None, defaults[name].default)
-        ]
-    else:
-        mistakes += [f"model.{name} is null, expected a number" for name in replaced if hparams[name] is None]
-    numbers = {name: value for name, value in hparams.items() if isinstance(value, int | float)}
-    rates = ("init_scale", "init_range", "learning_rate", "weight_decay", "adam_epsilon", "warmup_steps")
-    mistakes += [
-        f"model.{name} is {numbers[name]}, expected 0 or more"
-        for name in rates
-        if name in numbers and not numbers[name] >= 0
-    ]
-    mistakes += [
-        f"model.{name} is {numbers[name]}, expected at least 0 and below 1"
-        for name in ("adam_beta1", "adam_beta2")
-        if name in numbers and not 0 <= numbers[name] < 1
-    ]
-    mistakes += [
-        f"model.{name} is {value}, expected a finite number"
-        for name, value in numbers.items()
-        if not math.isfinite(value)
-    ]
+    mistakes += mistakes_of_training(model)
     if mistakes:
         raise UserError("; ".join(mistakes))
