@@ -111,6 +111,25 @@ class LanguageModel(LightningModule):
                     yield f"{module_name}.{name}"
 
 
+def mistakes_of_sizes(model: LanguageModel) -> list[str]:
+    """Returns what is wrong with a model's sizes, each in words."""
+    hparams: Any = model.hparams
+    sizes = ("vocab_size", "hidden_dim", "n_layer", "n_head", "max_seq_len")
+    mistakes = [
+        f"model.{name} is {hparams[name]}, expected at least 1" for name in sizes if hparams[name] < 1
+    ]
+    if hparams.ff_dim is not None and hparams.ff_dim < 1:
+        mistakes.append(f"model.ff_dim is {hparams.ff_dim}, expected at least 1, or null for 4 x hidden_dim")
+    if hparams.max_seq_len == 1:
+        mistakes.append("model.max_seq_len is 1, expected at least 2: the loss predicts a later position")
+    if hparams.n_head > 0 and hparams.hidden_dim % hparams.n_head:
+        mistakes.append(
+            f"model.hidden_dim {hparams.hidden_dim} is not divisible by model.n_head {hparams.n_head}; "
+            "change one of them"
+        )
+    return mistakes
+
+
 def mistakes_of_training(model: LanguageModel) -> list[str]:
     """Returns what is wrong with a model's rates and decays, each in words."""
     hparams: Any = model.hparams

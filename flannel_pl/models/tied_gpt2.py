@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.models.language_model import LanguageModel, mistakes_of_training
+from flannel_pl.models.language_model import LanguageModel, mistakes_of_sizes, mistakes_of_training
 from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_streams
 
 PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -202,22 +202,10 @@ class TiedGPT2(LanguageModel):
         return {"loss": loss, "logits": logits_V}
 
 
-def _check(model: "TiedGPT2") -> None:
+def _check(model: TiedGPT2) -> None:
     """Refuses sizes and rates that no run could be trained with."""
     hparams: Any = model.hparams
-    sizes = ("vocab_size", "hidden_dim", "n_layer", "n_head", "max_seq_len")
-    mistakes = [
-        f"model.{name} is {hparams[name]}, expected at least 1" for name in sizes if hparams[name] < 1
-    ]
-    if hparams.ff_dim is not None and hparams.ff_dim < 1:
-        mistakes.append(f"model.ff_dim is {hparams.ff_dim}, expected at least 1, or null for 4 x hidden_dim")
-    if hparams.max_seq_len == 1:
-        mistakes.append("model.max_seq_len is 1, expected at least 2: the loss predicts a later position")
-    if hparams.n_head > 0 and hparams.hidden_dim % hparams.n_head:
-        mistakes.append(
-            f"model.hidden_dim {hparams.hidden_dim} is not divisible by model.n_head {hparams.n_head}; "
-            "change one of them"
-        )
+    mistakes = mistakes_of_sizes(model)
     if hparams.head_init == "copy" and hparams.tie_word_embeddings:
         mistakes.append(
             "model.head_init is copy, but the head is the embedding itself; leave it out, or give "

@@ -114,7 +114,7 @@ def _check_default(config: Config, wanted: RecorderConfig) -> CheckedRun:
     _check_parameter(wanted.parameter or "", model.parameter_shapes(), num_tokens=vocab_size)
     arithmetic = Arithmetic.of(sizes.param_dtype, config.trainer.precision)
     corpus = data.load()
-    _check_batches(data.hparams.batch_size, corpus.num_tokens - sizes.max_seq_len)
+    _check_batches(data.hparams.batch_size, data.order.num_windows)
     ids = recorded_token_ids(wanted.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
     shape = (vocab_size, sizes.hidden_dim)
     weights = torch.empty(shape, dtype=getattr(torch, arithmetic.weights), device="meta")

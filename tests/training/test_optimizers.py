@@ -65,13 +65,13 @@ def loop(data: SmallData, make: Any, factor: Any) -> list[torch.Tensor]:
 
 
 def sgd(decayed: list[Any], others: list[Any]) -> Any:
-    return torch.optim.SGD(
-        [{"params": decayed}, {"params": others, "weight_decay": 0.0}], 0.3, momentum=0.9, weight_decay=0.01
-    )
+    groups: Any = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, 0.3, momentum=0.9, weight_decay=0.01)
 
 
 def adafactor(decayed: list[Any], others: list[Any]) -> Any:
-    return torch.optim.Adafactor([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=0.1)
+    groups: Any = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.Adafactor(groups, lr=0.1)
 
 
 def linear(optimizer: Any) -> Any:
