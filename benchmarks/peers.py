@@ -35,8 +35,8 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     figures = [Figure("peers: the bare step, a plain torch loop", "ms", blocks_ms[BARE])]
     for loop, tool in TOOLS.items():
         if loop in there:
-            costs = (ratios(of[loop], of[BARE]) for of in (blocks_ms, work_ms))
-            figures += _figures(title(tool), *costs, *left[loop])
+            costs, work = (ratios(of[loop], of[BARE]) for of in (blocks_ms, work_ms))
+            figures += _figures(title(tool), costs, work, *left[loop])
         else:
             figures.append(Figure(f"peers: {tool.words}", "", [], why_not=missing(tool)))
     figures += [Figure(f"peers: {name}", "", [], why_not=why) for name, why in NEVER.items()]
