@@ -100,7 +100,7 @@ def test_every_command_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 ["bash", "-e", "-c", text], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
             )
             output = done.stdout
-    assert num_compared >= 12
+    assert num_compared >= 13
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("who_moves", "rates"))
     page = tmp_path / "runs" / "quickstart" / "report" / "index.html"
     assert page.is_file()
