@@ -204,3 +204,47 @@ def test_a_head_of_its_own_may_begin_as_the_embedding() -> None:
         assert E is not W
         assert torch.equal(E, W) == (head_init == "copy")
         assert model.gpt2.transformer.h[0].mlp.c_fc.weight.shape == (8, 12)
+
+
+OURS = ["--model.optimizer", "flannel_pl.models.AdamW", "--model.optimizer.state_dtype", "float32"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        SGD,
+        CASES["sgd-exponential"][0],
+        CASES["adafactor"][0],
+        [*OURS, "--model.optimizer.rounding", "stochastic", "--model.lr_schedule", "cosine"],
+        [*OURS, "--model.optimizer.rounding", "kahan"],
+        [*OURS, "--model.param_dtype", "bfloat16", "--model.optimizer.where", "step"],
+    ],
+    ids=["sgd", "exponential", "adafactor", "stochastic", "kahan", "step"],
+)
+def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(
+    small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    command = words("fit", small_data, tmp_path, *more, "--launch.checkpoint_every", "3")
+    command += ["--trainer.precision", "bf16-mixed"]
+    step = TiedGPT2.training_step
+
+    def stops(self: TiedGPT2, *batch: Any) -> Any:
+        if self.trainer.global_step == 5:
+            raise OSError("by hand")
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TiedGPT2, "training_step", stops)
+        assert main(command) == 1
+    assert main(command) == 0
+    assert main([*command, "--experiment.name", "whole"]) == 0
+    with (
+        flannel_pl.open_recording(tmp_path / "x") as stopped,
+        flannel_pl.open_recording(tmp_path / "whole") as whole,
+    ):
+        assert len(stopped.run(0).attempts) == 2
+        names = set(stopped.run(0).names) - {"checksums"}
+        assert names == set(whole.run(0).names) - {"checksums"}
+        for name in names:
+            one, other = stopped.run(0).tensor(name)[:], whole.run(0).tensor(name)[:]
+            assert one.tobytes() == other.tobytes(), name
