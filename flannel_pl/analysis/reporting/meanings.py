@@ -17,7 +17,7 @@ MEANINGS = {
     "centroid_speed": "length of the centroid's step",
     "thermal_speed": "mean length of the tokens' steps without the centroid's",
     "path_efficiency": "how far the centroid has come, as a part of the way that it went: 1 is straight",
-    "radial_fraction": "part of a token's step that leads away from zero; negative: towards it",
+    "radial_fraction": "part of a token's step that leads away from zero, below 0 towards it",
     "abs_radial_fraction": "part of a token's step that leads away from zero or towards it",
     "outward_fraction": "part of the tokens that came farther from zero",
     "inward_fraction": "part of the tokens that came nearer to zero",
