@@ -115,23 +115,6 @@ def test_nothing_of_the_cloud_is_cut_off(browser: "Browser", page: Path, width: 
             assert not any(edge.any() for edge in (left, right, top, bottom))
 
 
-@WIDTHS
-def test_a_turned_cloud_is_seen_from_as_far(browser: "Browser", flown: Path, width: int) -> None:
-    eye = "['x', 'y', 'z'].map(axis => camera.eye[axis] - camera.center[axis])"
-    eye = f"(camera => {eye})(plot.layout.scene.camera)"
-    with visit(browser, flown, width=width) as tab:
-        draw(tab, "cloud")
-        before = np.array(plot(tab, "cloud", eye))
-        view = tab.locator("figure[data-chart=cloud] .tools")
-        view.get_by_label("Turn left").click()
-        turned = np.array(plot(tab, "cloud", eye))
-        view.get_by_label("Farther").click()
-        farther = np.array(plot(tab, "cloud", eye))
-    assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(before))
-    assert np.abs(turned - before).max() > 0.1
-    assert farther == pytest.approx(1.25 * turned)
-
-
 BOXES = """(() => { const box = one => { const { left, right, top, bottom } = one.getBoundingClientRect();
         return [left, right, top, bottom]; };
     return { words: [...plot.querySelectorAll('.annotation .annotation-text')].map(box),
