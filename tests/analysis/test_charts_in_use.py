@@ -259,8 +259,8 @@ def test_light_and_dark_are_followed(tab: "Page") -> None:
 def test_paper_has_the_static_figures(tab: "Page") -> None:
     draw_all(tab)
     shown = "[...document.querySelectorAll('{}')].filter(one => one.getBoundingClientRect().width > 0).length"
-    statics, charts = shown.format("figure .static svg"), shown.format("figure .chart, .player")
-    assert (tab.evaluate(statics), tab.evaluate(charts)) == (0, 10 + 1)
+    statics, charts = shown.format("figure .static svg"), shown.format("figure .chart, .player, .played")
+    assert (tab.evaluate(statics), tab.evaluate(charts)) == (0, 10 + 2)
     tab.emulate_media(media="print")
     assert (tab.evaluate(statics), tab.evaluate(charts)) == (10, 0)
 

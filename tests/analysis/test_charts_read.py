@@ -202,10 +202,11 @@ def test_what_is_seen_at_first_is_what_the_figure_shows(tab: "Page") -> None:
 def test_the_player_says_where_the_middle_of_its_slider_is(browser: "Browser", walked: Report) -> None:
     with visit(browser, walked.page, width=390) as tab:
         draw(tab, "radius")
-        said = tab.locator("#figures > .note").inner_text()
+        said = tab.locator("#figures > .played").inner_text()
         steps = tab.evaluate("JSON.parse(document.getElementById('chart-data').textContent).steps")
-        middle = steps[(len(steps) - 1) // 2]
-        assert middle < 30
+        slide(tab, 0.5)
+        middle = tab.locator(".player output").inner_text().split(",")[0].removeprefix("step ")
+        assert int(middle) < 30
         assert f"goes through {len(steps)} recorded steps of 61, closer together at the beginning" in said
         assert f"its middle is step {middle} of 60." in said
         assert tab.locator(".player input").get_attribute("title") == said

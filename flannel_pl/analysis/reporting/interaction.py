@@ -38,7 +38,7 @@ def what_is_played(experiments: Sequence[Reported], steps: Sequence[int], bands:
     words = f"The bar at the bottom goes through {counted(len(steps), 'recorded step')}"
     if len(steps) < recorded:
         words += f" of {recorded:,}, closer together at the beginning, where most happens"
-        words += f": its middle is step {steps[(len(steps) - 1) // 2]:,} of {steps[-1]:,}"
+        words += f": its middle is step {steps[len(steps) // 2]:,} of {steps[-1]:,}"
     return f"{words}.{' The epoch beside the step is by rule A.' if bands else ''}"
 
 

@@ -72,7 +72,7 @@ async function begin() {
   if (!shown.length) return;
   if (data.steps.length > 1) {
     const section = shown[0].figure.closest("section");
-    section.querySelector(".pictures").before(element("p", { class: "note" }, data.said));
+    if (data.said) section.querySelector(".pictures").before(element("p", { class: "note played" }, data.said));
     section.append(player());
   }
   const near = new IntersectionObserver((entries) => {
