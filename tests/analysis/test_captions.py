@@ -17,7 +17,7 @@ from flannel_pl.analysis.reporting.report import report
 from flannel_pl.analysis.reporting.summary import epoch_table
 from flannel_pl.analysis.statistics.group_epochs import epochs_of
 from flannel_pl.analysis.statistics.groups import groups_of
-from tests.analysis.samples import save_recording, walk
+from tests.analysis.samples import Array, save_recording, walk
 from tests.analysis.synthetic import BANDS, make_measures
 
 KINDS = {kind.name: kind for kind in GALLERY}
@@ -56,7 +56,7 @@ def test_a_sneeze_of_a_short_recording_has_no_120_steps(short: Measures) -> None
     assert figure.axes[0].get_xlim()[1] == chart.panels[0].lines[0].steps_R[-1] == 60
 
 
-def growth(panel: ChartPanel) -> tuple[list[np.ndarray], list[np.ndarray]]:  # type: ignore[type-arg]
+def growth(panel: ChartPanel) -> tuple[list[Array], list[Array]]:
     thick = [line.values_R for line in panel.lines if line.is_thick]
     return thick, [line.values_R for line in panel.lines if not line.is_thick]
 
@@ -66,10 +66,10 @@ def test_growth_is_thick_where_it_is_smoothed(num_runs: int) -> None:
     figure, chart = drawn("sneeze", make_measures(num_runs=num_runs, num_rows=61, num_tokens=20))
     thick, thin = growth(chart.panels[1])
     assert (len(thick), len(thin)) == (1, num_runs)
-    lines = [line for line in figure.axes[1].lines if len(line.get_ydata()) == 60]  # type: ignore[arg-type]
+    lines = [line for line in figure.axes[1].lines if len(np.asarray(line.get_ydata())) == 60]
     smooth = max(lines, key=lambda line: line.get_linewidth())
-    np.testing.assert_allclose(thick[0], smooth.get_ydata())
-    raw = [line.get_ydata() for line in lines if line is not smooth]
+    np.testing.assert_allclose(thick[0], np.asarray(smooth.get_ydata()))
+    raw = [np.asarray(line.get_ydata()) for line in lines if line is not smooth]
     np.testing.assert_allclose(np.array(thin), np.array(raw))
 
 
@@ -146,7 +146,7 @@ def test_tables_of_epochs_name_and_define_the_deceleration(short: Measures) -> N
 def test_a_cloud_has_one_scale_and_no_flat_box(short: Measures) -> None:
     cloud = short.clouds[0]
     for factor in ([1, 1, 1], [1, 1e-3, 0], [0, 0, 0]):
-        points = cloud.points_F3S * np.float32(factor)[None, :, None]
+        points = cloud.points_F3S * np.array(factor, np.float32)[None, :, None]
         thin = replace(short, clouds=(replace(cloud, points_F3S=points),))
         chart = KINDS["cloud"].chart(thin)
         assert chart is not None
