@@ -30,10 +30,10 @@ from flannel_pl.analysis.statistics.series import Spread
 from flannel_pl.analysis.words import plus_minus, reached
 from flannel_pl.dotted import flatten
 
-TOKEN_SET, NUM_TOKENS = "dead", 3699
+TOKEN_SET, NUM_TOKENS, LAST_STEP = "dead", 3699, 1000
 
 SETTINGS: Mapping[str, Any] = {
-    "trainer.max_steps": 1000,
+    "trainer.max_steps": LAST_STEP,
     "trainer.precision": "bf16-mixed",
     "trainer.gradient_clip_val": 1.0,
     "trainer.accumulate_grad_batches": 1,
@@ -92,12 +92,18 @@ class BesidePublished:
     scale: float | None = None
     """Standard deviation over this recording's runs, where none was published."""
 
+    is_whole: bool = True
+    """Whether the recording goes as far as the published ones; one that does not has another schedule."""
+
     @property
     def difference(self) -> float | None:
         """Ours minus the published mean, in published standard deviations.
 
-        In those of this recording's runs where none was published or it is 0; None if there is neither.
+        In those of this recording's runs where none was published or it is 0; None if there is neither, or
+        the recording ends before the published ones.
         """
+        if not self.is_whole:
+            return None
         std = self.published.std or self.ours.std or self.scale
         return (self.ours.mean - self.published.mean) / std if self.ours.mean is not None and std else None
 
@@ -123,14 +129,21 @@ def compare_with_published(group: Group) -> list[BesidePublished]:
     if not all(TOKEN_SET in run.series for run in group.runs):
         return []
     other_number = any(run.num_tokens.get(TOKEN_SET, NUM_TOKENS) != NUM_TOKENS for run in group.runs)
+    is_whole = end_of(group) >= LAST_STEP
     return [
         BesidePublished(
             one,
             NONE if one.summed and other_number else one.find(group),
             one.scale(group).std if one.scale else None,
+            is_whole,
         )
         for one in PUBLISHED
     ]
+
+
+def end_of(group: Group) -> int:
+    """Returns the last step that all runs of a group have."""
+    return min(int(run.steps_R[-1]) for run in group.runs)
 
 
 def other_settings(config: Mapping[str, Any], swept: Mapping[str, Any], num_tokens: int) -> list[str]:

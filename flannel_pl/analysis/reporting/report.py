@@ -265,7 +265,8 @@ def _draw(
     """Writes the figures; returns them for the page, their charts, and the kinds of which there is none."""
     several = [(one.name, one.measures) for one in experiments]
     drawn_of = several if len(several) > 1 else several[0][1]
-    alone = len(named_groups(experiments)) == 1
+    groups = [group for _, group in named_groups(experiments)]
+    said = {"alone": len(groups) == 1, "several_runs": any(len(group.runs) > 1 for group in groups)}
     make_folder(folder / FIGURES)
     pictures, charts, missing = [], dict[str, Chart](), []
     for number, kind in enumerate(kinds):
@@ -280,10 +281,10 @@ def _draw(
         png, svg = save(figure, path)
         files = {"PNG": f"{FIGURES}/{png.name}", "SVG": f"{FIGURES}/{svg.name}"}
         svg_text = for_page(svg.read_text(encoding="utf-8"))
-        caption = f"{kind.caption} {kind.alone}".strip() if alone else kind.caption
         if (chart := kind.chart(drawn_of, token_set=token_set)) is not None:
             charts[kind.name] = chart
         shown = kind.name if chart is not None else ""
+        caption = kind.words(**said, shaded=bool(bands))
         pictures.append(Picture(kind.heading, svg_text, caption, kind.formula, files, shown))
     progress("drawing", len(kinds), len(kinds))
     return pictures, charts, missing
