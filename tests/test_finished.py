@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flannel_pl.__main__ import main
 from flannel_pl.cli import finished
 from flannel_pl.cli.finished import finished_already
+from flannel_pl.models.tied_gpt2 import TiedGPT2
 from tests.conftest import SmallData
 
 
@@ -28,9 +30,11 @@ def words(small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def changed(path: Path) -> None:
-    """Gives a file the same content at another time."""
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    """Changes a file and nothing of what `ls` shows: its size and its time stay."""
+    stat, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[::-1])
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_it_takes_less_than_a_second(words: list[str], tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_other_ways_of_gathering(
     assert main(["fit", *mine]) == 0
     assert capsys.readouterr().out == f"{finished_already(mine)}\n"
     (tmp_path / mode / "run_0" / "recording.safetensors").unlink()
-    assert (finished_already(mine) is None) == (mode == "none")
+    assert finished_already(mine) is None
 
 
 def test_runs_by_number_and_classes_are_not_noted(words: list[str], tmp_path: Path) -> None:
@@ -133,3 +137,37 @@ def test_notes_do_not_pile_up(words: list[str], tmp_path: Path, monkeypatch: pyt
     assert len(list(folder.iterdir())) == 2
     assert finished_already(words) is not None
     assert finished_already(mine) is not None
+
+
+def test_a_config_that_is_edited_while_it_trains_means_the_next_time(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "mine.yaml"
+    mine = [*words, "--experiment.name", "edited"]
+    step = TiedGPT2.training_step
+
+    def edits(self: TiedGPT2, *batch: Any) -> Any:
+        config.write_text("trainer: {max_steps: 3}\nexperiment: {seeds: 3}\n")
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TiedGPT2, "training_step", edits)
+        assert main(["fit", *mine]) == 0
+    assert finished_already(mine) is None
+    assert main(["fit", *mine]) == 2
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_what_a_config_names_is_read(words: list[str], tmp_path: Path, inline: bool) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "model.yaml").write_text("{learning_rate: 1.0e-3, vocab_size: 100, hidden_dim: 16}\n")
+    (tmp_path / "sub" / "outer.yaml").write_text("model: model.yaml\n")
+    outer = [str(tmp_path / "sub" / "outer.yaml")]
+    if inline:
+        outer = [f"{{model: {tmp_path}/sub/model.yaml}}"]
+    mine = [*words, "--config", *outer, "--experiment.name", "nested"]
+    assert main(["fit", *mine]) == 0
+    assert finished_already(mine) is not None
+    (tmp_path / "sub" / "model.yaml").write_text("{learning_rate: 2.0e-3, vocab_size: 100, hidden_dim: 16}\n")
+    assert finished_already(mine) is None
+    assert main(["fit", *mine]) == 2

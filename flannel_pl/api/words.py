@@ -72,6 +72,11 @@ def _put(content: dict[str, Any], path: list[str], value: Any) -> None:
         inner = content.setdefault(group, {})
         if isinstance(inner, str) and group in ("model", "data"):  # a class
             inner = content[group] = {"class_path": inner}
+        elif isinstance(inner, str) and group != groups[0]:  # one inside a group, as model.optimizer
+            content[group] = {"class_path": inner, "init_args": {}}
+            inner = content[group]["init_args"]
+        elif isinstance(inner, dict) and group != groups[0] and isinstance(inner.get("init_args"), dict):
+            inner = inner["init_args"]
         if not isinstance(inner, dict):
             raise UserError(
                 f"{'.'.join(path)} is given beside {group} as a whole, {inner!r}; give one of them"

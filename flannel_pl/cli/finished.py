@@ -8,11 +8,13 @@ while the files are the same it is enough to see whether the experiment is still
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from flannel_pl import __version__
 from flannel_pl.experiment import ResolvedExperiment
@@ -22,6 +24,11 @@ from flannel_pl.recording.formats.opening import is_there
 from flannel_pl.recording.gathering.gathered import Mode, is_gathered
 from flannel_pl.recording.writing.leftovers import has_leftovers
 from flannel_pl.small_files import read_small
+
+State = list[int]
+"""What differs once a file has changed."""
+
+MAX_CONFIG_BYTES = 2**20
 
 MAX_NOTES = 256
 """The oldest notes are removed beyond that."""
@@ -47,8 +54,10 @@ class Finished:
 
     def is_there(self) -> bool:
         """Tells whether nothing is left to do, as `fit` itself does."""
+        if self.mode != "single" and not all(is_there(self.paths.run(one).recording) for one in self.indices):
+            return False
         if self.mode == "none":
-            return all(is_there(self.paths.run(index).recording) for index in self.indices)
+            return True
         mode: Mode = "single" if self.mode == "single" else "index"
         return is_gathered(self.paths, mode=mode) and not has_leftovers(self.paths, self.indices)
 
@@ -62,20 +71,35 @@ def finished_already(words: Sequence[str]) -> Finished | None:
     try:
         note = json.loads(read_small(_note_of(words)))
         finished = Finished(ExperimentPaths(Path(note["folder"]), note["name"]), note["mode"])
-        files = {Path(path): tuple(state) for path, state in note["files"].items()}
-        is_same = all(_state(path) == state for path, state in files.items())
+        is_same = all(_state(Path(path)) == state for path, state in note["files"].items())
         return finished if is_same and finished.is_there() else None
     except Exception:  # whatever is wrong with a note or the folder, the long way tells
         return None
 
 
-def note_finished(words: Sequence[str], experiment: ResolvedExperiment) -> None:
+def named_files(words: Sequence[str], content: Mapping[str, Any] | None = None) -> dict[str, State]:
+    """Returns the files that a command names, and those that its configs do, as they are now.
+
+    Args:
+        words: The command line behind the verb.
+        content: What was made of it, if that is known.
+    """
+    seen = set[Path]()
+    _add_files((part for word in words for part in (word, word.partition("=")[2])), seen)
+    _add_files(_texts_in(content), seen)
+    with suppress(OSError):
+        return {str(path): _state(path) for path in seen}
+    return {}
+
+
+def note_finished(words: Sequence[str], named: Mapping[str, State], experiment: ResolvedExperiment) -> None:
     """Notes what a command has come to, if all of its experiment is finished.
 
     Not where a class is named: its code is not among the files, and may say something else tomorrow.
 
     Args:
         words: The command line behind the verb.
+        named: Its files, as they were when it was read; what is in them may have changed since.
         experiment: What was made of it.
     """
     settings, content = experiment.config.experiment, experiment.config.content
@@ -85,12 +109,12 @@ def note_finished(words: Sequence[str], experiment: ResolvedExperiment) -> None:
     with suppress(Exception):  # it is only slower without
         if not finished.is_there():
             return
-        files = {str(path): _state(path) for path in [experiment.paths.record, *_named(words, content)]}
+        record = experiment.paths.record
         note = {
             "folder": str(experiment.paths.folder),
             "name": experiment.paths.name,
             "mode": settings.gather,
-            "files": files,
+            "files": {**named, str(record): _state(record)},
         }
         path = _note_of(words)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,27 +131,40 @@ def _note_of(words: Sequence[str]) -> Path:
     return cache_home() / "finished" / f"{hashlib.sha256(command.encode()).hexdigest()}.json"
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Returns what differs once a file has changed."""
+def _state(path: Path) -> State:
+    """Returns what differs once a file has changed, or is another."""
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _named(words: Sequence[str], content: Mapping[str, Any]) -> Iterator[Path]:
-    """Yields the files that a command names, and those that its configs do."""
-    texts = [part for word in words for part in (word, word.partition("=")[2])]
-    for text in (*texts, *_texts_in(content)):
-        with suppress(OSError, ValueError):  # no path can be as long as some texts are
-            if text and Path(text).is_file():
-                yield Path(text).absolute()
+def _add_files(texts: Iterable[str], seen: set[Path], *, beside: Path | None = None) -> None:
+    """Adds the files among some texts, and those that they name in turn.
+
+    Args:
+        texts: What may be the name of a file, or the content of a config.
+        seen: To what they are added.
+        beside: Where to look first.
+    """
+    for text in texts:
+        with suppress(OSError, ValueError, yaml.YAMLError):  # no path can be as long as some texts are
+            if text.startswith(("{", "[")):
+                _add_files(_texts_in(yaml.safe_load(text)), seen, beside=beside)
+                continue
+            for folder in (beside, Path()) if beside else (Path(),):
+                path = (folder / Path(text).expanduser()).absolute()
+                if not text or path in seen or not path.is_file():
+                    continue
+                seen.add(path)
+                if path.suffix in (".yaml", ".yml", ".json"):
+                    content = yaml.safe_load(read_small(path, max_bytes=MAX_CONFIG_BYTES))
+                    _add_files(_texts_in(content), seen, beside=path.parent)
 
 
 def _texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
-        for one in value.values():
-            yield from _texts_in(one)
-    elif isinstance(value, list | tuple):
+        value = list(value.values())
+    if isinstance(value, list):
         for one in value:
             yield from _texts_in(one)
-    elif isinstance(value, str | Path):
-        yield str(value)
+    elif isinstance(value, str):
+        yield value

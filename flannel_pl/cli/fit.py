@@ -12,7 +12,7 @@ from flannel_pl.cli.alone import Display
 from flannel_pl.cli.as_jobs import fit_as_jobs
 from flannel_pl.cli.beginning import begin_experiment, kept_if_used, locked_experiment, write_run_configs
 from flannel_pl.cli.ending import finish_experiment, summarized
-from flannel_pl.cli.finished import note_finished
+from flannel_pl.cli.finished import named_files, note_finished
 from flannel_pl.cli.request import Request, understand
 from flannel_pl.errors import UserError
 from flannel_pl.launch.attended import train_all
@@ -47,10 +47,12 @@ def fit_verb(words: list[str]) -> int:
         Interrupted: On a signal, once everything so far is on the disk.
     """
     try:
+        named = named_files(words)  # before they are read: who edits one while it trains means the next time
         request = understand(words)
+        named = {**named_files(words, request.experiment.config.content), **named}
         code = _fit(request)
         if code == 0:
-            note_finished(words, request.experiment)
+            note_finished(words, named, request.experiment)
         return code
     finally:
         stop_fork_server()  # this may be somebody's program, which goes on

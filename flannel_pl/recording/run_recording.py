@@ -132,12 +132,19 @@ class RunRecording:
 
         Raises:
             KeyError: If one of them is not recorded.
+            TypeError: If they are no whole numbers.
 
         Example:
             >>> with open_recording("runs/dead_only") as recording:  # doctest: +SKIP
             ...     W = recording.run(0).embeddings[:, recording.run(0).rows_of([58, 77])]
         """
-        wanted = np.asarray(tokens, dtype=np.int64)
+        wanted = np.asarray(tokens)
+        if wanted.dtype.kind not in "iu":
+            raise TypeError(
+                f"rows_of takes token numbers, got {wanted.dtype}; of a mask they are np.flatnonzero(mask), "
+                "of words recording.vocabulary has them"
+            )
+        wanted = wanted.astype(np.int64)
         if RECORDED_TOKENS not in self._tensors:
             num_tokens = self.tensor("embeddings").shape[1]
             absent, rows = (wanted < 0) | (wanted >= num_tokens), wanted

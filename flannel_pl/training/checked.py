@@ -82,8 +82,9 @@ def check(experiment: ResolvedExperiment, run: Run) -> CheckedRun:
     Checkpoints(RunPaths(Path()), every=config.launch.checkpoint_every, asked=lambda: None)
     check_logged(wanted, config.trainer.log_every_n_steps)
     # With no token matrix to size by, or another optimizer's state, a model of ours is like any other.
-    made = (config.model.arguments.get(name) for name in ("optimizer", "lr_schedule"))
-    as_any_other = config.has_classes or wanted.parameter is None or any(isinstance(x, dict) for x in made)
+    optimizer, schedule = (config.model.arguments.get(name) for name in ("optimizer", "lr_schedule"))
+    are_words = optimizer is None and "." not in str(schedule)  # no class is named
+    as_any_other = config.has_classes or wanted.parameter is None or not are_words
     return _check_own(config, run) if as_any_other else _check_default(config, wanted)
 
 

@@ -296,7 +296,7 @@ def _make_room_for_optimizer(config: dict[str, Any]) -> None:
     What such an optimizer keeps has names of its own, so that it is recorded as what there is.
     """
     kind, model, recorder = DEFAULTS["model"], config["model"], config["recorder"]
-    if model.get("optimizer") is None:
+    if model.get("optimizer") is None and "model.optimizer" not in config["experiment"]["sweep"]:
         return
     for name in getattr(kind, "REPLACED_BY_OPTIMIZER", ()):
         if model.get(name) == inspect.signature(kind).parameters[name].default:

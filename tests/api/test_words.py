@@ -128,3 +128,14 @@ def test_the_content_of_a_config_is_taken_as_it_is() -> None:
 def test_options_of_the_command_line(name: str) -> None:
     with pytest.raises(UserError, match=rf"^{name} is an option of the command line, e.g. flannel-pl fit --"):
         command_words("quickstart", {name: True})
+
+
+def test_a_class_inside_a_group_has_arguments() -> None:
+    words = command_words(None, {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": 0.3})
+    expected = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.3}}
+    assert json.loads(words[-1]) == {"model": {"optimizer": expected}}
+    words = command_words(None, {"model": {"optimizer": "torch.optim.SGD"}, "model__optimizer__lr": 0.3})
+    assert json.loads(words[-1]) == {"model": {"optimizer": expected}}
+    more = {**expected, "init_args": {"momentum": 0.9}}
+    words = command_words(None, {"model__optimizer": more, "model__optimizer__lr": 0.3})
+    assert json.loads(words[-1])["model"]["optimizer"]["init_args"] == {"momentum": 0.9, "lr": 0.3}

@@ -33,3 +33,10 @@ def test_where_tokens_stand_in_a_recording_of_some(small_data: SmallData, tmp_pa
         with pytest.raises(IndexError, match=said) as error:
             whole.embeddings[0, 100]
         assert "rows_of" not in str(error.value)
+        for wrong in ([1.7], ["the"], recording_mask(100)):
+            with pytest.raises(TypeError, match=r"rows_of takes token numbers, got .*np.flatnonzero\(mask\)"):
+                whole.rows_of(wrong)
+
+
+def recording_mask(size: int) -> list[bool]:
+    return [True] * size

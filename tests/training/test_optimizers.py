@@ -248,3 +248,12 @@ def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(
         for name in names:
             one, other = stopped.run(0).tensor(name)[:], whole.run(0).tensor(name)[:]
             assert one.tobytes() == other.tobytes(), name
+
+
+def test_optimizers_can_be_swept(small_data: SmallData, tmp_path: Path) -> None:
+    sweep = "{model.optimizer: [torch.optim.SGD, flannel_pl.models.AdamW]}"
+    assert main(words("fit", small_data, tmp_path, "--experiment.sweep", sweep)) == 0
+    with flannel_pl.open_recording(tmp_path / "x") as recording:
+        assert "momentum" not in recording.run(0).names
+        assert {"momentum", "variance"} <= set(recording.run(1).names)
+        assert np.isnan(recording.scalars["learning_rate"])
