@@ -1,10 +1,12 @@
 """What can be known of a run before it is trained: its config and data checked, its recording sized."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from flannel_pl.adapters.lightning.checkpointing import Checkpoints
@@ -49,8 +51,16 @@ class CheckedRun:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Name of each data file -> the hash of its content, as far as there are known ones."""
-        return {} if self.corpus is None else self.corpus.digests
+        """Name of each data file -> the hash of its content, as far as there are known ones.
+
+        Where only some tokens are recorded, of their numbers, too: a file says which.
+        """
+        if self.corpus is None:
+            return {}
+        if self.token_ids is None:
+            return self.corpus.digests
+        ids = hashlib.sha256(np.asarray(self.token_ids, "<i8").tobytes()).hexdigest()
+        return {**self.corpus.digests, "recorded_tokens": ids}
 
     @property
     def masks(self) -> bytes | None:

@@ -40,3 +40,20 @@ def test_where_tokens_stand_in_a_recording_of_some(small_data: SmallData, tmp_pa
 
 def recording_mask(size: int) -> list[bool]:
     return [True] * size
+
+
+def test_another_list_of_tokens_is_another_experiment(
+    small_data: SmallData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = tmp_path / "mine.txt"
+    ids.write_text("3\n4\n5\n")
+    words = ["fit", *small_data.arguments, "--trainer.max_steps", "2", "--recorder.tokens", str(ids)]
+    words += ["--experiment.output_dir", str(tmp_path), "--experiment.name", "x"]
+    assert main(words) == 0
+    assert main(words) == 0
+    ids.write_text("3\n4\n6\n")
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "content of the recorded_tokens" in capsys.readouterr().err
+    ids.write_text("5\n4\n3\n")  # the same in another order
+    assert main(words) == 0
