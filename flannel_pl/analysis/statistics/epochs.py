@@ -50,6 +50,9 @@ class Mark:
     reason: str | None = None
     """Why it was not reached."""
 
+    later: bool = False
+    """Whether it was not reached because the recording ends: it may come after that, but not before."""
+
     def __str__(self) -> str:
         """Returns e.g. `24` or `not reached: ...`."""
         return f"not reached: {self.reason}" if self.step is None else str(self.step)
@@ -103,6 +106,7 @@ def rule_a(
     *,
     learning_rate_R: Array | None = None,
     skipped_R: Array | None = None,
+    freeze_below: float = FREEZE_FRACTION,
 ) -> Epochs:
     """Finds the epochs by the velocity of the radius.
 
@@ -111,6 +115,7 @@ def rule_a(
         steps_R: Step of each row, ascending.
         learning_rate_R: The rate of each row, for the warning; NaN in row 0.
         skipped_R: Whether the optimizer skipped the step of each row, bool: there is no velocity there.
+        freeze_below: Part of the peak velocity below which it is frozen.
 
     Example:
         >>> steps = np.arange(301)
@@ -128,8 +133,8 @@ def rule_a(
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None and sneeze.value is not None:
         begin = max(FREEZE_AFTER_STEP, sneeze.step)
-        rows = np.flatnonzero((velocity_R < FREEZE_FRACTION * sneeze.value) & (steps_R[:-1] > begin))
-        below = f"below {FREEZE_FRACTION:.0%} of its peak"
+        rows = np.flatnonzero((velocity_R < freeze_below * sneeze.value) & (steps_R[:-1] > begin))
+        below = f"below {100 * freeze_below:g}% of its peak"
         freeze = _first(
             *(rows, steps_R, velocity_R),
             never=f"after step {begin} the velocity is never {below}",
@@ -148,6 +153,7 @@ def rule_b(
     *,
     learning_rate_R: Array | None = None,
     skipped_R: Array | None = None,
+    frozen_above: float = FROZEN_FRACTION,
 ) -> Epochs:
     """Finds the epochs by the largest change of the radius and the fraction of frozen tokens.
 
@@ -157,6 +163,7 @@ def rule_b(
         steps_R: Step of each row, ascending.
         learning_rate_R: The rate of each row, for the warning; NaN in row 0.
         skipped_R: Whether the optimizer skipped the step of each row, bool: there is no velocity there.
+        frozen_above: Fraction of frozen tokens that has to be exceeded.
 
     Example:
         >>> steps = np.arange(301)
@@ -171,8 +178,8 @@ def rule_b(
     sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
     freeze = Mark(None, reason="the sneeze was not found")
     if sneeze.step is not None:
-        rows = np.flatnonzero((frozen_fraction_R > FROZEN_FRACTION) & (steps_R > sneeze.step))
-        never = f"after the sneeze never more than {FROZEN_FRACTION:.0%} of the tokens stand still"
+        rows = np.flatnonzero((frozen_fraction_R > frozen_above) & (steps_R > sneeze.step))
+        never = f"after the sneeze never more than {100 * frozen_above:g}% of the tokens stand still"
         freeze = _first(rows, steps_R, frozen_fraction_R, never=never)
     again = _re_expansion(change_R, steps_R, sneeze=sneeze, freeze=freeze)
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_B)
@@ -231,12 +238,13 @@ def _first(
 ) -> Mark:
     """Returns the first of some rows, unless it is where the search begins, or the last of all."""
     if not len(rows):
-        return Mark(None, reason=never)
+        return Mark(None, reason=never, later=True)
     row = int(rows[0])
     if row == earliest:
         return Mark(None, reason=edge)
     if row == len(values_R) - 1:
-        return Mark(None, reason=f"it may begin at step {steps_R[row]}, but there the recording ends")
+        reason = f"it may begin at step {steps_R[row]}, but there the recording ends"
+        return Mark(None, reason=reason, later=True)
     return Mark(int(steps_R[row]), float(values_R[row]))
 
 
