@@ -217,8 +217,8 @@ def published_table(group: Group, lines: Sequence[BesidePublished], background: 
     note = (
         "Published: ten seeds on the notebook's own text, trained on Apple's MPS, with standard deviations "
         "of the population; here they are of the sample. The difference is in published standard deviations; "
-        "where none was published, in those of this recording's runs, of a figure of the mean curve in those "
-        "of what the rule finds in each run. Pairs of runs are not independent of each other."
+        "where none was published, in those of this recording's runs. A figure of the mean curve has no "
+        "standard deviation, and none is put in its place. Pairs of runs are not independent of each other."
     )
     if others:
         note += " Not the same as published: " + "; ".join(others) + "."

@@ -17,6 +17,7 @@ Shape suffixes: T simulated studies, N runs, P permutations.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -27,9 +28,14 @@ from flannel_pl.arrays import Array
 
 ALPHA, POWER = 0.05, 0.8
 STUDIES = 2000
-MOST_SIMULATED = 4096
-"""Permutations up to which studies are simulated: 13 pairs, or seven runs against seven."""
+ALWAYS_SIMULATED, MOST_SIMULATED = 1024, 16_384
+"""Permutations up to which studies are simulated: ten pairs, or six runs against six; 14 pairs, or eight runs
+against eight, where few of them are a finding."""
 
+FEW_FINDINGS = 32
+"""Permutations that are a finding, below which p is not near that of a t test."""
+
+MOST_EFFECT = 20.0
 MOST_SEEDS = 200
 """Where `seeds_needed` gives up."""
 
@@ -55,7 +61,8 @@ def power_of(d: float, num: int, *, paired: bool, alpha: float = ALPHA, comparis
     num_permutations, level = _reachable(num, paired, alpha / comparisons)
     if not level:
         return 0.0
-    if num_permutations <= MOST_SIMULATED:
+    few = level * num_permutations < FEW_FINDINGS and num_permutations <= MOST_SIMULATED
+    if few or num_permutations <= ALWAYS_SIMULATED:
         return _simulated(d, num, paired, alpha / comparisons)
     return _by_t(d, num, paired, level)
 
@@ -103,22 +110,32 @@ def smallest_effect(
         comparisons: In that table.
 
     Returns:
-        d to 0.01; None if the test can show nothing with so few, or would need a d above 20.
+        d to 0.01; None if the test can show nothing with so few, or would need a d above MOST_EFFECT.
 
     Example:
         >>> smallest_effect(5, paired=True) is None, 0.9 < smallest_effect(10, paired=True) < 1.1
         (True, True)
     """
-    low, high = 0.0, 20.0
-    if num < 2 or power_of(high, num, paired=paired, alpha=alpha, comparisons=comparisons) < power:
+    _, level = _reachable(num, paired, alpha / comparisons)
+    if not level or _by_t(MOST_EFFECT, num, paired, level) < power:
         return None
-    while high - low > 0.005:
+    by_t = _bisected(lambda d: _by_t(d, num, paired, level) >= power, 0.0, MOST_EFFECT)
+    # Permutations need a little more than a t test: simulated studies are costly, so look near it only.
+    return round(
+        _bisected(
+            lambda d: power_of(d, num, paired=paired, alpha=alpha, comparisons=comparisons) >= power,
+            *(0.9 * by_t, 2 * by_t),
+        ),
+        2,
+    )
+
+
+def _bisected(enough: Callable[[float], bool], low: float, high: float) -> float:
+    """Returns the least number that is enough, to 0.01, where all larger ones are."""
+    while high - low > 0.01:
         middle = (low + high) / 2
-        if power_of(middle, num, paired=paired, alpha=alpha, comparisons=comparisons) < power:
-            low = middle
-        else:
-            high = middle
-    return round(high, 2)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def _reachable(num: int, paired: bool, alpha: float) -> tuple[int, float]:
