@@ -15,6 +15,7 @@ import numpy as np
 
 from flannel_pl.arrays import Array
 from flannel_pl.metrics.lattice import changed
+from flannel_pl.metrics.row_metrics import Drawn, RowMetric
 
 GRIDS = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -96,3 +97,18 @@ def standstill(before_SD: Array, after_SD: Array, grid: str = "bfloat16") -> Sta
         return Standstill(float("nan"), float("nan"))
     moved_S, changed_S = changed_on_grid(before_SD, after_SD, grid), changed(before_SD, after_SD)
     return Standstill(1 - float(moved_S.mean()), 1 - float(changed_S.mean()))
+
+
+frozen_on_grid = RowMetric(
+    lambda tokens: standstill(tokens.before_SD, tokens.stored_SD).on_grid,
+    "fraction of the tokens that stood still on bfloat16's lattice, whatever their own type",
+    of_motion=True,
+    drawn=Drawn(
+        "Frozen on one grid",
+        "fraction that stood still",
+        "Weights are rounded to bfloat16 before rows are compared, so that arms of different types can be.",
+        "part of the tokens with bf16(w_i(t)) = bf16(w_i(t-1))",
+    ),
+)
+"""For `report --metrics` and `recorder.live`, by its import path. Right of weights that are recorded in their
+own type or in bfloat16, which is why it is measured of the latter, too."""

@@ -18,11 +18,14 @@ from flannel_pl.analysis.statistics.growth import divergence_rate
 from flannel_pl.analysis.statistics.intervals import Interval, difference_interval, mean_interval
 from flannel_pl.analysis.statistics.motion import displacements, exponent_of
 from flannel_pl.analysis.statistics.permutations import sign_flip_test, two_sample_test
+from flannel_pl.analysis.statistics.power import power_of
 from flannel_pl.analysis.statistics.survival import kaplan_meier
 
 Array = np.ndarray[Any, Any]
 Draw = Callable[[np.random.Generator, int], Array]
 STUDIES, DRAWS = 2000, 999
+MANY_STUDIES = 10_000
+"""Where the truth lies so near the promise that 2000 would not tell."""
 
 SHAPES: dict[str, Draw] = {
     "normal": lambda random, num: random.normal(size=num),
@@ -32,6 +35,13 @@ SHAPES: dict[str, Draw] = {
     "very skewed (exponential)": lambda random, num: random.exponential(size=num) - 1,
 }
 """All of mean 0."""
+
+POWER_PAIRED = (
+    *((6, 1.2, 1), (6, 2.0, 1), (7, 1.0, 1), (8, 1.2, 1), (9, 2.0, 8), (10, 0.8, 1)),
+    *((10, 1.2, 8), (11, 1.5, 8), (13, 1.2, 40), (15, 0.8, 1)),
+)
+POWER_OF_ARMS = ((4, 2.0, 1), (5, 1.5, 1), (6, 2.0, 8), (7, 1.2, 1), (8, 1.5, 1), (8, 2.0, 8))
+"""Pairs or runs of each arm, true effect, comparisons in the table."""
 
 
 def covered(intervals: list[Interval | None], truth: float) -> float:
@@ -51,7 +61,8 @@ def mean_coverage(shape: str, num: int, *, studies: int = STUDIES) -> dict[str, 
         ours.append(found.interval)
         student.append(found.t_interval)
         means = values[random.integers(0, num, (DRAWS, num))].mean(axis=1)
-        quantiles.append(Interval(*(float(end) for end in np.quantile(means, [0.025, 0.975])), 0.95, ""))
+        low, high = np.quantile(means, [0.025, 0.975])
+        quantiles.append(Interval(float(low), float(high), 0.95, "quantiles"))
     return {name: covered(one, 0) for name, one in (("ours", ours), ("t", student), ("quantiles", quantiles))}
 
 
@@ -117,9 +128,9 @@ def false_equivalence(num: int, *, paired: bool, studies: int = STUDIES) -> floa
     hits = 0
     for _ in range(studies):
         found = (
-            paired_equivalence(random.normal(1.5, 1, num), 1.5)
+            paired_equivalence(random.normal(1.5, 0.4, num), 1.5)
             if paired
-            else equivalence(random.normal(1.5, 1, num), random.normal(0, 2, num), 1.5)
+            else equivalence(random.normal(1.5, 0.3, num), random.normal(0, 0.6, num), 1.5)
         )
         hits += found is not None and found.p <= 0.05
     return hits / studies
@@ -234,9 +245,10 @@ def main() -> None:
                 [(num, effect_coverage(d, num, paired=paired)) for num in (3, 5, 10)],
                 flush=True,
             )
-        for shape, num in (("normal", 10), ("very skewed (exponential)", 10), ("normal", 6)):
-            if paired or num < 10:
-                print("false alarms", paired, shape, num, false_alarms(shape, num, paired=paired), flush=True)
+        num, studies = (10, MANY_STUDIES) if paired else (6, STUDIES)
+        for shape in ("normal", "very skewed (exponential)"):
+            found = false_alarms(shape, num, paired=paired, studies=studies)
+            print("false alarms", paired, shape, num, found, flush=True)
         print(
             "false equivalence",
             paired,
@@ -246,6 +258,11 @@ def main() -> None:
     for shape in ("normal", "very skewed (exponential)"):
         for blocked in (False, True):
             print("factorial", shape, blocked, false_effects(shape, blocked=blocked), flush=True)
+    for paired, cases in ((True, POWER_PAIRED), (False, POWER_OF_ARMS)):
+        for num, d, comparisons in cases:
+            said = power_of(d, num, paired=paired, comparisons=comparisons)
+            came = shown(d, num, paired=paired, comparisons=comparisons)
+            print("power", paired, num, d, comparisons, round(said, 3), came, flush=True)
     for num in (10, 30, 200):
         print("survival", num, survival_coverage(num), flush=True)
     print("exponent", [(rows, exponent_coverage(rows)) for rows in (100, 400)], flush=True)

@@ -149,12 +149,8 @@ def test_a_table_can_be_made_of_it() -> None:
     assert rows[1]["difference"] == pytest.approx(-0.68)
     assert (rows[0]["paired"], rows[0]["num"], rows[0]["p"], rows[0]["p_holm"]) == (1, 3, 0.25, 1.0)
     (first, *_) = table.summary_rows()
-    assert (first["outcome"], first["arm"], first["num"], first["mean"]) == (
-        "frozen",
-        "bf16",
-        3,
-        pytest.approx(0.73),
-    )
+    assert (first["outcome"], first["arm"], first["num"]) == ("frozen", "bf16", 3)
+    assert first["mean"] == pytest.approx(0.73)
     flat = [cell for row in [*rows, *table.summary_rows()] for cell in row.values()]
     assert all(cell is None or isinstance(cell, str | int | float) for cell in flat)
     assert table.num_equivalence_tests == 2

@@ -13,7 +13,7 @@ from statsmodels.stats.anova import anova_lm
 from flannel_pl.analysis.statistics.factorial import factorial, factorial_of_arms
 
 Array = np.ndarray[Any, Any]
-SHAPES = {"a": ["x", "y"], "b": [0.1, 0.2, 0.3], "c": [1, 2]}
+SHAPES: dict[str, list[Any]] = {"a": ["x", "y"], "b": [0.1, 0.2, 0.3], "c": [1, 2]}
 
 
 def runs(num_factors: int, repeats: int, *, seed: int, lost: int = 0) -> tuple[Array, dict[str, list[Any]]]:

@@ -26,9 +26,9 @@ def test_intervals_of_differences_cover_them(ours: int, theirs: int, ratio: floa
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_intervals_of_effects_cover_them(paired: bool) -> None:
-    for num, d in ((3, 1.0), (5, 0.0), (10, 3.0)):
-        assert 0.93 <= simulated.effect_coverage(d, num, paired=paired) <= 0.97
+@pytest.mark.parametrize(("num", "d"), [(3, 1.0), (5, 0.0), (10, 3.0)])
+def test_intervals_of_effects_cover_them(num: int, d: float, paired: bool) -> None:
+    assert 0.93 <= simulated.effect_coverage(d, num, paired=paired) <= 0.97
 
 
 @pytest.mark.parametrize("shape", ["normal", "very skewed (exponential)"])
@@ -36,7 +36,8 @@ def test_intervals_of_effects_cover_them(paired: bool) -> None:
 def test_a_table_in_which_nothing_is_rings_in_one_of_twenty_at_most(
     num: int, paired: bool, shape: str
 ) -> None:
-    assert simulated.false_alarms(shape, num, paired=paired) <= 0.05
+    studies = simulated.MANY_STUDIES if paired else simulated.STUDIES
+    assert simulated.false_alarms(shape, num, paired=paired, studies=studies) <= 0.05
     uncorrected = simulated.false_alarms(shape, num, paired=paired, arms=1, outcomes=1)
     assert 0.03 <= uncorrected <= 0.05 + NOISE, "or the test would be none"
 
@@ -54,26 +55,13 @@ def test_effects_of_a_factorial_ring_in_one_of_twenty(blocked: bool, shape: str)
         assert 0.03 <= fraction <= 0.05 + NOISE
 
 
-PAIRED = [
-    (6, 1.2, 1),
-    (6, 2.0, 1),
-    (7, 1.0, 1),
-    (8, 1.2, 1),
-    (9, 2.0, 8),
-    (10, 0.8, 1),
-    (10, 1.2, 8),
-    (11, 1.5, 8),
-]
-TWO_ARMS = [(4, 2.0, 1), (5, 1.5, 1), (6, 2.0, 8), (7, 1.2, 1), (8, 1.5, 1), (8, 2.0, 8)]
-
-
-@pytest.mark.parametrize(("num", "d", "comparisons"), [*PAIRED, (13, 1.2, 40), (15, 0.8, 1)])
+@pytest.mark.parametrize(("num", "d", "comparisons"), simulated.POWER_PAIRED)
 def test_power_of_pairs_comes_true(num: int, d: float, comparisons: int) -> None:
     expected = power_of(d, num, paired=True, comparisons=comparisons)
     assert simulated.shown(d, num, paired=True, comparisons=comparisons) == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize(("num", "d", "comparisons"), TWO_ARMS)
+@pytest.mark.parametrize(("num", "d", "comparisons"), simulated.POWER_OF_ARMS)
 def test_power_of_arms_comes_true(num: int, d: float, comparisons: int) -> None:
     expected = power_of(d, num, paired=False, comparisons=comparisons)
     assert simulated.shown(d, num, paired=False, comparisons=comparisons) == pytest.approx(expected, abs=0.05)

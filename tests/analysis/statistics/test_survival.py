@@ -1,5 +1,7 @@
 """Times until the last motion: by hand, without censoring, and against lifelines, statsmodels and scipy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from lifelines import KaplanMeierFitter
@@ -15,12 +17,14 @@ from flannel_pl.analysis.statistics.survival import (
     survival_over_runs,
 )
 
+Array = np.ndarray[Any, Any]
+
 # Remission of leukaemia under 6-MP: Freireich and others, Blood 21 (1963) 699, in every book on the subject.
 REMISSION = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
 RELAPSED = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
 
 
-def simulated(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def simulated(num: int, seed: int) -> tuple[Array, Array]:
     random = np.random.default_rng(seed)
     stop, lost = random.integers(1, 40, num), random.integers(10, 60, num)
     return np.minimum(stop, lost), stop <= lost
