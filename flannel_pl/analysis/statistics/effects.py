@@ -6,8 +6,8 @@
 J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)) takes the bias out that few runs bring. If runs are
 normal (and, not paired, of one variance), t has a noncentral t distribution, whose noncentrality is the true
 effect times sqrt(n1 n2 / (n1 + n2)), or sqrt(n): the interval has those effects under which the t that was
-found is neither in the upper nor in the lower 2.5 %. It is of the true effect, and so without J, which with
-few runs would make it too short: 88 % instead of 95 % with ten pairs and an effect of 1.
+found is neither in the upper nor in the lower 2.5 %. It is of the true effect, and so without J, which would
+make it too short.
 
 The difference and the spread it is divided by come from the same runs. A difference between mean curves has
 no such spread, and is never divided by one: see `sensitivity`.

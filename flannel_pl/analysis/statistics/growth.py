@@ -111,8 +111,7 @@ def divergence_rate(
     plateau = float(np.median(distance_R[-max(1, len(distance_R) // 10) :]))
     if window is None:
         above = np.flatnonzero(distance_R >= ceiling * plateau)
-        end = int(above[0]) if len(above) else len(distance_R)
-        rows = np.arange(apart[0], end)
+        rows = np.arange(above[0] if len(above) else len(distance_R))
         where = f"before the distance reaches {ceiling:.0%} of its plateau"
     else:
         rows = np.flatnonzero((steps_R >= window[0]) & (steps_R <= window[1]))

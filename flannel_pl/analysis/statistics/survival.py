@@ -7,7 +7,10 @@ Kaplan and Meier's estimate of the part S(t) that has not stopped by t, from tim
 with d_i stops among the n_i that had neither stopped nor been lost sight of before t_i. Greenwood's variance
 of log S, sum of d_i / (n_i (n_i - d_i)), gives the interval, on the scale of log(-log S), on which it stays
 between 0 and 1. The restricted mean is the area under S up to a horizon: the mean time until the stop, or
-the horizon, whichever comes first; with it arms can be compared in which some never stopped.
+the horizon, whichever comes first; with it arms can be compared in which some never stopped. Its variance is
+the sum over stops of d / (n (n - d)) times the square of the area that follows, times D / (D - 1) for the D
+stops that were seen, and its interval Student's of D - 1: without censoring that of a mean. The normal one is
+too short for few runs (docs/statistics.md).
 
 Over the tokens of one run it describes that run: tokens move together, so that its interval is none for other
 seeds. Over runs, the unit is the run: the time of one event of each (its last motion), or a number of each
@@ -61,9 +64,11 @@ class Survival:
     """Mean of the time until the stop or the horizon, whichever comes first."""
 
     restricted_error: float
-    """Its standard error, over what the times are of: no error over seeds, if these are tokens."""
+    """Its standard error, over what the times are of: no error over seeds, if these are tokens. NaN for fewer
+    than two stops."""
 
-    restricted_interval: Interval
+    restricted_interval: Interval | None
+    """None for fewer than two stops."""
 
     def at(self, time: float) -> float:
         """Returns the part that has not stopped by a time; NaN where that is not known."""
@@ -123,7 +128,7 @@ def kaplan_meier(
         horizon=end,
         restricted_mean=mean,
         restricted_error=error,
-        restricted_interval=_normal(mean, error, level),
+        restricted_interval=_student(mean, error, int(stopped_E.sum()), level),
     )
 
 
@@ -220,11 +225,14 @@ def _restricted(
     left_E = at_risk_E[before] - stopped_E[before]
     parts = following_E[left_E > 0] ** 2 * stopped_E[before][left_E > 0]
     variance = (parts / (at_risk_E[before] * left_E)[left_E > 0]).sum()
-    return float(areas.sum()), float(np.sqrt(variance))
+    seen = int(stopped_E.sum())
+    return float(areas.sum()), float(np.sqrt(variance * seen / (seen - 1))) if seen > 1 else float("nan")
 
 
-def _normal(center: float, error: float, level: float) -> Interval:
+def _student(center: float, error: float, seen: int, level: float) -> Interval | None:
     from scipy import stats
 
-    reach = float(stats.norm.ppf((1 + level) / 2)) * error
-    return Interval(center - reach, center + reach, level, "Greenwood")
+    if seen < 2:
+        return None
+    reach = float(stats.t.ppf((1 + level) / 2, seen - 1)) * error
+    return Interval(center - reach, center + reach, level, "Greenwood, t")

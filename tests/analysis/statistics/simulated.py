@@ -43,6 +43,9 @@ POWER_PAIRED = (
 POWER_OF_ARMS = ((4, 2.0, 1), (5, 1.5, 1), (6, 2.0, 8), (7, 1.2, 1), (8, 1.5, 1), (8, 2.0, 8))
 """Pairs or runs of each arm, true effect, comparisons in the table."""
 
+SPREADS = ((5, 5, 3.0), (8, 8, 3.0), (4, 8, 3.0), (8, 4, 3.0))
+"""Runs of each of two arms, spread of the second."""
+
 
 def covered(intervals: list[Interval | None], truth: float) -> float:
     """Returns the part of intervals that have the truth in them; one that is missing has not."""
@@ -122,6 +125,21 @@ def false_alarms(
     return alarms / studies
 
 
+def false_alarms_of_spread(
+    ours: int, theirs: int, ratio: float, *, studies: int = STUDIES
+) -> dict[str, float]:
+    """Returns how often arms of one mean and other spreads have p of at most .05, and are said to differ."""
+    random = np.random.default_rng(ours)
+    low, differs = 0, 0
+    for _ in range(studies):
+        arms = random.normal(0, 1, ours), random.normal(0, ratio, theirs)
+        if two_sample_test(*arms).p <= 0.05:
+            low += 1
+            interval = difference_interval(*arms, draws=DRAWS, seed=int(random.integers(2**32))).interval
+            differs += interval is not None and not interval.spans(0)
+    return {"p": low / studies, "differs": differs / studies}
+
+
 def false_equivalence(num: int, *, paired: bool, studies: int = STUDIES) -> float:
     """Returns how often a difference that is exactly the margin is called equivalent."""
     random = np.random.default_rng(num)
@@ -185,7 +203,8 @@ def survival_coverage(num: int, *, studies: int = STUDIES) -> dict[str, float]:
         low, high = found.median_interval
         hits["survival"] += row >= 0 and bool(found.low_E[row] <= truth["survival"] <= found.high_E[row])
         hits["median"] += (low or 0.0) <= truth["median"] <= (math.inf if high is None else high)
-        hits["restricted mean"] += found.restricted_interval.spans(truth["restricted mean"])
+        mean = found.restricted_interval
+        hits["restricted mean"] += mean is not None and mean.spans(truth["restricted mean"])
     return {name: count / studies for name, count in hits.items()}
 
 
@@ -219,13 +238,13 @@ def main() -> None:
             print("mean", num, shape, mean_coverage(shape, num), flush=True)
     for shape in ("normal", "skewed (gamma, 4)"):
         for ours, theirs, ratio in (
-            (3, 3, 1),
-            (5, 5, 1),
-            (5, 5, 3),
-            (10, 10, 1),
-            (10, 10, 3),
-            (5, 10, 1),
-            (3, 10, 1),
+            (3, 3, 1.0),
+            (5, 5, 1.0),
+            (5, 5, 3.0),
+            (10, 10, 1.0),
+            (10, 10, 3.0),
+            (5, 10, 1.0),
+            (3, 10, 1.0),
         ):
             print(
                 "difference",
@@ -258,6 +277,8 @@ def main() -> None:
     for shape in ("normal", "very skewed (exponential)"):
         for blocked in (False, True):
             print("factorial", shape, blocked, false_effects(shape, blocked=blocked), flush=True)
+    for ours, theirs, ratio in SPREADS:
+        print("spread", ours, theirs, ratio, false_alarms_of_spread(ours, theirs, ratio), flush=True)
     for paired, cases in ((True, POWER_PAIRED), (False, POWER_OF_ARMS)):
         for num, d, comparisons in cases:
             said = power_of(d, num, paired=paired, comparisons=comparisons)

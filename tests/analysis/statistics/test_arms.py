@@ -11,7 +11,7 @@ from flannel_pl.analysis.statistics.effects import paired_effect
 from flannel_pl.analysis.statistics.intervals import difference_interval, mean_interval
 from flannel_pl.analysis.statistics.permutations import sign_flip_test, two_sample_test
 from flannel_pl.analysis.statistics.seed_pairs import matched
-from flannel_pl.analysis.statistics.verdicts import Finding, pairs_to_show, runs_to_show
+from flannel_pl.analysis.statistics.verdicts import Evidence, Finding, pairs_to_show, runs_to_show, verdict_of
 
 # Frozen fraction of three seeds: all bfloat16, float32 state, stochastic rounding. Exploratory.
 EXPLORATORY = {"bf16": [0.45, 0.95, 0.79], "fp32_state": [0.39, 0.86, 0.69], "stochastic": [0.05, 0.05, 0.05]}
@@ -88,6 +88,23 @@ def test_what_is_clear_by_itself_may_not_be_in_a_large_table() -> None:
     assert (
         "leaves 0 out, but p = 0.21 after correction for 21 comparisons" in table.comparisons[0].verdict.words
     )
+
+
+def test_an_interval_that_spans_0_decides_nothing_whatever_p_is() -> None:
+    difference = mean_interval([-1.0, 2.0, 3.0, 1.0, 0.5, 2.5])
+    test = sign_flip_test([1.0] * 6)
+    verdict = verdict_of(Evidence(difference, test, 0.03, 1, True, 0.05))
+    assert difference.interval is not None
+    assert difference.interval.low < 0
+    assert verdict.finding == Finding.NOT_DECIDED
+    assert verdict.words.startswith("not decided: p = 0.03, but the interval, -")
+
+
+def test_six_pairs_are_enough_for_one_comparison_and_not_for_two() -> None:
+    values = {name: normal(0, 6, seed) for seed, name in enumerate("abc")}
+    two = compare_arms(values, "a").comparisons[0]
+    one = compare_arms({name: values[name] for name in "ab"}, "a").comparisons[0]
+    assert [two.verdict.finding, one.verdict.finding] == [Finding.TOO_FEW, Finding.NOT_DECIDED]
 
 
 def test_arms_that_are_one() -> None:

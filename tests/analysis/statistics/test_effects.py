@@ -92,6 +92,15 @@ def test_equivalence_is_that_of_statsmodels() -> None:
         assert paired.p == pytest.approx(ttost_paired(after, before, -margin, margin)[0])
 
 
+def test_far_below_is_as_far_as_far_above() -> None:
+    for found in (equivalence(REFERENCE, VALUES, 1.0), equivalence(VALUES, REFERENCE, 1.0)):
+        assert found is not None
+        assert found.p == pytest.approx(
+            float(ttost_ind(np.array(VALUES), np.array(REFERENCE), -1, 1, "unequal")[0])
+        )
+        assert found.p > 0.5
+
+
 def test_equivalence_without_spread() -> None:
     for found, p in (
         (equivalence([1.0, 1.0], [1.0, 1.0], 0.1), 0.0),

@@ -48,6 +48,15 @@ def test_the_bootstrap_knows_on_which_side_the_tail_is() -> None:
     assert found.interval.high > found.t_interval.high
 
 
+def test_a_tail_of_the_reference_is_on_the_other_side_of_the_difference() -> None:
+    tailed, even = [1.0, 1.1, 1.2, 1.3, 1.5, 1.9, 2.8, 5.0], [2.0, 2.1, 1.9, 2.05, 1.95, 2.0]
+    above, below = difference_interval(tailed, even), difference_interval(even, tailed)
+    for found, sign in ((above, 1), (below, -1)):
+        assert found.interval is not None
+        reach = found.interval.high - found.value, found.value - found.interval.low
+        assert reach[0] > 1.3 * reach[1] if sign > 0 else reach[1] > 1.3 * reach[0]
+
+
 def test_the_quantiles_are_of_t_with_noise() -> None:
     """The same by other means: loops, and a sample of one's own."""
     values = np.array([0.3, 0.9, 1.4, 1.5, 2.9])

@@ -14,8 +14,15 @@ def test_with_many_permutations_it_is_that_of_a_t_test(d: float, num: int) -> No
     assert power_of(d, num, paired=False) == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_larger_table_asks_for_a_smaller_p() -> None:
+    expected = TTestPower().power(0.7, 30, 0.005)
+    assert power_of(0.7, 30, paired=True, comparisons=10) == pytest.approx(expected, abs=1e-3)
+
+
 def test_few_pairs_show_nothing() -> None:
     assert [power_of(9.0, num, paired=True) for num in (2, 5, 6)] == [0, 0, 1]
+    assert TTestPower().power(2, 5, 0.05) == pytest.approx(0.91, abs=0.005)  # what a t test would promise
+    assert power_of(2.0, 5, paired=True) == 0
     assert [power_of(20.0, num, paired=False) for num in (3, 4)] == [0, 1]
     assert power_of(9.0, 9, paired=True, comparisons=12) == 1
     assert power_of(9.0, 8, paired=True, comparisons=12) == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from flannel_pl.analysis.statistics.group_epochs import epochs_of
 from flannel_pl.analysis.statistics.groups import groups_of
@@ -61,6 +62,8 @@ def test_each_run_freezes_before_the_mean_curve_does() -> None:
     assert found.mean.interval is not None
     assert (found.mean.value, found.mean_curve, found.mean_curve_inside) == (295, 366, False)
     assert (found.mean.interval.low, found.mean.interval.high) == pytest.approx((265, 346), abs=1)
+    usual = stats.bootstrap((np.array(each),), np.mean, method="percentile", rng=0).confidence_interval
+    assert (usual.low, usual.high) == pytest.approx((268, 326), abs=1)
     each, mean_curve = steps_of("B", "freeze")
     assert mark_over_runs(each, 1000, mean_curve).mean_curve_inside is True
 

@@ -66,11 +66,13 @@ def test_without_censoring_it_is_a_mean() -> None:
     times = np.array([3.0, 5, 5, 8, 13, 20])
     whole = kaplan_meier(times, [True] * 6)
     assert whole.restricted_mean == pytest.approx(times.mean())
-    assert whole.restricted_error == pytest.approx(times.std() / np.sqrt(6))
+    assert whole.restricted_error == pytest.approx(stats.sem(times))
+    assert whole.restricted_interval is not None
+    expected = stats.t.interval(0.95, 5, loc=times.mean(), scale=stats.sem(times))
+    assert (whole.restricted_interval.low, whole.restricted_interval.high) == pytest.approx(expected)
     cut = kaplan_meier(times, [True] * 6, horizon=10)
     assert cut.restricted_mean == pytest.approx(np.minimum(times, 10).mean())
-    assert cut.restricted_error == pytest.approx(np.minimum(times, 10).std() / np.sqrt(6))
-    assert cut.restricted_interval.spans(cut.restricted_mean)
+    assert cut.restricted_error == pytest.approx(stats.sem(np.minimum(times, 10)))
     assert kaplan_meier(times, [True] * 6, horizon=100).restricted_mean == pytest.approx(times.mean())
 
 
@@ -82,7 +84,8 @@ def test_what_never_froze_is_not_dropped() -> None:
     assert (found.median, found.num_censored) == (30, 3)
     assert found.restricted_mean == pytest.approx((10 + 20 + 30 + 300) / 6)
     none = kaplan_meier(*freeze_times(np.array([NEVER, NEVER]), 100))
-    assert (none.median, none.restricted_mean, none.restricted_error, none.at(50)) == (None, 100, 0, 1)
+    assert (none.median, none.restricted_mean, none.restricted_interval, none.at(50)) == (None, 100, None, 1)
+    assert np.isnan(none.restricted_error)
 
 
 def test_how_long_still_is_still() -> None:
