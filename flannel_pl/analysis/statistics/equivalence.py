@@ -5,6 +5,9 @@ The two means are equivalent within the margin if the difference is shown to be 
 same as asking whether an interval of level 1 - 2 alpha, 90 % for 5 %, lies within the margin. That a test
 found no difference is no such claim: few runs find none either.
 
+Runs without any spread have no t. If the difference is within the margin all the same, p is 0.5^n: were the
+true median at the margin, each of n runs would lie on the inner side by a coin's throw.
+
 Source: Schuirmann, J. Pharmacokin. Biopharm. 15 (1987) 657.
 
 Shape suffixes: N runs.
@@ -55,12 +58,13 @@ def equivalence(
         (0.00019, -0.274, 0.074)
     """
     values_N, reference_N = finite(values), finite(reference)
-    if min(len(values_N), len(reference_N)) < 2:
+    fewest = min(len(values_N), len(reference_N))
+    if fewest < 2:
         return None
     difference = float(values_N.mean() - reference_N.mean())
     if np.ptp(values_N) == 0 and np.ptp(reference_N) == 0:
-        return _two_one_sided(difference, 0.0, 1.0, margin)
-    return _two_one_sided(difference, *welch(values_N, reference_N), margin)
+        return _two_one_sided(difference, 0.0, 1.0, margin, num=fewest)
+    return _two_one_sided(difference, *welch(values_N, reference_N), margin, num=fewest)
 
 
 def paired_equivalence(differences: Sequence[float] | Array, margin: float) -> Equivalence | None:
@@ -85,16 +89,18 @@ def paired_equivalence(differences: Sequence[float] | Array, margin: float) -> E
     if num < 2:
         return None
     error = 0.0 if np.ptp(differences_N) == 0 else float(differences_N.std(ddof=1)) / num**0.5
-    return _two_one_sided(float(differences_N.mean()), error, num - 1, margin)
+    return _two_one_sided(float(differences_N.mean()), error, num - 1, margin, num=num)
 
 
-def _two_one_sided(difference: float, error: float, freedom: float, margin: float) -> Equivalence:
+def _two_one_sided(
+    difference: float, error: float, freedom: float, margin: float, *, num: int
+) -> Equivalence:
     from scipy import stats
 
     if not margin > 0:
         raise ValueError(f"got a margin of {margin}, expected one above 0, in the unit of the values")
     if error == 0:
-        p = 0.0 if abs(difference) < margin else 1.0
+        p = 0.5**num if abs(difference) < margin else 1.0
         return Equivalence(margin, p, Interval(difference, difference, 0.9, "constant"))
     nearer = (margin - abs(difference)) / error  # the test against the farther margin has the smaller p
     reach = float(stats.t.ppf(0.95, freedom)) * error

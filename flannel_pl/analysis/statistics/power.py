@@ -28,11 +28,11 @@ from flannel_pl.arrays import Array
 
 ALPHA, POWER = 0.05, 0.8
 STUDIES = 2000
-ALWAYS_SIMULATED, MOST_SIMULATED = 1024, 16_384
-"""Permutations up to which studies are simulated: ten pairs, or six runs against six; 14 pairs, or eight runs
-against eight, where few of them are a finding."""
+ALWAYS_SIMULATED, MOST_SIMULATED = 1024, 65_536
+"""Permutations up to which studies are simulated: ten pairs, or six runs against six; 16 pairs, or nine runs
+against nine, where few of them are a finding."""
 
-FEW_FINDINGS = 32
+FEW_FINDINGS = 128
 """Permutations that are a finding, below which p is not near that of a t test."""
 
 MOST_EFFECT = 20.0

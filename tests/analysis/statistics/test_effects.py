@@ -103,7 +103,7 @@ def test_far_below_is_as_far_as_far_above() -> None:
 
 def test_equivalence_without_spread() -> None:
     for found, p in (
-        (equivalence([1.0, 1.0], [1.0, 1.0], 0.1), 0.0),
+        (equivalence([1.0] * 5, [1.05, 1.05], 0.1), 0.25),
         (paired_equivalence([0.3, 0.3], 0.1), 1.0),
     ):
         assert found is not None
