@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,23 @@ def test_the_example_prints_what_the_page_says() -> None:
     with contextlib.redirect_stdout(printed):
         exec(found[1], {})
     assert printed.getvalue() == found[2]
+
+
+def test_recordings_are_compared_as_the_page_says(
+    example_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two arms are one recording, which the words notice."""
+    for name in ("bf16", "mixed"):
+        shutil.copytree(example_runs / "runs" / "quickstart", tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(first + second, {})
+    lines = printed.getvalue().splitlines()[-2:]
+    assert [line.partition(" the same: ")[2] for line in lines] == [
+        "equal to the last digit in all 2 pairs"
+    ] * 2
 
 
 def test_the_least_p_values_are_those_of_the_page() -> None:
