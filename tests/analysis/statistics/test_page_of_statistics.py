@@ -2,13 +2,17 @@
 
 import contextlib
 import io
+import math
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from flannel_pl import open_recording
+from flannel_pl.analysis.measuring.all_runs import measure_experiment
 from flannel_pl.analysis.statistics.permutations import smallest_paired_p, smallest_two_sample_p
+from flannel_pl.metrics.grid import frozen_on_grid
 
 PAGE = (Path(__file__).parents[3] / "docs" / "statistics.md").read_text(encoding="utf-8")
 
@@ -37,6 +41,15 @@ def test_recordings_are_compared_as_the_page_says(
     assert [line.partition(" the same: ")[2] for line in lines] == [
         "equal to the last digit in all 2 pairs"
     ] * 2
+
+
+def test_a_report_measures_standstill_on_the_grid(example_runs: Path) -> None:
+    with open_recording(example_runs / "runs" / "quickstart") as recording:
+        measures = measure_experiment(recording, own={"frozen_on_grid": frozen_on_grid})
+    for run in measures.runs:
+        series = run.series["dead"]
+        assert series["frozen_on_grid"][1:] == pytest.approx(series["frozen_fraction"][1:])
+        assert math.isnan(series["frozen_on_grid"][0])
 
 
 def test_the_least_p_values_are_those_of_the_page() -> None:
