@@ -46,6 +46,7 @@ def test_tokens_that_never_froze_count_up_to_the_horizon() -> None:
     assert restricted_freeze_time("dead", 10)(one) == pytest.approx((2 + 4 + 10 + 10) / 4)
     assert restricted_freeze_time("dead", 3)(one) == pytest.approx((2 + 3 + 3 + 3) / 4)
     assert restricted_freeze_time("dead", 10, still_for=7)(one) == pytest.approx((2 + 10 + 10 + 10) / 4)
+    assert restricted_freeze_time("dead", 10, still_for=7)(run(42, [2, 4])) == pytest.approx((2 + 10) / 2)
     assert restricted_freeze_time("dead", 11)(one) is None
     assert restricted_freeze_time("live", 10)(one) is None
     found = token_survival(one, "dead")
