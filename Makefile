@@ -18,7 +18,8 @@ test: lint types ## lint, types, and the tests that take seconds
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 # Those that measure no time and kill no processes may share the cores.
-SIDE_BY_SIDE := tests/analysis tests/api tests/docs tests/test_wheel.py
+SIDE_BY_SIDE := tests/analysis tests/api tests/corpus tests/docs tests/recording \
+  $(addprefix tests/test_,arguments.py configs.py examples.py mutations.py peers.py stored.py wheel.py)
 
 test-slow: .venv/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile $(SIDE_BY_SIDE)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import analysis, disk, experiment, live, machine, quantities, startup, steps
+from benchmarks import analysis, disk, experiment, live, machine, peers, quantities, startup, steps
 from benchmarks.figures import RATIOS, TABLE, Figure, measured_on_gpus, put_into, table, telling_ratios
 from benchmarks.sizes import SIZES
 
@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "startup": startup.measure,
     "disk": disk.measure,
     "analysis": analysis.measure,
+    "peers": peers.measure,
 }
 ROOT = machine.RESULTS.parents[1]
 

@@ -11,9 +11,9 @@ TABLE, RATIOS = "benchmark", "ratios"
 """What is between marks of that name in a page: the whole table, and the README's part of it."""
 
 TELLING = {
-    "recording: step with the recorder / without": "a step, every bit recorded to disk / a step without",
-    "the same / the notebook's time, 2 runs side by side": "two seeds to their file / the notebook's code",
-    "gather / `cp`": "joining the runs' files, bytes per second / `cp`",
+    "recording: step with the recorder / without": "the time of a step with the recorder / without it",
+    "the same / the notebook's time, 2 runs side by side": "the time of two seeds / the notebook's",
+    "gather / `cp`": "the speed of joining the runs' files / that of `cp`",
 }
 """Figure of the table -> what the README calls it."""
 
@@ -29,7 +29,7 @@ class Figure:
     """ms, s, GB, MB/s, ...; empty for a ratio."""
 
     values: Sequence[float]
-    """Every single measurement, in the order they were taken."""
+    """Every single measurement, in the order they were taken; none where it could not be measured."""
 
     limit: float | None = None
     """What the median has to keep; None = there is none."""
@@ -37,8 +37,14 @@ class Figure:
     bound: Literal["<=", ">="] = "<="
     """Which side of the limit is the right one."""
 
+    why_not: str = ""
+    """Why there are no values."""
+
     def as_json(self) -> dict[str, Any]:
         """Returns the figure with its median, spread and verdict, rounded to four digits."""
+        if not self.values:
+            nothing = dict.fromkeys(("median", "least", "most", "limit", "met"))
+            return {"name": self.name, "unit": self.unit, **nothing, "values": [], "why_not": self.why_not}
         median = statistics.median(self.values)
         met = None
         if self.limit is not None:
@@ -92,8 +98,12 @@ def table(result: dict[str, Any], *, on_gpus: Sequence[dict[str, Any]] = ()) -> 
 def telling_ratios(result: dict[str, Any]) -> str:
     """Returns the three ratios that the README shows, as Markdown."""
     found = {figure["name"]: figure for figure in _figures(result)}
-    lines = [f"Measured by `make bench` on {result['device']}, {result['cores']} cores, medians", ""]
-    lines[0] += " ([docs/benchmarks.md](docs/benchmarks.md)):"
+    where = f"{result['device']}, {result['cores']} cores"
+    lines = [
+        f"Medians of `make bench` on {where}; [docs/benchmarks.md](docs/benchmarks.md) has their",
+        "spread, and the limits that they were to keep:",
+        "",
+    ]
     lines += [f"- {words}: **{found[name]['median']:g}**" for name, words in TELLING.items()]
     return "\n".join(lines)
 
@@ -116,6 +126,8 @@ def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(figure: dict[str, Any], *, where: str = "") -> str:
+    if not figure["values"]:
+        return f"| {where}{figure['name']} | not measured: {figure['why_not']} | | | |"
     unit = f" {figure['unit']}" if figure["unit"] else ""
     verdict = {True: "met", False: "**not met**", None: ""}[figure["met"]]
     limit = f"{figure['limit']}{unit}" if figure["limit"] else ""

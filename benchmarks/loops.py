@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from typing_extensions import override
 
+from benchmarks.peer_tools import EMBEDDING, KINDS, TOOLS, Tool
 from benchmarks.quantities import QUANTITIES
 from benchmarks.sizes import SIZES, Size
 from flannel_pl import FlannelData, StepRecorder, TiedGPT2
@@ -43,13 +44,15 @@ class Turns:
         num_blocks: How often it is this loop's turn.
         block_steps: Steps of a block.
         device: cpu or cuda. On cuda only blocks are timed: waiting for each step would slow them down.
+        counts_work: Whether the last number of a block is a step's processor time, of all threads, in ms.
     """
 
-    def __init__(self, *, num_blocks: int, block_steps: int, device: str) -> None:
-        self.block_steps, self.device = block_steps, device
+    def __init__(self, *, num_blocks: int, block_steps: int, device: str, counts_work: bool = False) -> None:
+        self.block_steps, self.device, self._counts_work = block_steps, device, counts_work
         self.max_steps = WARM_UP_STEPS + num_blocks * block_steps
         self._step = 0
         self._times_s: list[float] = []
+        self._work_s = 0.0
 
     def after_step(self) -> None:
         """To be called at the end of every step; further calls after the last one do nothing."""
@@ -68,12 +71,14 @@ class Turns:
             times_ms = [1000 * (b - a) for a, b in itertools.pairwise(self._times_s)]
             if self.device == "cuda":
                 times_ms = [sum(times_ms) / len(times_ms)]
+            if self._counts_work:
+                times_ms.append(1000 * (time.process_time() - self._work_s) / self.block_steps)
             print(json.dumps(times_ms), flush=True)
         else:
             print("ready", flush=True)
         if self._step < self.max_steps:
             sys.stdin.readline()
-        self._times_s = [time.perf_counter()]
+        self._times_s, self._work_s = [time.perf_counter()], time.process_time()
 
 
 def main() -> None:
@@ -84,8 +89,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--num_blocks", type=int, required=True)
     parser.add_argument("--block_steps", type=int, required=True)
+    parser.add_argument("--counts_work", action="store_true")
     options = parser.parse_args()
-    turns = Turns(num_blocks=options.num_blocks, block_steps=options.block_steps, device=options.device)
+    asked = {name: getattr(options, name) for name in ("num_blocks", "block_steps", "device", "counts_work")}
+    turns = Turns(**asked)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what the libraries say to each of five processes is not our subject
     LOOPS[options.loop](turns, SIZES[options.size])
@@ -118,8 +125,27 @@ def notebook(turns: Turns, size: Size, *, records: bool) -> None:
         )
 
 
-def plain(turns: Turns, size: Size) -> None:
-    """The same arithmetic and allocator as a run of flannel-pl, in a loop of plain torch."""
+class Trained(torch.nn.Module):
+    """The model with its loss, so that one call of a module is a forward pass: what tools hook into."""
+
+    def __init__(self, gpt2: Any) -> None:
+        super().__init__()
+        self.gpt2 = gpt2
+
+    @override
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return _loss(self.gpt2, batch)
+
+
+def plain(turns: Turns, size: Size, tool: type[Tool] | None = None) -> None:
+    """The same arithmetic and allocator as a run of flannel-pl, in a loop of plain torch.
+
+    Args:
+        turns: Times the steps.
+        size: Of the model and its batches.
+        tool: What watches each step. After the last turn and one line more it prints a list: the bytes that
+            it left per step, and how many of `KINDS` it gives back of the embedding, to the bit.
+    """
     keep_memory()
     torch.manual_seed(SEED)
     device = torch.device(turns.device)
@@ -128,19 +154,52 @@ def plain(turns: Turns, size: Size) -> None:
     module = TiedGPT2(hidden_dim=size.hidden_dim, max_seq_len=size.max_seq_len)
     module.configure_model()
     module.to(device)
-    gpt2, order = module.gpt2, data.order
-    optimizer = torch.optim.AdamW(gpt2.parameters(), lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=turns.max_steps)
-    for step in range(turns.max_steps):
-        batch = data.transfer_batch_to_device(order.batch(step), device, 0)
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = _loss(gpt2, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(gpt2.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        turns.after_step()
+    model, order = Trained(module.gpt2), data.order
+    num_steps = turns.max_steps + (tool is not None)  # the last, after all turns, is what is read back
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "kept")
+        kept.mkdir()
+        watching = (tool or Tool)(kept, model, optimizer, num_steps)
+        for step in range(num_steps):
+            if step == turns.max_steps:
+                sys.stdin.readline()  # what follows is not to be in another's turn
+            batch = data.transfer_batch_to_device(order.batch(step), device, 0)
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = model(batch)
+            loss.backward()
+            watching.before_clipping()
+            if step == turns.max_steps:
+                grad = _embedding(model).grad.clone()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            watching.before_step(step, loss)
+            optimizer.step()
+            schedule.step()
+            watching.after_step(step, loss)
+            turns.after_step()
+        if tool is not None:
+            state = optimizer.state[_embedding(model)]
+            truth = (_embedding(model), grad, state["exp_avg"], state["exp_avg_sq"])
+            _print_what_is_left(watching, dict(zip(KINDS, truth, strict=True)))
+
+
+def _embedding(model: Trained) -> Any:
+    return model.get_parameter(EMBEDDING)
+
+
+def _print_what_is_left(tool: Tool, truth: dict[str, torch.Tensor]) -> None:
+    tool.close()
+    num_bytes = sum(path.stat().st_size for path in tool.folder.rglob("*") if path.is_file())
+    found = {kind: tensor.cpu() for kind, tensor in tool.read_back().items()}
+    equal = [kind for kind in found if _same_bits(found[kind], truth[kind].detach().cpu())]
+    print(json.dumps([num_bytes / tool.num_steps, len(equal)]), flush=True)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    one, other = one.contiguous(), other.contiguous()
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def _loss(gpt2: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -197,6 +256,10 @@ def lightning(
         trainer.fit(module, FlannelData(batch_size=size.batch_size, max_seq_len=size.max_seq_len))
 
 
+def _with_tool(tool: type[Tool]) -> Callable[[Turns, Size], None]:
+    return lambda turns, size: plain(turns, size, tool)
+
+
 def _with_quantities(make: Callable[[], Sequence[Quantity]]) -> Callable[[Turns, Size], None]:
     return lambda turns, size: lightning(turns, size, records=True, quantities=make())
 
@@ -212,6 +275,7 @@ LOOPS: dict[str, Callable[[Turns, Size], None]] = {
         turns, size, records=True, logs=True, live=[*ROW_METRICS]
     ),
     **{name: _with_quantities(make) for name, (_, make, _) in QUANTITIES.items()},
+    **{name: _with_tool(tool) for name, tool in TOOLS.items()},
 }
 
 if __name__ == "__main__":

@@ -52,20 +52,28 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 def in_turns(loops: Iterable[str], options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns the median step, in ms, of every block of some of the loops."""
     with ExitStack() as stack:
-        return take_turns({loop: _start(loop, options, stack) for loop in loops}, options)
+        return take_turns({loop: start(loop, options, stack) for loop in loops}, options)
 
 
 def beside(loop: str, checkouts: Iterable[Path], options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns the median step, in ms, of every block of a loop, in several checkouts of this project."""
     with ExitStack() as stack:
-        return take_turns({str(one): _start(loop, options, stack, one) for one in checkouts}, options)
+        return take_turns({str(one): start(loop, options, stack, one) for one in checkouts}, options)
 
 
 def take_turns(
     processes: Mapping[str, "subprocess.Popen[str]"], options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Returns the median step of every block of every process, which train one after the other."""
-    blocks_ms: dict[str, list[float]] = {name: [] for name in processes}
+    blocks = said_in_turns(processes, options)
+    return {name: [statistics.median(times_ms) for times_ms in blocks[name]] for name in blocks}
+
+
+def said_in_turns(
+    processes: Mapping[str, "subprocess.Popen[str]"], options: argparse.Namespace
+) -> dict[str, list[list[float]]]:
+    """Returns what every process says of each of its blocks; they train one after the other."""
+    blocks: dict[str, list[list[float]]] = {name: [] for name in processes}
     for name, process in processes.items():
         if _read(process) != "ready":
             logs = [path.read_text(encoding="utf-8") for path in options.folder.glob("*.log")]
@@ -73,16 +81,26 @@ def take_turns(
     for _ in range(options.num_blocks):
         for name, process in processes.items():
             time.sleep(PAUSE_S)
-            blocks_ms[name].append(_block_ms(process))
-    return blocks_ms
+            blocks[name].append(answer(process))
+    return blocks
 
 
-def _start(
-    loop: str, options: argparse.Namespace, stack: ExitStack, checkout: Path | None = None
+def start(
+    loop: str, options: argparse.Namespace, stack: ExitStack, checkout: Path | None = None, *more: str
 ) -> "subprocess.Popen[str]":
+    """Starts a loop of benchmarks/loops.py, of this checkout or another, which ends with the stack.
+
+    Args:
+        loop: Its name.
+        options: As of `measure`.
+        stack: Ends it.
+        checkout: Whose code it is; None = this one's.
+        more: Further arguments.
+    """
     command = [sys.executable, "-m", "benchmarks.loops", loop, "--size", options.size]
     command += ["--device", "cpu" if options.accelerator == "cpu" else "cuda"]
     command += ["--num_blocks", str(options.num_blocks), "--block_steps", str(options.block_steps)]
+    command += more
     name = loop if checkout is None else f"{loop}-{len(list(options.folder.glob('*.log')))}"
     log = stack.enter_context((options.folder / f"{name}.log").open("w"))  # what the libraries say
     own = {} if checkout is None else {"PYTHONPATH": str(checkout)}
@@ -101,12 +119,13 @@ def _start(
     return process
 
 
-def _block_ms(process: "subprocess.Popen[str]") -> float:
+def answer(process: "subprocess.Popen[str]") -> list[float]:
+    """Has a process go on, and returns what it says at the end of that: of a turn, the steps in ms."""
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    times_ms: list[float] = json.loads(_read(process))
-    return statistics.median(times_ms)
+    said: list[float] = json.loads(_read(process))
+    return said
 
 
 def _read(process: "subprocess.Popen[str]") -> str:

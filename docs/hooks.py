@@ -34,8 +34,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Marks code of a few words in a text, which is not to be broken."""
-    return re.sub(rf"<code>([^<]{{1,{FEW}}})</code>", r'<code class="whole">\1</code>', html)
+    """Marks what is not to be broken: code of a few words in a text, and options, which begin with dashes."""
+    html = re.sub(rf"<code>([^<]{{1,{FEW}}})</code>", r'<code class="whole">\1</code>', html)
+    return re.sub(r"(<code[^>]*>)([^<]*--[^<]*)(?=</code>)", _with_whole_options, html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -47,3 +48,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def _made(marker: re.Match[str]) -> str:
     return api.of(marker[2]) if marker[2] else MADE[marker[1]]()
+
+
+def _with_whole_options(code: re.Match[str]) -> str:
+    return code[1] + re.sub(r"--\w[\w.-]*", r'<span class="option">\g<0></span>', code[2])

@@ -14,6 +14,10 @@ _CALLED_ELSEWHERE = {
     "beta2": ("adam_beta2",),
     "betas": ("adam_beta1", "adam_beta2"),
     "eps": ("adam_epsilon",),
+    "optim": ("optimizer",),
+    "warmup": ("warmup_steps",),
+    "ffn_dim": ("ff_dim",),
+    "n_inner": ("ff_dim",),
     "epsilon": ("adam_epsilon",),
     "layers": ("n_layer",),
     "num_layers": ("n_layer",),
@@ -54,8 +58,6 @@ _CALLED_ELSEWHERE = {
 """What a key is called in other programs -> what it is called here."""
 
 _INSTEAD = {
-    "model.optimizer": "the optimizer is AdamW; another one comes with a model of your own "
-    "(--model my_lab.MyModule)",
     "model.dropout": "there is no dropout; it would come with a model of your own (--model my_lab.MyModule)",
 }
 """Keys that nothing stands for."""

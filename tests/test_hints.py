@@ -12,7 +12,8 @@ KEYS = [key for key in list(parser_of().get_defaults(skip_validation=True).keys(
     ("unknown", "said"),
     [
         ("model.lr", "; did you mean model.learning_rate or model.lr_schedule?"),
-        ("model.optimizer", "; the optimizer is AdamW; another one comes with a model of your own"),
+        ("model.optim", "; did you mean model.optimizer?"),
+        ("model.warmup", "; did you mean model.warmup_steps?"),
         ("model.weight", "; did you mean model.weight_decay?"),
         ("model.hiden_dim", "; did you mean model.hidden_dim?"),
         ("model.num_layers", "; did you mean model.n_layer?"),

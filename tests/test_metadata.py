@@ -68,7 +68,9 @@ def test_a_dependency_has_a_lowest_and_an_upper_version(line: str) -> None:
     assert bounds == {">=", "<"}
 
 
-@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"]])
+@pytest.mark.parametrize(
+    "line", [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"], *EXTRAS["peers"]]
+)
 def test_what_is_pinned_is_allowed(line: str) -> None:
     requirement = Requirement(line)
     if requirement.name == PROJECT["name"]:  # an extra of its own
@@ -89,7 +91,7 @@ def test_a_loggers_extra_is_what_lightning_asks_for(name: str) -> None:
 
 
 def test_there_is_an_extra_for_each_logger() -> None:
-    assert EXTRAS.keys() == {"completion", "dev", "docs", "tensorboard", *LOGGERS}
+    assert EXTRAS.keys() == {"completion", "dev", "docs", "peers", "tensorboard", *LOGGERS}
 
 
 def test_git_asks_the_ruff_that_make_lint_asks() -> None:

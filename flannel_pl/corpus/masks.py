@@ -75,7 +75,14 @@ class TokenMasks:
     @classmethod
     def from_tokens(cls, tokens: Tokens, vocab_size: int) -> "TokenMasks":
         """Returns the masks of `tokens`, ids of 0 .. vocab_size - 1."""
-        counts = np.bincount(tokens, minlength=vocab_size).astype(np.int64)
+        return cls._of_counts(np.bincount(tokens, minlength=vocab_size).astype(np.int64))
+
+    def with_phantoms(self, number: int) -> "TokenMasks":
+        """Returns the same with tokens behind the last that never occur."""
+        return self._of_counts(np.pad(self.token_occurrence_counts, (0, number)))
+
+    @classmethod
+    def _of_counts(cls, counts: NDArray[np.int64]) -> "TokenMasks":
         live_mask = counts > 0
         return cls(live_mask, ~live_mask, np.flatnonzero(live_mask), np.flatnonzero(~live_mask), counts)
 

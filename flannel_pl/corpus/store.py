@@ -1,7 +1,7 @@
 """From the notebook's data files, or none, to the `Corpus` that training uses."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flannel_pl.corpus.builtin import BUILTIN_VOCAB_SIZE
@@ -24,7 +24,7 @@ class Corpus:
         tokenizer_path: Its tokenizer.
         mask_path: Its masks file; None where the masks were computed instead.
         tokens_path: Its token ids, a .npy file with a checksum behind it, in the cache.
-        vocab_size: Entries of the tokenizer.
+        vocab_size: Entries of the tokenizer, and phantoms.
         masks: Live and dead tokens, and how often each occurs.
         digests: SHA-256 in hex: of the files `corpus` and `tokenizer`, of the bytes of `tokens`, and of
             `masks`, for which the bytes of `token_occurrence_counts` stand (the other arrays follow from it);
@@ -59,6 +59,12 @@ class Corpus:
     def num_tokens(self) -> int:
         """How many tokens the text has."""
         return int(self.masks.token_occurrence_counts.sum())
+
+    def with_phantoms(self, number: int) -> "Corpus":
+        """Returns the same with tokens behind the tokenizer's that no text has: dead ones."""
+        masks = self.masks.with_phantoms(number)
+        digests = {**self.digests, "masks": _digest_of(masks)}
+        return replace(self, vocab_size=self.vocab_size + number, masks=masks, digests=digests)
 
 
 def load_corpus(
@@ -139,7 +145,11 @@ def _open(
         "corpus": corpus_bytes,
         "tokenizer": tokenizer_bytes,
         "tokens": tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data,
-        "masks": masks.token_occurrence_counts.astype("<i8").tobytes(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in hashed.items()}
+    digests["masks"] = _digest_of(masks)
     return Corpus(corpus_path, tokenizer_path, mask_path, path, vocab_size, masks, digests)
+
+
+def _digest_of(masks: TokenMasks) -> str:
+    return hashlib.sha256(masks.token_occurrence_counts.astype("<i8").tobytes()).hexdigest()

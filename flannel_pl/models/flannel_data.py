@@ -27,13 +27,14 @@ class WindowOrder:
         num_windows: Windows there are to choose from.
         batch_size: B, windows in a batch.
         seed: Epoch `e` is permuted with seed + e.
+        drop_last: Whether an epoch ends with its last whole batch.
     """
 
-    def __init__(self, num_windows: int, *, batch_size: int, seed: int) -> None:
+    def __init__(self, num_windows: int, *, batch_size: int, seed: int, drop_last: bool = False) -> None:
         self.num_windows = num_windows
         self.batch_size = batch_size
         self.seed = seed
-        self.batches_per_epoch = -(-num_windows // batch_size)
+        self.batches_per_epoch = num_windows // batch_size if drop_last else -(-num_windows // batch_size)
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -78,7 +79,7 @@ class WindowLoader:
 
 
 class FlannelData(LightningDataModule):
-    """Windows of a tokenized corpus, every token offset being the start of one.
+    """Windows of a tokenized corpus; by default every token offset is the start of one.
 
     The whole corpus lies on the device; only B window numbers travel there each step, and a batch is one
     gather.
@@ -89,11 +90,16 @@ class FlannelData(LightningDataModule):
 
     Args:
         corpus_path: UTF-8 text to train on; null = the built-in corpus.
-        tokenizer_path: `tokenizers` JSON file with exactly `vocab_size` entries; null = the built-in corpus'.
+        tokenizer_path: `tokenizers` JSON file with exactly `vocab_size` entries, less the phantom tokens;
+            null = the built-in corpus'.
         mask_path: safetensors file of live and dead tokens; null = counted from the corpus.
         batch_size: B, windows per batch.
         target_offset: How far ahead of position j its target lies. 2 is the notebook: labels are shifted in
             the dataset and once more inside the model. 1 is ordinary next-token prediction.
+        windows: `overlapping`, one from every token on, or `disjoint`, one from every T-th.
+        drop_last: Whether the last batch of an epoch is left out where it would be smaller.
+        phantom_tokens: Rows of the embedding that no text can reach: the last of `vocab_size`, behind the
+            tokenizer's. They count as dead, and are a token set of their own, `phantom`.
         order_seed: Seed of the batch order; null takes torch's current seed (in an experiment: the run's).
         max_seq_len: T, positions per window; linked to `model.max_seq_len`.
         vocab_size: V, size the tokenizer must have; linked to `model.vocab_size`.
@@ -112,6 +118,9 @@ class FlannelData(LightningDataModule):
         mask_path: str | Path | None = None,
         batch_size: int = 32,
         target_offset: Literal[1, 2] = 2,
+        windows: Literal["overlapping", "disjoint"] = "overlapping",
+        drop_last: bool = False,
+        phantom_tokens: int = 0,
         order_seed: int | None = None,
         max_seq_len: int = 128,
         vocab_size: int = 10_000,
@@ -119,6 +128,11 @@ class FlannelData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}, expected at least 1")
+        if not 0 <= phantom_tokens < vocab_size:
+            raise UserError(
+                f"data.phantom_tokens is {phantom_tokens}, expected 0 or more, and fewer than "
+                f"model.vocab_size, {vocab_size}"
+            )
         # As text, because checkpoints are loaded with weights_only=True, which knows no paths.
         corpus_path, tokenizer_path, mask_path = (
             None if path is None else str(path) for path in (corpus_path, tokenizer_path, mask_path)
@@ -138,12 +152,19 @@ class FlannelData(LightningDataModule):
         """Returns the corpus, loaded once; raises UserError if it cannot be trained on."""
         if self.corpus is None:
             hparams: Any = self.hparams
-            corpus = load_corpus(
-                corpus_path=hparams.corpus_path,
-                tokenizer_path=hparams.tokenizer_path,
-                mask_path=hparams.mask_path,
-                vocab_size=hparams.vocab_size,
-            )
+            phantoms = hparams.phantom_tokens
+            try:
+                corpus = load_corpus(
+                    corpus_path=hparams.corpus_path,
+                    tokenizer_path=hparams.tokenizer_path,
+                    mask_path=hparams.mask_path,
+                    vocab_size=hparams.vocab_size - phantoms,
+                )
+            except UserError as error:
+                if not phantoms:
+                    raise
+                raise UserError(f"{error} (model.vocab_size counts {phantoms} phantom tokens)") from error
+            corpus = corpus.with_phantoms(phantoms) if phantoms else corpus
             if corpus.num_tokens <= hparams.max_seq_len:
                 raise UserError(
                     f"the corpus {corpus.corpus_path} has {corpus.num_tokens} tokens, but one window needs "
@@ -157,14 +178,29 @@ class FlannelData(LightningDataModule):
     def order(self) -> WindowOrder:
         """Which windows make up which batch."""
         hparams: Any = self.hparams
-        num_windows = self.load().num_tokens - hparams.max_seq_len
-        return WindowOrder(num_windows, batch_size=hparams.batch_size, seed=self._order_seed)
+        num_tokens, length = self.load().num_tokens, hparams.max_seq_len
+        num_windows = num_tokens - length
+        if hparams.windows == "disjoint":  # the last of which may need one token more for its labels
+            num_windows = (num_tokens + 1 - hparams.target_offset) // length
+        return WindowOrder(
+            num_windows, batch_size=hparams.batch_size, seed=self._order_seed, drop_last=hparams.drop_last
+        )
+
+    @property
+    def _stride(self) -> int:
+        """Tokens from the start of a window to that of the next."""
+        hparams: Any = self.hparams
+        return int(hparams.max_seq_len) if hparams.windows == "disjoint" else 1
 
     @property
     def token_sets(self) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-        """Named sets of token ids that a recorder can be restricted to: `live` and `dead`, each 1-D int64."""
+        """Named sets of token ids, each 1-D int64: `live` and `dead`, and `phantom` if there are such."""
         masks = self.load().masks
-        return {"live": masks.live_indices, "dead": masks.dead_indices}
+        sets = {"live": masks.live_indices, "dead": masks.dead_indices}
+        if phantoms := int(self.hparams["phantom_tokens"]):
+            vocab_size = int(self.hparams["vocab_size"])
+            sets["phantom"] = np.arange(vocab_size - phantoms, vocab_size)
+        return sets
 
     @override
     def setup(self, stage: str) -> None:
@@ -185,7 +221,8 @@ class FlannelData(LightningDataModule):
         """Gathers the tokens of one batch on the device.
 
         Args:
-            batch: Window numbers, (B,) int64; window i is tokens i .. i + T.
+            batch: Window numbers, (B,) int64; window i is tokens i .. i + T, or i T .. i T + T if they are
+                disjoint.
             device: Where the corpus lies and the batch is wanted.
             dataloader_idx: Not used.
 
@@ -197,7 +234,8 @@ class FlannelData(LightningDataModule):
             tokens_N = np.asarray(self.load().tokens, dtype=np.int64)
             self._tokens_N = torch.from_numpy(tokens_N).to(device)
             self._offsets_T = torch.arange(hparams.max_seq_len, device=device)
-        starts_BT = batch.to(device, non_blocking=True)[:, None] + self._offsets_T
+        starts_B = batch.to(device, non_blocking=True) * self._stride
+        starts_BT = starts_B[:, None] + self._offsets_T
         input_ids_BT = self._tokens_N[starts_BT]
         if hparams.target_offset == 1:
             return {"input_ids": input_ids_BT, "labels": input_ids_BT}

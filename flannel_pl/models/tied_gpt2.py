@@ -6,25 +6,22 @@ Follows the seed notebook ("Flannel 3: ten big bangs") and, where the notebook l
 Shape suffixes: B batch, T positions, V vocabulary, D hidden dimension.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
+from flannel_pl.models.language_model import LanguageModel, mistakes_of_sizes, mistakes_of_training
 from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_streams
 
 PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class TiedGPT2(LightningModule):
+class TiedGPT2(LanguageModel):
     """A small GPT-2 whose input embedding is also its output projection.
 
     The network is built in `configure_model`, when the device is known, because the embedding is drawn there:
@@ -33,7 +30,7 @@ class TiedGPT2(LightningModule):
     2. everything is cast to `param_dtype`;
     3. the embedding is drawn again, N(0, `init_scale`) in float32 on `init_on`, and cast.
 
-    Training is next-token prediction with AdamW and a linear decay of the learning rate to 0 over
+    Training is next-token prediction, by default with AdamW and a linear decay of the learning rate to 0 over
     `trainer.max_steps`, without warm-up. There is no dropout.
 
     Args:
@@ -50,8 +47,16 @@ class TiedGPT2(LightningModule):
         init_seed: Seed of the initial weights; null takes torch's current seed (in an experiment: the run's).
         init_on: Draw the embedding on the training `device`, as the notebook does, or always on the `cpu`.
             The generators differ, so the same seed gives other numbers on another kind of device.
-        learning_rate: Learning rate of the first step.
-        lr_schedule: `linear` decays to 0 over max_steps; `constant` does not decay.
+        ff_dim: Width of a block's feed-forward layer; null = 4 D.
+        init_range: Standard deviation of all other initial weights, as GPT-2's `initializer_range`.
+        head_init: With `tie_word_embeddings false`, whether the output projection begins as a `copy` of the
+            embedding, or is `drawn` with `init_range` as GPT-2 does it.
+        optimizer: Another optimizer, by class_path and init_args, which has its own learning rate, decay and
+            so on in place of this model's; null = torch's AdamW.
+        learning_rate: Largest learning rate of the schedule.
+        lr_schedule: `linear` and `cosine` decay to 0 over max_steps, `constant` does not; or a scheduler of
+            torch by class_path and init_args, which is stepped after every step.
+        warmup_steps: Steps in which the rate grows linearly from 0, before that.
         weight_decay: AdamW's decoupled decay; never applied to biases and layer norms.
         adam_beta1: Decay of Adam's first moment.
         adam_beta2: Decay of Adam's second moment.
@@ -89,16 +94,21 @@ class TiedGPT2(LightningModule):
         init_scale: float = 0.02,
         init_seed: int | None = None,
         init_on: Literal["device", "cpu"] = "device",
-        learning_rate: float = 1e-3,
-        lr_schedule: Literal["linear", "constant"] = "linear",
-        weight_decay: float = 0.0,
-        adam_beta1: float = 0.9,
-        adam_beta2: float = 0.999,
-        adam_epsilon: float = 1e-8,
+        ff_dim: int | None = None,
+        init_range: float = 0.02,
+        head_init: Literal["drawn", "copy"] = "drawn",
+        optimizer: OptimizerCallable | None = None,
+        learning_rate: float | None = 1e-3,
+        lr_schedule: Literal["linear", "constant", "cosine"] | LRSchedulerCallable = "linear",
+        warmup_steps: int = 0,
+        weight_decay: float | None = 0.0,
+        adam_beta1: float | None = 0.9,
+        adam_beta2: float | None = 0.999,
+        adam_epsilon: float | None = 1e-8,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        _check(self.hparams)
+        super().__init__(optimizer=optimizer, lr_schedule=lr_schedule)
+        self.save_hyperparameters(ignore=self.no_values)
+        _check(self)
         self.gpt2: Any = None  # a GPT2LMHeadModel, once configure_model has run
 
     @override
@@ -122,6 +132,8 @@ class TiedGPT2(LightningModule):
         W_VD = torch.randn(hparams.vocab_size, hparams.hidden_dim, dtype=torch.float32, device=device)
         with torch.no_grad():
             gpt2.transformer.wte.weight.copy_((W_VD * hparams.init_scale).to(param_dtype))
+            if hparams.head_init == "copy":
+                gpt2.lm_head.weight.copy_(gpt2.transformer.wte.weight)
         self.gpt2 = gpt2.train()
 
     def on_meta(self) -> nn.Module:
@@ -145,6 +157,8 @@ class TiedGPT2(LightningModule):
             n_embd=hparams.hidden_dim,
             n_layer=hparams.n_layer,
             n_head=hparams.n_head,
+            n_inner=hparams.ff_dim,
+            initializer_range=hparams.init_range,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -187,94 +201,16 @@ class TiedGPT2(LightningModule):
         self.log("loss", loss.detach(), prog_bar=True)
         return {"loss": loss, "logits": logits_V}
 
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Returns AdamW, not fused (a fused kernel rounds differently), with the schedule of every step."""
-        hparams: Any = self.hparams
-        optimizer = torch.optim.AdamW(
-            self._parameter_groups(),
-            lr=hparams.learning_rate,
-            betas=(hparams.adam_beta1, hparams.adam_beta2),
-            eps=hparams.adam_epsilon,
-        )
-        max_steps = self.trainer.max_steps
 
-        def rate_factor(step: int) -> float:
-            return (
-                max(0.0, (max_steps - step) / max(1, max_steps)) if hparams.lr_schedule == "linear" else 1.0
-            )
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips the total norm as transformers.Trainer does: summed up in the order of `parameters()`.
-
-        Lightning goes by the optimizer's groups; a norm in float32 then differs in its last bit.
-        """
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        is_fused = getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        )  # Lightning knows when to refuse that
-        if gradient_clip_val and by_norm and not is_fused:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Splits the parameters as transformers.Trainer does: biases and layer norms are never decayed."""
-        hparams: Any = self.hparams
-        undecayed = set(self._undecayed_names())
-        named = list(self.named_parameters())
-        return [
-            {
-                "params": [parameter for name, parameter in named if name not in undecayed],
-                "weight_decay": hparams.weight_decay,
-            },
-            {"params": [parameter for name, parameter in named if name in undecayed], "weight_decay": 0.0},
-        ]
-
-    def _undecayed_names(self) -> Iterator[str]:
-        for module_name, module in self.named_modules():
-            for name, _ in module.named_parameters(recurse=False):
-                if isinstance(module, nn.LayerNorm) or name == "bias":
-                    yield f"{module_name}.{name}"
-
-
-def _check(hparams: Any) -> None:
+def _check(model: TiedGPT2) -> None:
     """Refuses sizes and rates that no run could be trained with."""
-    mistakes = [
-        f"model.{name} is {hparams[name]}, expected at least 1"
-        for name in ("vocab_size", "hidden_dim", "n_layer", "n_head", "max_seq_len")
-        if hparams[name] < 1
-    ]
-    if hparams.max_seq_len == 1:
-        mistakes.append("model.max_seq_len is 1, expected at least 2: the loss predicts a later position")
-    if hparams.n_head > 0 and hparams.hidden_dim % hparams.n_head:
+    hparams: Any = model.hparams
+    mistakes = mistakes_of_sizes(model)
+    if hparams.head_init == "copy" and hparams.tie_word_embeddings:
         mistakes.append(
-            f"model.hidden_dim {hparams.hidden_dim} is not divisible by model.n_head {hparams.n_head}; "
-            "change one of them"
+            "model.head_init is copy, but the head is the embedding itself; leave it out, or give "
+            "model.tie_word_embeddings false"
         )
-    mistakes += [
-        f"model.{name} is {hparams[name]}, expected 0 or more"
-        for name in ("init_scale", "learning_rate", "weight_decay", "adam_epsilon")
-        if not hparams[name] >= 0
-    ]
-    mistakes += [
-        f"model.{name} is {hparams[name]}, expected at least 0 and below 1"
-        for name in ("adam_beta1", "adam_beta2")
-        if not 0 <= hparams[name] < 1
-    ]
-    mistakes += [
-        f"model.{name} is {value}, expected a finite number"
-        for name, value in hparams.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
+    mistakes += mistakes_of_training(model)
     if mistakes:
         raise UserError("; ".join(mistakes))

@@ -30,18 +30,22 @@ class Arithmetic:
     """In which types a run computes.
 
     Args:
-        weights: Type of the weights, and so of their gradients and of what the optimizer keeps of them.
+        weights: Type of the weights, and so of their gradients.
         autocast: Type that products are computed in; None = that of the weights.
+        state: Type of what the optimizer keeps of the weights; None = theirs.
 
     Example:
         >>> print(Arithmetic("bfloat16", "bfloat16"))
         weights and optimizer state bfloat16, autocast bfloat16
+        >>> print(Arithmetic("bfloat16", None, "float32"))
+        weights bfloat16, optimizer state float32, no autocast
         >>> Arithmetic("float32", None).own_dtypes["logits"]
         'float32'
     """
 
     weights: str
     autocast: str | None
+    state: str | None = None
 
     @classmethod
     def of(cls, weights: str, asked: str | int | None) -> "Arithmetic":
@@ -66,10 +70,13 @@ class Arithmetic:
     @property
     def own_dtypes(self) -> dict[str, str]:
         """Recorded tensor -> the type that it has in training; the loss is always float32."""
-        of_weights = dict.fromkeys(("embeddings", "grads", "momentum", "variance"), self.weights)
-        return {**of_weights, "logits": self.autocast or self.weights}
+        of_weights = dict.fromkeys(("embeddings", "grads"), self.weights)
+        of_state = dict.fromkeys(("momentum", "variance"), self.state or self.weights)
+        return {**of_weights, **of_state, "logits": self.autocast or self.weights}
 
     def __str__(self) -> str:
         """Says it in one line."""
         autocast = f"autocast {self.autocast}" if self.autocast else "no autocast"
-        return f"weights and optimizer state {self.weights}, {autocast}"
+        if self.state in (None, self.weights):
+            return f"weights and optimizer state {self.weights}, {autocast}"
+        return f"weights {self.weights}, optimizer state {self.state}, {autocast}"

@@ -223,7 +223,9 @@ def _check_config(groups: Mapping[str, Any], runs: tuple[Run, ...]) -> None:
         for key, value in named.items():
             if key == "trainer.max_steps":
                 _count(value, f"{where}{key}")
-            elif key in numbers and not (type(value) in (int, float) and abs(value) < _MAX_NUMBER):
+            elif key not in numbers or value is None:  # null: an optimizer of another class has its own
+                continue
+            elif not (type(value) in (int, float) and abs(value) < _MAX_NUMBER):
                 raise ValueError(f"{where}{key} is {short(value)}, expected a number")
 
 

@@ -25,6 +25,7 @@ from flannel_pl.recording.html import table_of
 from flannel_pl.recording.locating import files_of
 from flannel_pl.recording.masks import mask_problems, read_masks
 from flannel_pl.recording.run_recording import RunRecording as RunRecording  # of what it opens
+from flannel_pl.recording.vocabulary import vocabulary_of
 from flannel_pl.recording.writing.journal import Journal
 
 _RUN_KEY = re.compile(r"run_(0|[1-9][0-9]{0,8})_(.+)")
@@ -126,7 +127,7 @@ class Recording:
         tensors: Every key, with `run_{i}_` where it belongs to a run, and its dtype and shape.
         files: The safetensors files it is made of.
         num_bytes: Their size, without what was reserved for rows that never came.
-        scalars: ResolvedExperiment-wide numbers, e.g. `learning_rate`; a shard has none.
+        scalars: Experiment-wide numbers, e.g. `learning_rate`; a shard has none.
     """
 
     def __init__(self, path: Path, table: dict[str, tuple[TensorFile, str]], *, framework: Framework) -> None:
@@ -185,6 +186,14 @@ class Recording:
         if not self._masks_are_checked:
             self._check_masks(source)
         return self._masks
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Text of each token -> its row in the embedding, by the tokenizer that this was recorded with.
+
+        Empty where that is not known, or its file is not here any more.
+        """
+        return vocabulary_of(self.metadata)
 
     @property
     def stored_masks(self) -> dict[str, Array]:

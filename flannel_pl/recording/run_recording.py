@@ -4,9 +4,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from flannel_pl.arrays import Array
 from flannel_pl.recording.formats.attempts import Attempt, attempts_of
 from flannel_pl.recording.formats.columns import ColumnSpec
 from flannel_pl.recording.formats.lazy import LazyTensor
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.html import table_of
 from flannel_pl.recording.writing.disk import readable_bytes
 
@@ -119,6 +123,34 @@ class RunRecording:
         """Whether there are embeddings with a row for each token; a parameter may have other axes."""
         column = self.columns.get("embeddings")
         return "embeddings" in self.names and (column is None or column.dims == ("V", "D"))
+
+    def rows_of(self, tokens: Any) -> Array:
+        """Returns where tokens stand on the token axis: a recording of some tokens has those only.
+
+        Args:
+            tokens: Token numbers, as of the vocabulary.
+
+        Raises:
+            KeyError: If one of them is not recorded.
+
+        Example:
+            >>> with open_recording("runs/dead_only") as recording:  # doctest: +SKIP
+            ...     W = recording.run(0).embeddings[:, recording.run(0).rows_of([58, 77])]
+        """
+        wanted = np.asarray(tokens, dtype=np.int64)
+        if RECORDED_TOKENS not in self._tensors:
+            num_tokens = self.tensor("embeddings").shape[1]
+            absent, rows = (wanted < 0) | (wanted >= num_tokens), wanted
+        else:
+            recorded = np.asarray(self.tensor(RECORDED_TOKENS), dtype=np.int64)
+            num_tokens = len(recorded)
+            rows = np.searchsorted(recorded, wanted).clip(max=num_tokens - 1)
+            absent = recorded[rows] != wanted
+        if absent.any():
+            raise KeyError(
+                f"run {self.index} has {num_tokens:,} tokens recorded, and not {wanted[absent].flat[0]}"
+            )
+        return rows
 
     @property
     def num_rows(self) -> int:

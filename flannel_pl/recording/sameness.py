@@ -30,8 +30,15 @@ INCIDENTAL = frozenset(
 _DATA_FILES = ("data.corpus_path", "data.tokenizer_path", "data.mask_path")
 """Of these the content counts, wherever they lie: their digests are compared, where the data are ours."""
 
-LATER: dict[str, Any] = {}
-"""Keys that came after the first recordings -> what a config without them means."""
+LATER: dict[str, Any] = {
+    "model.init_range": 0.02,
+    "model.head_init": "drawn",
+    "model.warmup_steps": 0,
+    "data.windows": "overlapping",
+    "data.drop_last": False,
+    "data.phantom_tokens": 0,
+}
+"""Keys that came after the first recordings -> what a config without them means, unless that is null."""
 
 
 SHARES = frozenset(
@@ -90,7 +97,9 @@ def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[
     # As it is read from a file: keys are text, and texts are Unicode.
     flat = dict(flatten(for_file(json.loads(json.dumps(config)))))
     left_out = INCIDENTAL.union(without, () if "data.class_path" in flat else _DATA_FILES)
-    return {key: value for key, value in (LATER | flat).items() if not _is_below(key, left_out)}
+    ours = {group for group in config if f"{group}.class_path" not in flat}
+    later = {key: value for key, value in LATER.items() if key.partition(".")[0] in ours}
+    return {key: value for key, value in (later | flat).items() if not _is_below(key, left_out)}
 
 
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

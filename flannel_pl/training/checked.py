@@ -81,8 +81,9 @@ def check(experiment: ResolvedExperiment, run: Run) -> CheckedRun:
     wanted = as_config(**recorder_arguments(config.recorder.arguments), in_experiment=True)
     Checkpoints(RunPaths(Path()), every=config.launch.checkpoint_every, asked=lambda: None)
     check_logged(wanted, config.trainer.log_every_n_steps)
-    # With no token matrix to size by, a model of ours is like any other.
-    as_any_other = config.has_classes or wanted.parameter is None
+    # With no token matrix to size by, or another optimizer's state, a model of ours is like any other.
+    made = (config.model.arguments.get(name) for name in ("optimizer", "lr_schedule"))
+    as_any_other = config.has_classes or wanted.parameter is None or any(isinstance(x, dict) for x in made)
     return _check_own(config, run) if as_any_other else _check_default(config, wanted)
 
 
@@ -113,7 +114,7 @@ def _check_default(config: Config, wanted: RecorderConfig) -> CheckedRun:
     _check_parameter(wanted.parameter or "", model.parameter_shapes(), num_tokens=vocab_size)
     arithmetic = Arithmetic.of(sizes.param_dtype, config.trainer.precision)
     corpus = data.load()
-    _check_batches(data.hparams.batch_size, corpus.num_tokens - sizes.max_seq_len)
+    _check_batches(data.hparams.batch_size, data.order.num_windows)
     ids = recorded_token_ids(wanted.tokens, token_sets=data.token_sets, num_tokens=vocab_size)
     shape = (vocab_size, sizes.hidden_dim)
     weights = torch.empty(shape, dtype=getattr(torch, arithmetic.weights), device="meta")

@@ -249,6 +249,7 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     if infinite:
         raise UserError(f"{', '.join(infinite)}: expected a finite number")
     _make_absolute(config)
+    _make_room_for_optimizer(config)
     config["experiment"]["sweep"] = sweep = {
         re.sub(r"^(model|data)\.init_args\.", r"\1.", key): values
         for key, values in config["experiment"]["sweep"].items()
@@ -287,6 +288,21 @@ def _serializable(value: Any) -> Any:
 
 def _is_placeholder(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("Unable to serialize instance")
+
+
+def _make_room_for_optimizer(config: dict[str, Any]) -> None:
+    """Lets a config not say what an optimizer of another class does otherwise; the model refuses the rest.
+
+    What such an optimizer keeps has names of its own, so that it is recorded as what there is.
+    """
+    kind, model, recorder = DEFAULTS["model"], config["model"], config["recorder"]
+    if model.get("optimizer") is None:
+        return
+    for name in getattr(kind, "REPLACED_BY_OPTIMIZER", ()):
+        if model.get(name) == inspect.signature(kind).parameters[name].default:
+            model[name] = None
+    if recorder["tensors"] == [*RECORDABLE]:
+        recorder["tensors"] = None
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

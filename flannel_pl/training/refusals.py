@@ -3,7 +3,7 @@
 import collections.abc
 import datetime
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -49,7 +49,10 @@ def refusal(message: str, types: Mapping[str, Any]) -> str:
         return _of_no_key(" ".join(message.split()))
     key, kind = keys[-1], types[keys[-1]]
     got = re.findall(r"(?:Got value|Given value): ?(.*)", message)
-    if got and _kinds(kind) <= {*_WORDS, *_LISTS, *_DICTS, Literal, Any}:
+    plain = {*_WORDS, *_LISTS, *_DICTS, Literal, Any}
+    if got and Literal in _kinds(kind) and "." not in got[-1]:  # a misspelt word rather than a class's path
+        plain.add(Callable)
+    if got and _kinds(kind) <= plain:
         is_or_has = "has" if _kinds(kind) & {*_LISTS, *_DICTS} else "is"
         quotes = "; write it in quotes" if _kinds(kind) <= {str, type(None)} else ""
         return f"{key} {is_or_has} {got[-1].strip() or repr('')}, expected {_expected(kind)}{quotes}"
@@ -77,6 +80,8 @@ def _reasons(message: str) -> Iterator[str]:
         text = line.strip().removeprefix("- ").strip()
         if found := re.fullmatch(r"Expected a dot import path string: (.*)", text):
             yield f"there is no {found[1]!r}; give a class of Lightning's, or the path to import one from"
+        elif found := re.fullmatch(r"Type typing\.Callable.* a callable class: (.*)", text):
+            yield f"{found[1]}; give the path to import a class from"
         elif not _SAYS_NOTHING.match(text):
             yield text
 
@@ -88,6 +93,8 @@ def _kinds(kind: Any) -> set[Any]:
         return {Literal}
     if origin is None:
         return {kind}
+    if origin is Callable:  # what it takes and returns is no type of a value
+        return {origin}
     inner = set[Any]().union(*(_kinds(one) for one in get_args(kind)))
     return inner if origin in (Union, UnionType) else {origin} | inner
 

@@ -120,12 +120,19 @@ class _Look(Callback):
         self.found = Tried(
             schema,
             token_ids,
-            Arithmetic(", ".join(types), AUTOCAST.get(self._precision)),
+            Arithmetic(", ".join(types), AUTOCAST.get(self._precision), _state_types(schema)),
             sum(one.numel() * one.element_size() for one in parameters),
             trainer.datamodule,  # type: ignore[attr-defined]
             why_anew(trainer),
         )
         raise Enough
+
+
+def _state_types(schema: RecordingSchema) -> str | None:
+    """Returns the types of what an optimizer keeps of the first parameter, as far as it is recorded."""
+    others = ("embeddings", "grads", "logits")
+    kept = {name: own for name, own in schema.own_dtypes.items() if name not in others and "/" not in name}
+    return ", ".join(dict.fromkeys(kept.values())) or None
 
 
 def _refuse_optimizers(trainer: Trainer, module: LightningModule) -> None:

@@ -93,6 +93,22 @@ def test_in_every_trainer(
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("recording.*"))
 
 
+@pytest.mark.parametrize("train", [in_a_loop, in_the_trainer, in_lightning])
+@pytest.mark.parametrize("folder", ["x", "x/run_0", "x/run_7"])
+def test_not_into_the_folder_of_an_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., None], folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "experiment.json").write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"x is the folder of an experiment that flannel-pl fit has"):
+            train(folder, overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["experiment.json"]
+    train("x/mine")  # beside its files there is room
+    assert (tmp_path / "x" / "mine" / "recording.safetensors").exists()
+
+
 def test_types_of_torch_are_types(tmp_path: Path) -> None:
     in_a_loop(tmp_path / "a", dtypes={"grads": torch.bfloat16})
     with flannel_pl.open_recording(tmp_path / "a") as recording:

@@ -206,12 +206,16 @@ def test_zoom_by_mouse_and_by_keys(tab: "Page") -> None:
 
 def test_the_cloud_turns_by_keys(tab: "Page") -> None:
     draw(tab, "cloud")
-    before = plot(tab, "cloud", "plot.layout.scene.camera.eye")
+    # As seen from the point that is looked at, which turns with it.
+    eye = "['x', 'y', 'z'].map(axis => camera.eye[axis] - camera.center[axis])"
+    eye = f"(camera => {eye})(plot.layout.scene.camera)"
+    before = plot(tab, "cloud", eye)
     tab.locator("figure[data-chart=cloud] .tools").get_by_label("Turn left").press("Enter")
     tab.locator("figure[data-chart=cloud] .tools").get_by_label("Closer").press("Enter")
-    after = plot(tab, "cloud", "plot.layout.scene.camera.eye")
-    assert np.hypot(after["x"], after["y"]) == pytest.approx(0.8 * np.hypot(before["x"], before["y"]))
-    assert after["x"] != pytest.approx(0.8 * before["x"])
+    after = plot(tab, "cloud", eye)
+    assert np.linalg.norm(after) == pytest.approx(0.8 * np.linalg.norm(before))
+    assert after[2] == pytest.approx(0.8 * before[2])
+    assert after[0] != pytest.approx(0.8 * before[0])
 
 
 def test_the_wheel_scrolls_the_page_over_the_cloud(tab: "Page") -> None:
@@ -255,8 +259,8 @@ def test_light_and_dark_are_followed(tab: "Page") -> None:
 def test_paper_has_the_static_figures(tab: "Page") -> None:
     draw_all(tab)
     shown = "[...document.querySelectorAll('{}')].filter(one => one.getBoundingClientRect().width > 0).length"
-    statics, charts = shown.format("figure .static svg"), shown.format("figure .chart, .player")
-    assert (tab.evaluate(statics), tab.evaluate(charts)) == (0, 10 + 1)
+    statics, charts = shown.format("figure .static svg"), shown.format("figure .chart, .player, .played")
+    assert (tab.evaluate(statics), tab.evaluate(charts)) == (0, 10 + 2)
     tab.emulate_media(media="print")
     assert (tab.evaluate(statics), tab.evaluate(charts)) == (10, 0)
 

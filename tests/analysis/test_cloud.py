@@ -17,8 +17,7 @@ from flannel_pl.analysis.measuring.cloud import (
     principal_axes,
 )
 from flannel_pl.analysis.measuring.results import Cloud
-from flannel_pl.analysis.reporting.vocabulary import token_texts
-from flannel_pl.recording.reader import Recording
+from flannel_pl.recording.vocabulary import vocabulary_of
 from tests.analysis.samples import Array, save_recording, walk
 
 
@@ -109,18 +108,10 @@ def test_a_cloud_comes_back(tmp_path: Path) -> None:
     assert cache.load_cloud(tmp_path / "c.npz", "of something else") is None
 
 
-class Named:
-    """A recording, as far as its tokens' words are concerned."""
-
-    def __init__(self, path: object, content: bytes | None) -> None:
-        digest = None if content is None else hashlib.sha256(content).hexdigest()
-        data = {"tokenizer_path": path}
-        self.metadata = {"config": {"data": data}, "provenance": {"data": {"tokenizer": digest}}}
-
-
 def texts(path: object, content: bytes | None) -> dict[int, str]:
-    recording: Recording = Named(path, content)  # type: ignore[assignment]
-    return token_texts(recording, [0, 2])
+    digest = None if content is None else hashlib.sha256(content).hexdigest()
+    data = {"config": {"data": {"tokenizer_path": path}}, "provenance": {"data": {"tokenizer": digest}}}
+    return {token: text for text, token in vocabulary_of(data).items() if token in (0, 2)}
 
 
 def test_words_are_those_of_the_tokenizer_with_the_recorded_digest(

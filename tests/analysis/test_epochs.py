@@ -92,7 +92,7 @@ def test_what_never_freezes_does_not() -> None:
         rule_b(growing, frozen_from(10**6), STEPS).freeze
     )
     still = rule_a(np.exp(STEPS / 100), STEPS)
-    assert "still growing at the end" in str(still.sneeze)
+    assert "still growing at step 600, where the recording ends" in str(still.sneeze)
     assert "the sneeze was not found" in str(still.freeze)
 
 
@@ -165,6 +165,55 @@ def test_a_peak_in_the_first_step_is_no_sneeze() -> None:
     assert "largest in the first step" in str(rule_b(slowing, frozen_from(300), STEPS).sneeze)
 
 
+@pytest.mark.parametrize("last", [60, 101])
+def test_a_recording_that_ends_before_rule_a_looks_says_so(last: int) -> None:
+    epochs = rule_a(curve()[: last + 1], STEPS[: last + 1])
+    assert epochs.sneeze.step == 24
+    assert str(epochs.freeze) == (
+        f"not reached: the recording ends at step {last}; rule A looks for it after step 100"
+    )
+    looked = rule_a((curve() + 1e-3 * STEPS)[:103], STEPS[:103]).freeze
+    assert str(looked).endswith("never below 1% of its peak, up to step 102, where the recording ends")
+
+
+def test_what_is_never_reached_is_said_up_to_the_end() -> None:
+    never = rule_b(curve()[:61], frozen_from(10**6)[:61], STEPS[:61]).freeze
+    assert str(never).endswith("of the tokens stand still, up to step 60, where the recording ends")
+
+
+def test_steps_that_were_skipped_are_no_velocity_that_is_never_low() -> None:
+    skipped = STEPS > 100
+    skipped[0] = False
+    freeze = rule_a(curve(), STEPS, skipped_R=skipped).freeze
+    assert str(freeze) == "not reached: after step 100, where rule A looks for it, no step was taken"
+
+
+@pytest.mark.parametrize(
+    ("rows", "end"),
+    [
+        (slice(0, 6), "falling at step 5, where the recording ends"),
+        (slice(0, 11), "falling at step 10, the end of the window"),
+        (slice(0, 601, 4), "falling at step 8, the last row up to step 10"),
+    ],
+)
+def test_where_an_inhale_is_still_falling_is_said(rows: slice, end: str) -> None:
+    falling = 1 - 0.001 * STEPS
+    assert end in str(rule_a(falling[rows], STEPS[rows]).inhale)
+
+
+def test_a_short_recording_without_an_inhale_says_how_far_it_goes() -> None:
+    rising = np.sqrt(STEPS + 1.0)
+    assert str(rule_b(rising[:13], frozen_from(10**6)[:13], STEPS[:13]).inhale) == (
+        "not reached: the radius is never below that of the start, up to step 12, where the recording ends"
+    )
+    assert str(rule_b(rising, frozen_from(10**6), STEPS).inhale).endswith("that of the start")
+
+
 def test_a_freeze_in_the_last_row_is_none() -> None:
     epochs = rule_b(curve(), frozen_from(600), STEPS)
     assert str(epochs.freeze) == "not reached: it may begin at step 600, but there the recording ends"
+    # Growth leads from a row to the next: the last one with any is the last but one.
+    slow = curve() + 1e-3 * STEPS
+    slow[-1] -= 0.1
+    only_last = rule_a(np.delete(slow, np.s_[-3:-1]), np.delete(STEPS, np.s_[-3:-1])).freeze
+    assert str(only_last) == "not reached: it may begin at step 597, but at step 600 the recording ends"

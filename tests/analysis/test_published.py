@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from flannel_pl.analysis.reporting.background import Background
 from flannel_pl.analysis.reporting.published import (
     NUM_TOKENS,
     PUBLISHED,
@@ -20,6 +21,7 @@ from flannel_pl.analysis.reporting.published import (
     comparison_markdown,
     other_settings,
 )
+from flannel_pl.analysis.reporting.summary import published_table
 from flannel_pl.analysis.reporting.tables import epochs_csv
 from flannel_pl.analysis.statistics.group_epochs import epochs_of
 from flannel_pl.analysis.statistics.groups import Group, groups_of
@@ -132,8 +134,25 @@ def test_a_recording_that_ends_before_has_no_figures_of_step_1000() -> None:
     missing = {name for name, line in lines.items() if line.ours.mean is None}
     assert {name for name in lines if "1000" in name} <= missing
     assert lines["origin radius, step 0"].ours.mean is not None
+    assert {line.difference for line in lines.values()} == {None}
     text = comparison_markdown(list(lines.values()))
     assert "| origin radius, step 1000 | 0.5252 ± 0.0223 | - | - | - | 1.23a |" in text
+
+
+@pytest.mark.parametrize(("num_rows", "is_whole"), [(61, False), (1000, False), (1001, True), (1201, True)])
+def test_a_page_judges_only_recordings_that_go_as_far(num_rows: int, is_whole: bool) -> None:
+    (group,) = groups_of(make_measures(num_runs=2, num_rows=num_rows))
+    nothing = Background((), (), {}, {0: {}, 1: {}}, (), {})
+    table = published_table(group, compare_with_published(group), nothing)
+    end = f"This recording has 2 runs and ends at step {num_rows - 1}; published are ten that end at"
+    assert table.lead.startswith(end) == (not is_whole)
+    assert ("difference / std" in table.header) == ("The difference is in" in table.note) == is_whole
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    if not is_whole:
+        assert not any("step 1000" in row[0] for row in table.rows)
+        assert "origin radius, step 0" in [row[0] for row in table.rows]
+        assert not any(cell.startswith(("+", "-")) for row in table.rows for cell in row)
+    assert "The source is the number of the notebook" in table.note
 
 
 def test_a_single_run_has_no_spread_and_no_pairs() -> None:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import flannel_pl
+from flannel_pl.analysis.measuring.one_run import EVERY_SERIES, SCALARS
+from flannel_pl.analysis.reporting.meanings import MEANINGS
 from flannel_pl.analysis.statistics.epochs import rule_b
 from tests.analysis.test_columns import KINDS, make
 
@@ -34,6 +37,16 @@ def test_every_column_of_every_table_is_on_the_page(tmp_path: Path) -> None:
                 figures = {part for line in csv.DictReader(file) for part in line["figure"].split(", ")}
             absent |= {f"{part} of {table.name}" for part in figures if part not in KEY_FIGURES}
     assert not absent
+
+
+def test_every_name_means_on_the_page_what_the_report_says() -> None:
+    known = {*EVERY_SERIES, *SCALARS, "lift-off step", "freeze step", "fraction of tokens still moving"}
+    assert MEANINGS.keys() == known
+    tables = [line for line in PAGE.splitlines() if line.startswith("| `")]
+    for name, words in MEANINGS.items():
+        named = re.compile(rf"`{re.escape(name)}(, [^`]+)?`")
+        rows = [line for line in tables if named.search(line.split(" | ")[0]) and words in line]
+        assert len(rows) == 1, name
 
 
 def box_mean(values: list[float], width: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The example of docs/quantities.md does what the page says, and the page names what there is."""
+"""The example of docs/howto-own-quantity.md does what it says, and docs/quantities.md names what there is."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,14 @@ import flannel_pl.quantities
 from flannel_pl.quantities import Quantity
 from tests.quantities.test_built_in import train
 
-PAGE = (Path(__file__).parents[2] / "docs" / "quantities.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "quantities.md").read_text(encoding="utf-8")
+HOWTO = (DOCS / "howto-own-quantity.md").read_text(encoding="utf-8")
 
 
 def test_the_example(tmp_path: Path) -> None:
     names: dict[str, Any] = {"__name__": "my_lab"}
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (example,) = re.findall(r"```python title[^\n]*\n(.*?)```", HOWTO, re.DOTALL)
     exec(example, names)
     train(tmp_path, [names["Extent"]()])
     with flannel_pl.open_recording(tmp_path) as recording:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flannel_pl.dotted import flatten
-from flannel_pl.recording.sameness import INCIDENTAL, decisive, differences
+from flannel_pl.recording.sameness import INCIDENTAL, LATER, decisive, differences
 from flannel_pl.training.cli import resolve
 
 HARMLESS = {
@@ -64,3 +64,20 @@ def test_what_decides_bits_is_the_same_again_when_it_was_written_down() -> None:
     assert list(differences(again, decisive(config))) == []
     other = decisive({"trainer": {**config["trainer"], "limit_train_batches": 1.0}})
     assert [key for key, _, _ in differences(again, other)] == ["trainer.limit_train_batches"]
+
+
+def test_a_config_from_before_some_keys_means_what_it_meant() -> None:
+    now = resolve(["--trainer.max_steps", "3"])
+    before = json.loads(json.dumps(now))
+    for key in (*LATER, "model.optimizer", "model.ff_dim"):
+        group, _, name = key.partition(".")
+        del before[group][name]
+    assert list(differences(decisive(before), decisive(now))) == []
+    changed = json.loads(json.dumps(now))
+    changed["data"]["windows"] = "disjoint"
+    assert list(differences(decisive(before), decisive(changed))) == [
+        ("data.windows", "overlapping", "disjoint")
+    ]
+    # Of another class nobody knows what its arguments are.
+    own = {"model": {"class_path": "my_lab.Net", "width": 3}}
+    assert decisive(own) == {"model.class_path": "my_lab.Net", "model.width": 3}

@@ -53,6 +53,9 @@ class Line:
     std_R: Array | None = None
     """Half the height of an area around it, which the key `spread` switches."""
 
+    middle_R: Array | None = None
+    """What that area is around; the line itself if None."""
+
     is_stacked: bool = False
     """Whether it is the upper edge of an area upon those before it."""
 
@@ -89,6 +92,9 @@ class ChartPanel:
     range: tuple[float, float] | None = None
     """Of values; as far as they go if None."""
 
+    level: float | None = None
+    """Value of a dashed line across."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -123,6 +129,9 @@ class Chart:
     scenes: Sequence[Scene] = ()
     note: str = ""
     """What is not in it."""
+
+    has_epochs: bool = True
+    """Whether epochs are shaded and named, as in the figure."""
 
 
 @dataclass

@@ -29,6 +29,7 @@ from flannel_pl.analysis.drawing.panels import (
     new_figure,
 )
 from flannel_pl.analysis.statistics.curves import Curve, curves_of, distances_of
+from flannel_pl.analysis.statistics.epochs import FROZEN_FRACTION
 from flannel_pl.analysis.statistics.groups import Experiments, Group, groups_and_set, groups_of
 from flannel_pl.analysis.words import in_words
 from flannel_pl.arrays import Array
@@ -104,13 +105,20 @@ def frozen(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
         mean_R = curves[0].mean_R
         last = np.flatnonzero(np.isfinite(mean_R))[-1]
         title = f"Of {in_words(token_set)}, {mean_R[last]:.0%} stand still at step {curves[0].steps_R[last]}"
-        over = np.flatnonzero(mean_R > 0.9)
+        over = np.flatnonzero(mean_R > FROZEN_FRACTION)
         if len(over):
-            title += f"; over 90% first at step {curves[0].steps_R[over[0]]}"
+            title += f"; over {FROZEN_FRACTION:.0%} first at step {curves[0].steps_R[over[0]]}"
     figure, (axes,) = new_figure(title, height=4.2)
     draw_curves(axes, curves)
-    axes.axhline(0.9, color=SHADE, linewidth=0.8, linestyle="--")
-    axes.text(1, 0.9, " 90%", transform=axes.get_yaxis_transform(), fontsize=8.5, va="center")
+    axes.axhline(FROZEN_FRACTION, color=SHADE, linewidth=0.8, linestyle="--")
+    axes.text(
+        1,
+        FROZEN_FRACTION,
+        f" {FROZEN_FRACTION:.0%}",
+        transform=axes.get_yaxis_transform(),
+        fontsize=8.5,
+        va="center",
+    )
     _draw_learning_rate(axes, groups)
     axes.set_ylim(-0.02, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1))

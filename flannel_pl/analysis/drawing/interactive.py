@@ -1,6 +1,7 @@
 """The charts of the page, one function for each figure of `gallery`, of the same series.
 
-Every function takes what the figure's does, without bands, and returns a `Chart`, or None without lines.
+Every function takes what the figure's does, without bands, and returns a `Chart`, or None without lines. The
+page's captions are about both, so a chart shows at first what the figure does.
 
 Shape suffixes: R rows, N runs, B bins, C columns of the map.
 """
@@ -26,8 +27,14 @@ from flannel_pl.analysis.drawing.charts import (
 )
 from flannel_pl.analysis.drawing.figures import LOSS_WINDOW, SMALLEST_SPEED, shared_rate
 from flannel_pl.analysis.drawing.panels import SHADE
-from flannel_pl.analysis.drawing.radii import INHALE_LAST_STEP, SNEEZE_LAST_STEP, smooth_velocity
+from flannel_pl.analysis.drawing.radii import (
+    INHALE_LAST_STEP,
+    SNEEZE_LAST_STEP,
+    inhale_range,
+    smooth_velocity,
+)
 from flannel_pl.analysis.statistics.curves import Curve, curves_of, distances_of
+from flannel_pl.analysis.statistics.epochs import FROZEN_FRACTION
 from flannel_pl.analysis.statistics.groups import Experiments, Group, groups_and_set, groups_of
 from flannel_pl.metrics.lattice import HISTOGRAM_EDGES
 
@@ -38,8 +45,8 @@ SPEEDS = (
 )
 BETWEEN = Entry("between", "between runs")
 EVOLUTION = Entry("evolution", "from a run's own start", "", "dash")
-BATCHES = Entry("batches", "each batch", SHADE, is_on=False)
-RATE = Entry("rate", "learning rate", SHADE, "dot")
+BATCHES = Entry("batches", "each batch", SHADE)
+RATE = Entry("rate", "learning rate (100 % = highest)", SHADE, "dot")
 RUNNING = Entry("running", "running mean")
 
 
@@ -57,7 +64,11 @@ def inhale_chart(experiments: Experiments, *, token_set: str = "dead") -> Chart 
     curves = [curve.until(INHALE_LAST_STEP) for curve in curves_of(groups, token_set, "origin_radius")]
     curves = [curve.relative() for curve in curves if len(curve.steps_R) > 2]
     curves = [curve for curve in curves if curve.has_values]
-    return _chart([("change of mean|w| (%)", "origin_radius, relative", curves)], token_set)
+    chart = _chart([("change of mean|w| (%)", "origin_radius, relative", curves)], token_set)
+    if chart is None:
+        return None
+    panel = replace(chart.panels[0], range=inhale_range(curves))
+    return replace(chart, panels=[panel], has_epochs=False)
 
 
 def sneeze_chart(experiments: Experiments, *, token_set: str = "dead") -> Chart | None:
@@ -76,12 +87,15 @@ def sneeze_chart(experiments: Experiments, *, token_set: str = "dead") -> Chart 
     smooth = {velocity.group.name: smooth_velocity(velocity) for velocity in growth}
     lines = []
     for line in chart.panels[1].lines:
+        words, smooth_R = (*line.words, "smoothed over 5 steps"), smooth[str(line.source["group"])]
+        what = ", ".join(filter(None, (str(line.source.get("statistic", "")), "smoothed")))
+        thick = replace(line, words=words, values_R=smooth_R, source={**line.source, "statistic": what})
         if line.source.get("statistic") == "mean":
-            words = (*line.words, "smoothed over 5 steps")
-            origin = {**line.source, "statistic": "mean, smoothed"}
-            smooth_R = smooth[str(line.source["group"])]
-            line = replace(line, words=words, values_R=smooth_R, std_R=None, source=origin)
-        lines.append(line)
+            lines.append(replace(thick, middle_R=line.values_R))
+        elif line.is_thick:  # the only run of its group
+            lines += [replace(line, is_thick=False), thick]
+        else:
+            lines.append(line)
     return replace(chart, panels=(chart.panels[0], replace(chart.panels[1], lines=lines)))
 
 
@@ -120,10 +134,10 @@ def frozen_chart(experiments: Experiments, *, token_set: str = "dead") -> Chart 
     rate = shared_rate(groups)
     if rate is not None:
         origin = {"series": "learning_rate, relative", "set": "all", "group": ""}
-        line = Line(("learning rate (100% = highest)",), *rate, SHADE, (RATE.key,), origin, dash="dot")
+        line = Line((RATE.label,), *rate, SHADE, (RATE.key,), origin, is_thick=True, dash="dot")
         lines.append(shortened(line, MAX_MEAN_VALUES))
         entries.insert(0, RATE)
-    panel = replace(chart.panels[0], lines=lines, is_part=True, range=(-0.02, 1.03))
+    panel = replace(chart.panels[0], lines=lines, is_part=True, range=(-0.02, 1.03), level=FROZEN_FRACTION)
     return replace(chart, panels=[panel], entries=entries)
 
 
@@ -188,7 +202,7 @@ def lifecycle_chart(experiments: Experiments, *, token_set: str = "dead") -> Cha
             )
             lines.append(shortened(line, MAX_MEAN_VALUES))
         panels.append(ChartPanel(group.name, lines, is_part=True, range=(0, 1)))
-    return Chart(panels, legend.entries)
+    return Chart(panels, legend.entries, has_epochs=False)
 
 
 def displacement_chart(experiments: Experiments, *, token_set: str = "dead") -> Chart | None:
@@ -205,7 +219,7 @@ def displacement_chart(experiments: Experiments, *, token_set: str = "dead") -> 
         level = maps.reach_of(group)
         cells = Cells(edges_C, _bin_names(num_bins), parts_CB[:, :num_bins].T, group.name, level)
         panels.append(ChartPanel(f"displacement |dW'| (ULP), {group.name}", cells=cells))
-    return Chart(panels)
+    return Chart(panels, has_epochs=False)
 
 
 def own_chart(experiments: Experiments, *, name: str, label: str, token_set: str = "dead") -> Chart | None:

@@ -92,14 +92,23 @@ def inhale(experiments: Experiments, *, token_set: str = "dead", bands: Sequence
     figure, (axes,) = new_figure(title)
     draw_curves(axes, curves)
     axes.axhline(0, color=SHADE, linewidth=0.8)
-    depth = -min(float(np.nanmin(curve.values_NR)) for curve in curves)
-    if depth > 0:  # the growth that follows is far larger than the dip
-        axes.set_ylim(-1.25 * depth, 2 * depth)
-        seen = max(curve.steps_R[(curve.values_NR < 2 * depth).any(axis=0)][-1] for curve in curves)
+    limits = inhale_range(curves)
+    if limits is not None:
+        axes.set_ylim(limits)
+        seen = max(curve.steps_R[(curve.values_NR < limits[1]).any(axis=0)][-1] for curve in curves)
         axes.set_xlim(-0.2, min(seen + 1, INHALE_LAST_STEP) + 0.2)
     axes.set_ylabel(r"change of mean$|w_i|$ (%)")
     add_legend(axes, inside="upper left")
     return figure
+
+
+def inhale_range(curves: Sequence[Curve]) -> tuple[float, float] | None:
+    """Returns the values that are shown of relative curves: the growth after a dip is far larger than that.
+
+    None if there is no dip.
+    """
+    depth = -min(float(np.nanmin(curve.values_NR)) for curve in curves)
+    return (-1.25 * depth, 2 * depth) if depth > 0 else None
 
 
 def _inhale_title(curve: Curve, token_set: str) -> str:

@@ -5,6 +5,8 @@ Source: principal components, by a singular value decomposition of the tokens' w
 Shape suffixes: F frames, S shown tokens, D dimensions, K axes that there are.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from flannel_pl.analysis.measuring.results import Cloud
@@ -23,7 +25,14 @@ MAX_FRAMES = 48
 AXES = 3
 
 
-def measure_cloud(recording: Recording, run: RunRecording, label: str) -> Cloud | None:
+def measure_cloud(
+    recording: Recording,
+    run: RunRecording,
+    label: str,
+    *,
+    rows: Array | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> Cloud | None:
     """Reads where some tokens of a run are, and projects them on the principal axes of its last row.
 
     The last row, that is, whose weights are finite. Coordinates are of the weights themselves, not around a
@@ -33,12 +42,14 @@ def measure_cloud(recording: Recording, run: RunRecording, label: str) -> Cloud 
         recording: Where the run is from; it has the masks.
         run: With a row of weights for each token.
         label: What the run is called.
+        rows: Of the frames, ascending; `frame_rows` of the run if None. No other is read.
+        advance: Called with 1 for each row that was read.
 
     Returns:
         None if no row is finite.
     """
     positions_S, dead_S = _shown(recording, run)
-    rows, W = frame_rows(run.num_rows), run.tensor("embeddings")
+    rows, W = frame_rows(run.num_rows) if rows is None else rows, run.tensor("embeddings")
     points_F3S = np.full((len(rows), AXES, len(positions_S)), np.nan, np.float32)
     axes_3D, shares_3, fitted_row = None, np.zeros(AXES), 0
     for frame, row in reversed(list(enumerate(rows))):  # one row in memory, whatever its width
@@ -49,6 +60,8 @@ def measure_cloud(recording: Recording, run: RunRecording, label: str) -> Cloud 
         if axes_3D is not None:
             with np.errstate(invalid="ignore", over="ignore"):
                 points_F3S[frame] = axes_3D @ W_SD.T
+        if advance is not None:
+            advance(1)
     if axes_3D is None:
         return None
     return Cloud(
@@ -63,9 +76,10 @@ def measure_cloud(recording: Recording, run: RunRecording, label: str) -> Cloud 
     )
 
 
-def cloud_bytes(run: RunRecording) -> int:
+def cloud_bytes(run: RunRecording, rows: Array | None = None) -> int:
     """Returns how many recorded bytes `measure_cloud` reads."""
-    return len(frame_rows(run.num_rows)) * run.tensor("embeddings").row_bytes
+    num_rows = len(frame_rows(run.num_rows) if rows is None else rows)
+    return num_rows * run.tensor("embeddings").row_bytes
 
 
 def frame_rows(num_rows: int) -> Array:

@@ -30,6 +30,12 @@ MAX_WORDS = 90
 LABEL_WIDTH = 36
 """Letters of a line of a label, which fits a phone."""
 
+NAMES_PX = 24
+"""Above the first panel, for the names of epochs, where `page_epochs.js` puts them."""
+
+SHORTEST_AXIS = 0.4
+"""Of a cloud's axes, as a part of the longest: a box that is flatter has no place for its numbers."""
+
 LOWEST_PART = 1e-5
 """Of the map's colours."""
 
@@ -58,6 +64,7 @@ def chart_data(
     steps: Sequence[int],
     epochs: Sequence[Band],
     texts: Sequence[Mapping[int, str]],
+    said: str = "",
 ) -> str:
     """Returns charts as JSON that can stand in a script element.
 
@@ -66,19 +73,22 @@ def chart_data(
         steps: Through which the page plays.
         epochs: That are shaded.
         texts: For each experiment, vocabulary id -> text, as far as that is known.
+        said: Of these steps, to who plays through them.
     """
     pool = Pool()
     found = {}
     for name, chart in charts.items():
-        shown = _scenes(chart, pool, texts) if chart.scenes else _panels(chart.panels, pool, epochs)
+        bands = epochs if chart.has_epochs else ()
+        shown = _scenes(chart, pool, texts) if chart.scenes else _panels(chart.panels, pool, bands)
         entries = [
             {"key": one.key, "label": shown_text(one.label), "color": one.color, "dash": one.dash}
             | {"on": one.is_on, "folded": one.is_one_of_many}
             for one in chart.entries
         ]
         found[name] = {"note": chart.note, "entries": entries, **shown}
-    bands = [[name, int(first), int(last)] for name, first, last in epochs]
-    data = {"steps": [int(step) for step in steps], "epochs": bands, "charts": found, "arrays": pool.arrays}
+    named = [[name, int(first), int(last)] for name, first, last in epochs]
+    data: dict[str, Any] = {"steps": [int(step) for step in steps], "said": said, "epochs": named}
+    data |= {"charts": found, "arrays": pool.arrays}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII, so no strange line ends
     for letter in "<>&":  # so that no name ends the element
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -123,7 +133,7 @@ def _panels(panels: Sequence[ChartPanel], pool: Pool, epochs: Sequence[Band]) ->
         name = f"{number + 1}" if number else ""
         top = 1 - number * (height + GAP)
         layout[f"yaxis{name}"] = {"domain": [max(0, top - height), top]} | _y_axis(panel)
-        layout["annotations"].append(_label(panel.label, top))
+        layout["annotations"].append(_label(panel.label, top, NAMES_PX if epochs and not number else 0))
         axis = {"yaxis": f"y{name}"}
         for line in panel.lines:
             traces += [trace | axis for trace in _line(line, pool, panel, number)]
@@ -134,10 +144,16 @@ def _panels(panels: Sequence[ChartPanel], pool: Pool, epochs: Sequence[Band]) ->
     margin = 0.01 * (last - first) or 0.5
     last_axis = f"y{len(panels)}" if len(panels) > 1 else "y"
     layout["xaxis"] = {"range": [first - margin, last + margin], "anchor": last_axis}
-    marker = {"type": "line", "x0": first, "x1": first, "y0": 0, "y1": 1, "yref": "paper"}
-    is_map = any(panel.cells is not None for panel in panels)
-    layout["shapes"] = [marker, *(_levels(panels) if is_map else _shaded(epochs))]
-    return {"traces": traces, "layout": layout, "panels": len(panels)}
+    marker = {"type": "line", "x0": first, "x1": first}
+    layout["shapes"] = [*_of_each_panel([marker], panels), *_levels(panels)]
+    layout["shapes"] += _of_each_panel(_shaded(epochs), panels)
+    return {"traces": traces, "layout": layout, "panels": len(panels), "named": bool(epochs)}
+
+
+def _of_each_panel(shapes: Sequence[dict[str, Any]], panels: Sequence[ChartPanel]) -> list[dict[str, Any]]:
+    """Returns shapes as high as a panel, for each panel its own: between them stand words."""
+    places = [f"y{number or ''} domain" for number in (0, *range(2, len(panels) + 1))]
+    return [shape | {"yref": place, "y0": 0, "y1": 1} for place in places for shape in shapes]
 
 
 def _ends(panel: ChartPanel) -> list[float]:
@@ -163,27 +179,28 @@ def _y_axis(panel: ChartPanel) -> dict[str, Any]:
     return axis
 
 
-def _label(words: str, top: float) -> dict[str, Any]:
+def _label(words: str, top: float, raised_px: int) -> dict[str, Any]:
     """Returns the name of a panel's axis, above it: beside it a phone has no place."""
     text = "<br>".join(_wrapped(words, 48))
     at = {"x": 0, "y": top, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-    return {"text": text, "showarrow": False, "align": "left", **at}
+    return {"text": text, "showarrow": False, "align": "left", "yshift": raised_px, **at}
 
 
 def _levels(panels: Sequence[ChartPanel]) -> list[dict[str, Any]]:
-    """Returns the dashed lines of maps; rows of a map have their middles at 0, 1, 2, ..."""
+    """Returns the dashed lines of panels; rows of a map have their middles at 0, 1, 2, ..."""
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"dash": "dash", "color": SHADE}}
-    levels = [panel.cells.level - 0.5 for panel in panels if panel.cells is not None]
+    levels = [panel.level if panel.cells is None else panel.cells.level - 0.5 for panel in panels]
     places = ["y", *(f"y{number}" for number in range(2, len(levels) + 1))]
     return [
-        line | {"yref": place, "y0": level, "y1": level} for place, level in zip(places, levels, strict=True)
+        line | {"yref": place, "y0": level, "y1": level}
+        for place, level in zip(places, levels, strict=True)
+        if level is not None
     ]
 
 
 def _shaded(epochs: Sequence[Band]) -> list[dict[str, Any]]:
     """Returns every second epoch as an area."""
-    shape = {"type": "rect", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
-    shape |= {"line": {"width": 0}, "fillcolor": "rgba(128,128,128,0.16)"}
+    shape = {"type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": "rgba(128,128,128,0.16)"}
     return [shape | {"x0": int(first), "x1": int(last)} for _, first, last in epochs[::2]]
 
 
@@ -194,7 +211,8 @@ def _line(line: Line, pool: Pool, panel: ChartPanel, number: int) -> list[dict[s
     if line.std_R is not None:
         edge = common | {"mode": "lines", "line": {"width": 0, "color": line.color}, "hoverinfo": "skip"}
         edge["keys"] = [*line.keys, "spread"]
-        low, high = pool.add(line.values_R - line.std_R), pool.add(line.values_R + line.std_R)
+        middle_R = line.values_R if line.middle_R is None else line.middle_R
+        low, high = pool.add(middle_R - line.std_R), pool.add(middle_R + line.std_R)
         meta = dict(line.source)
         traces.append(edge | {"y": low, "meta": meta | {"statistic": "mean - std"}})
         area = {"fill": "tonexty", "fillcolor": _faint(line.color)}
@@ -256,6 +274,7 @@ def _scenes(chart: Chart, pool: Pool, texts: Sequence[Mapping[int, str]]) -> dic
 def _scene(scene: Scene, pool: Pool, texts: Mapping[int, str]) -> dict[str, Any]:
     """Returns a cloud: its frames, and of each kind of token where it stands in them, and its words."""
     cloud = scene.cloud
+    ranges = _ranges([cloud.points_F3S[:, axis] for axis in range(3)])
     kinds = []
     for kind, color in KIND_COLORS.items():
         places = np.flatnonzero(cloud.dead_S == kind)
@@ -270,7 +289,8 @@ def _scene(scene: Scene, pool: Pool, texts: Mapping[int, str]) -> dict[str, Any]
         "tokens": len(cloud.tokens_S),
         "kinds": kinds,
         "axes": [axis_words(cloud, axis) for axis in range(3)],
-        "ranges": [_range(cloud.points_F3S[:, axis]) for axis in range(3)],
+        "ranges": ranges,
+        "aspect": _aspect(ranges),
         "run": cloud.run,
     }
 
@@ -280,9 +300,18 @@ def _token_words(token: int, kind: int, texts: Mapping[int, str]) -> str:
     return text if kind not in (0, 1) else f"{text}, {KIND_WORDS[kind].split()[0]}"
 
 
-def _range(values_FS: Array) -> list[float]:
-    """Returns the range of an axis, with a margin; the same in all frames."""
-    there = values_FS[np.isfinite(values_FS)].astype(np.float64)
-    low, high = float(there.min()), float(there.max())
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return [low - margin, high + margin]
+def _ranges(values_3FS: Sequence[Array]) -> list[list[float]]:
+    """Returns the ranges of axes, with a margin, the same in all frames; none is far shorter than another."""
+    there = [values_FS[np.isfinite(values_FS)].astype(np.float64) for values_FS in values_3FS]
+    ends = np.array([[values.min(), values.max()] for values in there])
+    longest = 1.1 * np.ptp(ends, axis=1).max() or 0.1 * np.abs(ends).max() or 2.0
+    halves = np.maximum(1.1 * np.ptp(ends, axis=1), longest * SHORTEST_AXIS) / 2
+    return [
+        [float(mean - half), float(mean + half)] for mean, half in zip(ends.mean(axis=1), halves, strict=True)
+    ]
+
+
+def _aspect(ranges: Sequence[Sequence[float]]) -> list[float]:
+    """Returns how long axes are drawn: one scale for all, in a box with the diagonal of a cube of 1."""
+    lengths = np.array([high - low for low, high in ranges])
+    return [float(length) for length in lengths * np.sqrt(3) / np.linalg.norm(lengths)]

@@ -8,6 +8,7 @@ from flannel_pl.analysis.measuring.cloud import frame_rows
 from flannel_pl.analysis.reporting.chart_data import chart_data
 from flannel_pl.analysis.reporting.library import Interactive, interactive
 from flannel_pl.analysis.reporting.reported import Reported
+from flannel_pl.analysis.words import counted
 
 
 def interaction_of(
@@ -25,8 +26,20 @@ def interaction_of(
     """
     if not charts:
         return None
+    steps = played_steps(experiments)
+    said = what_is_played(experiments, steps, bands)
     texts = [one.texts for one in experiments]
-    return interactive(chart_data(charts, steps=played_steps(experiments), epochs=bands, texts=texts))
+    return interactive(chart_data(charts, steps=steps, epochs=bands, texts=texts, said=said))
+
+
+def what_is_played(experiments: Sequence[Reported], steps: Sequence[int], bands: Sequence[Band]) -> str:
+    """Returns what the player says of its steps: those of a slider are expected to be evenly spread."""
+    recorded = max(len(run.steps_R) for one in experiments for run in one.measures.runs)
+    words = f"The bar at the bottom goes through {counted(len(steps), 'recorded step')}"
+    if len(steps) < recorded:
+        words += f" of {recorded:,}, closer together at the beginning, where most happens"
+        words += f": its middle is step {steps[len(steps) // 2]:,} of {steps[-1]:,}"
+    return f"{words}.{' The epoch beside the step is by rule A.' if bands else ''}"
 
 
 def played_steps(experiments: Sequence[Reported]) -> list[int]:

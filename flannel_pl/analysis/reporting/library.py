@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE, FILE = "plotly", Path("package_data") / "plotly.min.js"
 
-SCRIPTS = ("page_charts.js", "page_player.js")
+SCRIPTS = ("page_charts.js", "page_epochs.js", "page_player.js")
 
 
 @dataclass(frozen=True)

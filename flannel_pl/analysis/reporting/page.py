@@ -28,6 +28,11 @@ class Table:
     """Of as many cells as the header has; the first names the row."""
 
     note: str = ""
+    lead: str = ""
+    """What has to be known before the numbers."""
+
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Name of a row -> what it means, seen where the pointer rests on it."""
 
     @property
     def kinds(self) -> list[str]:
@@ -91,6 +96,9 @@ class Page:
     pictures: Sequence[Picture] = ()
     left_out: Sequence[tuple[str, str]] = ()
     """What, why."""
+
+    meanings: Sequence[tuple[str, str]] = ()
+    """Name of a metric or key figure -> what it means."""
 
     provenance: Sequence[tuple[str, str]] = ()
     files: Sequence[tuple[str, str]] = ()

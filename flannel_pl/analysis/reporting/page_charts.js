@@ -1,7 +1,7 @@
 /* The page's charts: unpacks the numbers and draws a chart when it comes near, in place of its static figure.
    Whatever fails leaves the static figure where it is. `library.py` puts this and page_player.js into one
    function, so that nothing of them is global. */
-const FRAME_MS = 250, CALM_FRAME_MS = 1000, NEAR_PX = 300, PANEL_PX = 230, SCENE_PX = 420;
+const FRAME_MS = 250, CALM_FRAME_MS = 1000, NEAR_PX = 300, PANEL_PX = 230, SCENE_PX = 420, NAMES_PX = 24;
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("chart-data").textContent);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -67,7 +67,7 @@ function theme(state) {
   for (const axis of axes) {
     Object.assign(found, { [`${axis}.gridcolor`]: line, [`${axis}.zerolinecolor`]: line });
   }
-  if (!state.chart.scenes) found["shapes[0].line.color"] = ink;
+  for (let panel = 0; panel < (state.chart.panels ?? 0); panel++) found[`shapes[${panel}].line.color`] = ink;
   return found;
 }
 
@@ -99,11 +99,13 @@ function layoutOf(state) {
     Object.assign(given[key], { automargin: true, zeroline: false, fixedrange: key !== "xaxis" && coarse.matches });
   }
   given.xaxis.title = { text: "step", standoff: 6 };
-  Object.assign(given.shapes[0], { x0: step(), x1: step() });
+  given.shapes.slice(0, state.chart.panels).forEach((line) => Object.assign(line, { x0: step(), x1: step() }));
   const right = state.chart.traces.some((trace) => trace.showscale) ? 64 : 12;
   // With a finger a drag scrolls the page; there are buttons to zoom.
-  const rest = { margin: { l: 48, r: right, t: 30, b: 44 }, dragmode: coarse.matches ? false : "zoom" };
-  return { ...BASE, ...given, ...rest, height: 90 + PANEL_PX * Math.max(1, state.chart.panels) };
+  const names = state.chart.named ? NAMES_PX : 0;
+  const margin = { l: 48, r: right, t: 30 + names, b: 44 };
+  const height = 90 + names + PANEL_PX * Math.max(1, state.chart.panels);
+  return { ...BASE, ...given, margin, height, dragmode: coarse.matches ? false : "zoom" };
 }
 
 function zoom(state, factor) {
@@ -165,20 +167,26 @@ function sceneTraces(state) {
 function sceneLayout(state) {
   const axis = (number) => ({
     title: { text: state.scene.axes[number], font: { size: 11 } }, range: state.scene.ranges[number],
-    showspikes: false, nticks: 5, backgroundcolor: "rgba(0,0,0,0)",
+    showspikes: false, nticks: 4, tickfont: { size: 10 }, backgroundcolor: "rgba(0,0,0,0)",
   });
-  const far = innerWidth < 600 ? 1.25 : 1; // so that nothing of the axes is cut off on a phone
-  const camera = { eye: { x: 1.5 * far, y: 1.5 * far, z: 1.2 * far } };
-  const scene = { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "auto", dragmode: "orbit", camera };
+  // Words of two axes stand to the left: so it is looked at from farther off, and past its middle, on a phone more so.
+  const [far, aside] = state.figure.clientWidth < 450 ? [1.45, 0.2] : [1.05, 0.12];
+  const center = { x: 0.78 * aside, y: -0.63 * aside, z: -0.1 };
+  const camera = { center, eye: { x: center.x + 1.3 * far, y: center.y + 1.6 * far, z: center.z + 1.2 * far } };
+  const [x, y, z] = state.scene.aspect; // not by what is seen: that changes from step to step
+  const scene = { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "manual", aspectratio: { x, y, z },
+    dragmode: "orbit", camera };
   return { ...BASE, scene, uirevision: "same", margin: { l: 0, r: 0, t: 0, b: 0 }, height: SCENE_PX };
 }
 
 function turn(state, angle, nearer) {
-  const camera = state.plot.layout.scene.camera;
-  const { x, y, z } = camera.eye;
+  const { center, eye } = state.plot.layout.scene.camera;
   const [sin, cos] = [Math.sin(angle), Math.cos(angle)];
-  const eye = { x: nearer * (x * cos - y * sin), y: nearer * (x * sin + y * cos), z: nearer * z };
-  return Plotly.relayout(state.plot, { "scene.camera.eye": eye });
+  const turned = ({ x, y, z }) => ({ x: x * cos - y * sin, y: x * sin + y * cos, z });
+  const middle = turned(center), to = turned(eye); // what is looked past stays to the same side
+  const between = (axis) => middle[axis] + nearer * (to[axis] - middle[axis]);
+  const moved = { center: middle, eye: { x: between("x"), y: between("y"), z: between("z") } };
+  return Plotly.relayout(state.plot, { "scene.camera.center": moved.center, "scene.camera.eye": moved.eye });
 }
 
 /* Drawing. */
@@ -215,6 +223,7 @@ async function draw(state) {
   state.figure.classList.add("live");
   performance.mark(`drawn ${state.figure.dataset.chart}`); // for whoever measures
   Plotly.Plots.resize(plot);
+  if (chart.named) nameEpochs(state);
   state.isReady = true;
   state.shown = undefined;
   mark(state);
@@ -228,7 +237,11 @@ function mark(state) {
   if (state.scene) {
     Plotly.restyle(state.plot, coordinates(state, frame));
   } else if (state.shown === undefined || Math.floor(state.shown) !== Math.floor(frame)) {
-    Plotly.relayout(state.plot, { "shapes[0].x0": step(), "shapes[0].x1": step() });
+    const moved = {};
+    for (let panel = 0; panel < state.chart.panels; panel++) {
+      moved[`shapes[${panel}].x0`] = moved[`shapes[${panel}].x1`] = step();
+    }
+    Plotly.relayout(state.plot, moved);
   }
   state.shown = frame;
 }

@@ -49,6 +49,7 @@ function player() {
     go(to);
   });
   go(0);
+  slider.title = data.said;
   return element("div", { class: "player", role: "group", "aria-label": "Steps" }, play, slider, said);
 }
 
@@ -69,7 +70,11 @@ async function begin() {
   const figures = [...document.querySelectorAll("figure[data-chart]")];
   const shown = figures.filter((figure) => !data.charts[figure.dataset.chart].scenes || hasWebGL()).map(setUp);
   if (!shown.length) return;
-  if (data.steps.length > 1) shown[0].figure.closest("section").append(player());
+  if (data.steps.length > 1) {
+    const section = shown[0].figure.closest("section");
+    if (data.said) section.querySelector(".pictures").before(element("p", { class: "note played" }, data.said));
+    section.append(player());
+  }
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       const state = shown.find((one) => one.figure === entry.target);

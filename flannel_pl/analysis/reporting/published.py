@@ -30,10 +30,10 @@ from flannel_pl.analysis.statistics.series import Spread
 from flannel_pl.analysis.words import plus_minus, reached
 from flannel_pl.dotted import flatten
 
-TOKEN_SET, NUM_TOKENS = "dead", 3699
+TOKEN_SET, NUM_TOKENS, LAST_STEP = "dead", 3699, 1000
 
 SETTINGS: Mapping[str, Any] = {
-    "trainer.max_steps": 1000,
+    "trainer.max_steps": LAST_STEP,
     "trainer.precision": "bf16-mixed",
     "trainer.gradient_clip_val": 1.0,
     "trainer.accumulate_grad_batches": 1,
@@ -86,13 +86,19 @@ class BesidePublished:
     ours: Spread
     """Without a mean if the recording does not have it, e.g. because it ends before."""
 
+    is_whole: bool = True
+    """Whether the recording goes as far as the published ones; one that does not has another schedule."""
+
     @property
     def difference(self) -> float | None:
         """Ours minus the published mean, in published standard deviations.
 
-        In those of this recording's runs where none was published or it is 0. None if there is neither: a
-        figure of the mean curve has no spread, and that of the runs' own figures is none of its.
+        In those of this recording's runs where none was published or it is 0. None if there is neither (a
+        figure of the mean curve has no spread, and that of the runs' own figures is none of its), or the
+        recording ends before the published ones.
         """
+        if not self.is_whole:
+            return None
         std = self.published.std or self.ours.std
         return (self.ours.mean - self.published.mean) / std if self.ours.mean is not None and std else None
 
@@ -118,9 +124,16 @@ def compare_with_published(group: Group) -> list[BesidePublished]:
     if not all(TOKEN_SET in run.series for run in group.runs):
         return []
     other_number = any(run.num_tokens.get(TOKEN_SET, NUM_TOKENS) != NUM_TOKENS for run in group.runs)
+    is_whole = end_of(group) >= LAST_STEP
     return [
-        BesidePublished(one, NONE if one.summed and other_number else one.find(group)) for one in PUBLISHED
+        BesidePublished(one, NONE if one.summed and other_number else one.find(group), is_whole)
+        for one in PUBLISHED
     ]
+
+
+def end_of(group: Group) -> int:
+    """Returns the last step that all runs of a group have."""
+    return min(int(run.steps_R[-1]) for run in group.runs)
 
 
 def other_settings(config: Mapping[str, Any], swept: Mapping[str, Any], num_tokens: int) -> list[str]:

@@ -18,6 +18,7 @@ from flannel_pl.analysis.drawing.panels import Band, for_page, save
 from flannel_pl.analysis.measuring.all_runs import measure_experiment, title_of
 from flannel_pl.analysis.measuring.one_run import EVERY_SERIES, SCALARS
 from flannel_pl.analysis.measuring.token_sets import SET_NAMES, token_ids, token_sets
+from flannel_pl.analysis.reporting.animation import asked_file, refuse_recording, write_animation
 from flannel_pl.analysis.reporting.background import background_of
 from flannel_pl.analysis.reporting.files import tables_of
 from flannel_pl.analysis.reporting.interaction import interaction_of
@@ -25,7 +26,6 @@ from flannel_pl.analysis.reporting.page import Picture, render
 from flannel_pl.analysis.reporting.reported import Reported, named_groups
 from flannel_pl.analysis.reporting.summary import bands_of, page_of
 from flannel_pl.analysis.reporting.tables import METRICS_COLUMNS
-from flannel_pl.analysis.reporting.vocabulary import token_texts
 from flannel_pl.analysis.statistics.groups import shown_set
 from flannel_pl.arrays import Array
 from flannel_pl.errors import UserError
@@ -36,7 +36,8 @@ from flannel_pl.recording.reader import Recording, open_recording
 from flannel_pl.recording.writing.disk import make_folder, why_not_writable, write_file
 
 Progress = Callable[[str, int, int], object]
-"""Called with "measuring" or "drawing", how much is done, and how much there is: bytes, or figures."""
+"""Called with "measuring", "animating" or "drawing", how much is done, and how much there is: bytes, rows and
+frames, or figures."""
 
 MEASURED = "measured"
 """Folder, in a recording's own report, of what was measured of it."""
@@ -59,12 +60,16 @@ class Report:
     measured_bytes: int
     """Recorded bytes that were read; what had not changed since the last report was not."""
 
+    animation: Path | None = None
+    """The file that moves, if it was asked for."""
+
 
 def report(
     *paths: str | Path,
     out: str | Path | None = None,
     token_set: str = "dead",
     metrics: Sequence[str] = (),
+    animation: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Makes a report of one recording, or of several laid over one another.
@@ -75,13 +80,14 @@ def report(
             NAME_report), and for several `report` in the current folder.
         token_set: dead, live or all: whose figures are drawn. Tables of numbers have all three.
         metrics: Import paths of further `RowMetric`s to measure and draw.
+        animation: A .gif, or an animated .png, to draw besides: how the dead tokens of the first run move.
         progress: Called while it works.
 
     Returns:
         Where everything is.
 
     Raises:
-        UserError: If there is no recording, `token_set` is no such set, or `out` cannot be written.
+        UserError: If there is no recording, no such token set, nothing can be written, or not be animated.
         RunError: If a file cannot be read, or the disk fails.
 
     Example:
@@ -91,13 +97,15 @@ def report(
     _refuse(paths, token_set)
     progress = progress or (lambda stage, done, total: None)
     own = _own_metrics(metrics)
+    film = asked_file(animation, paths)
     with ExitStack() as stack:
         recordings = [stack.enter_context(open_recording(path)) for path in paths]
-        folder = _folder(recordings, out)
-        if reason := why_not_writable(folder):
-            raise UserError(f"cannot write the report to {folder}: {reason}; choose a folder with --out")
-        make_folder(folder)
+        if film is not None:
+            refuse_recording(recordings[0])
+        folder = _make_folder(recordings, out)
         experiments, num_bytes = _measure(recordings, folder, own, progress)
+        if film is not None:
+            num_bytes += write_animation(film, recordings[0], experiments[0].measures, progress)
     shown = shown_set([run for one in experiments for run in one.measures.runs], token_set)
     bands = bands_of(experiments, shown)
     kinds = [*GALLERY, *own_figures(own)]
@@ -114,7 +122,7 @@ def report(
     )
     page = replace(page, interactive=interaction_of(experiments, charts, bands))
     write_file(folder / "index.html", render(page).encode())
-    return Report(folder / "index.html", num_bytes)
+    return Report(folder / "index.html", num_bytes, film)
 
 
 def _refuse(paths: Sequence[str | Path], token_set: str) -> None:
@@ -150,6 +158,15 @@ def home_of(path: Path) -> Path:
     if path.is_dir():
         return path / "report"
     return path.parent / f"{bare_name(path)}_report"
+
+
+def _make_folder(recordings: Sequence[Recording], out: str | Path | None) -> Path:
+    """Makes the folder of the report, unless it is there."""
+    folder = _folder(recordings, out)
+    if reason := why_not_writable(folder):
+        raise UserError(f"cannot write the report to {folder}: {reason}; choose a folder with --out")
+    make_folder(folder)
+    return folder
 
 
 def _folder(recordings: Sequence[Recording], out: str | Path | None) -> Path:
@@ -209,7 +226,7 @@ def _measure(
             advance=advance,
         )
         shown = {int(token) for cloud in measures.clouds for token in cloud.tokens_S}
-        texts = token_texts(recording, shown)
+        texts = {token: text for text, token in recording.vocabulary.items() if token in shown}
         experiments.append(Reported(name, measures, background_of(recording), _token_ids(recording), texts))
     return experiments, done
 
@@ -248,7 +265,8 @@ def _draw(
     """Writes the figures; returns them for the page, their charts, and the kinds of which there is none."""
     several = [(one.name, one.measures) for one in experiments]
     drawn_of = several if len(several) > 1 else several[0][1]
-    alone = len(named_groups(experiments)) == 1
+    groups = [group for _, group in named_groups(experiments)]
+    said = {"alone": len(groups) == 1, "several_runs": any(len(group.runs) > 1 for group in groups)}
     make_folder(folder / FIGURES)
     pictures, charts, missing = [], dict[str, Chart](), []
     for number, kind in enumerate(kinds):
@@ -263,10 +281,10 @@ def _draw(
         png, svg = save(figure, path)
         files = {"PNG": f"{FIGURES}/{png.name}", "SVG": f"{FIGURES}/{svg.name}"}
         svg_text = for_page(svg.read_text(encoding="utf-8"))
-        caption = f"{kind.caption} {kind.alone}".strip() if alone else kind.caption
         if (chart := kind.chart(drawn_of, token_set=token_set)) is not None:
             charts[kind.name] = chart
         shown = kind.name if chart is not None else ""
+        caption = kind.words(**said, shaded=bool(bands))
         pictures.append(Picture(kind.heading, svg_text, caption, kind.formula, files, shown))
     progress("drawing", len(kinds), len(kinds))
     return pictures, charts, missing

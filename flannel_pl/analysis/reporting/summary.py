@@ -6,14 +6,17 @@ from functools import partial
 from flannel_pl.analysis.drawing.gallery import Kind
 from flannel_pl.analysis.drawing.panels import Band
 from flannel_pl.analysis.reporting.background import Background
+from flannel_pl.analysis.reporting.meanings import meaning_of, meanings_of
 from flannel_pl.analysis.reporting.notices import left_out, warnings
 from flannel_pl.analysis.reporting.page import Page, Picture, Table
 from flannel_pl.analysis.reporting.published import (
     HEADER,
+    LAST_STEP,
     TOKEN_SET,
     BesidePublished,
     compare_with_published,
     comparison_cells,
+    end_of,
     other_settings,
 )
 from flannel_pl.analysis.reporting.reported import Reported, named_groups
@@ -29,10 +32,37 @@ RULES = {
     "growth of the radius per step, smoothed over 5 steps, is largest; Fimbulwinter begins at the first step "
     "after 100 and after the sneeze at which that growth is below 1 % of its peak.",
     "B": "Rule B: the inhale ends at the smallest origin radius of steps 0 to 19; the sneeze peaks where the "
-    "radius grows most from one row to the next; the re-expansion begins where the growth, smoothed, is "
+    "radius grows most from one row to the next, which is not smoothed: so it may peak some steps before or "
+    "after rule A's; the re-expansion begins where the growth, smoothed, is "
     "least between that and the freeze, if it rises again; Fimbulwinter begins at the first step after the "
     "sneeze at which more than 90 % of the tokens do not move (some may thaw again).",
 }
+
+
+EPOCHS_ARE = (
+    "The inhale goes from step 0 to its end, the sneeze from there to its peak, the deceleration "
+    "from that peak, while the cloud slows down, to the re-expansion (which rule A does not know) or "
+    "Fimbulwinter, or else to the end of the recording; Fimbulwinter is the rest after it."
+)
+
+THEN = {"inhale": "sneeze begins", "sneeze": "deceleration begins"}
+"""What a boundary is besides what `MARKS` calls it."""
+
+PUBLISHED_ARE = (
+    "Published: ten seeds on the notebook's own text, trained on Apple's MPS, with standard "
+    "deviations of the population; here they are of the sample. Pairs of runs are not independent of "
+    "each other."
+)
+
+DIFFERENCE = (
+    "The difference is in published standard deviations; where none was published, in those of this "
+    "recording's runs. A figure of the mean curve has no standard deviation, and none is put in its place."
+)
+
+SOURCES = (
+    "The source is the number of the notebook that prints the figure, in the repository of the experiment's "
+    "author, Embedding-Space/Azimuth_II (train_loss: its trainer)."
+)
 
 
 def bands_of(experiments: Sequence[Reported], token_set: str) -> list[Band]:
@@ -68,6 +98,8 @@ def page_of(
     compared = [(one, group, compare_with_published(group)) for one, group in groups]
     named = [(group, key_figures(group, token_set)) for _, group in groups]
     several = len(experiments) > 1
+    lacking = left_out(experiments, missing)
+    names = [figure.name for _, figures in named for figure in figures] + [name for name, _ in lacking]
     return Page(
         title=" and ".join(one.name for one in experiments),
         lead=lead(experiments, token_set),
@@ -79,7 +111,8 @@ def page_of(
         epochs=[epoch_table(name, found) for name, found in epochs],
         comparison=[published_table(group, lines, one.background) for one, group, lines in compared if lines],
         pictures=pictures,
-        left_out=left_out(experiments, missing),
+        left_out=lacking,
+        meanings=meanings_of(names),
         provenance=_of_each(experiments, lambda one: one.background.provenance),
         files=files,
     )
@@ -165,10 +198,12 @@ def key_figure_table(named: Sequence[tuple[Group, Sequence[KeyFigure]]], token_s
     rows = [[name, *(_cell(column.get(name, NONE)) for column in columns)] for name in names]
     note = (
         "Mean over runs and sample standard deviation; in brackets how many runs have the number, if not "
-        "all. The CSV files have every run's."
+        "all. The CSV files have every run's. What the names mean is said where the pointer rests on "
+        "them, and in the list below."
     )
     header = ["figure", *(group.name for group, _ in named)]
-    return Table(f"Key figures of {in_words(token_set)}", header, rows, note)
+    titles = {name: meaning_of(name) for name in names}
+    return Table(f"Key figures of {in_words(token_set)}", header, rows, note, titles=titles)
 
 
 def _cell(over: Spread) -> str:
@@ -195,9 +230,15 @@ def epoch_table(name: str, epochs: GroupEpochs) -> Table:
         if len(epochs.runs) > 1
         else ""
     )
-    words = [RULES[epochs.rule], "Numbers are steps; a dash: not reached.", several, *_reasons(epochs, marks)]
-    note = " ".join(filter(None, words))
-    return Table(caption, ["", *marks.values()], rows, note)
+    words = [
+        RULES[epochs.rule],
+        EPOCHS_ARE if epochs.rule == "A" else "",
+        "Numbers are steps; a dash: not reached.",
+        several,
+    ]
+    note = " ".join(filter(None, [*words, *_reasons(epochs, marks)]))
+    header = [", ".join(filter(None, (name, THEN.get(mark)))) for mark, name in marks.items()]
+    return Table(caption, ["", *header], rows, note)
 
 
 def _reasons(epochs: GroupEpochs, marks: Mapping[str, str]) -> Iterator[str]:
@@ -214,12 +255,24 @@ def published_table(group: Group, lines: Sequence[BesidePublished], background: 
     """Returns upstream's published figures beside those of a group of runs."""
     first = group.runs[0]
     others = other_settings(background.config, background.swept[first.run], first.num_tokens[TOKEN_SET])
-    note = (
-        "Published: ten seeds on the notebook's own text, trained on Apple's MPS, with standard deviations "
-        "of the population; here they are of the sample. The difference is in published standard deviations; "
-        "where none was published, in those of this recording's runs. A figure of the mean curve has no "
-        "standard deviation, and none is put in its place. Pairs of runs are not independent of each other."
+    cells, lead, difference = comparison_cells(lines), "", DIFFERENCE
+    header: tuple[str, ...] = HEADER
+    if end_of(group) < LAST_STEP:
+        lead, difference = _too_short(group), ""
+        column = HEADER.index("difference / std")
+        header = HEADER[:column] + HEADER[column + 1 :]
+        there = [row for row, line in zip(cells, lines, strict=True) if line.ours.mean is not None]
+        cells = [row[:column] + row[column + 1 :] for row in there]
+    words = [PUBLISHED_ARE, difference, SOURCES]
+    words += [f"Not the same as published: {'; '.join(others)}."] if others else []
+    caption = f"Dead tokens: published figures beside {group.name}"
+    return Table(caption, header, cells, " ".join(filter(None, words)), lead=lead)
+
+
+def _too_short(group: Group) -> str:
+    """Says why a recording that ends before the published ones is not judged by them."""
+    return (
+        f"This recording has {counted(len(group.runs), 'run')} and ends at step {end_of(group)}; "
+        f"published are ten that end at step {LAST_STEP:,}. What it has is listed, to look at: no "
+        "difference is judged, since a learning rate that falls over fewer steps moves the tokens otherwise."
     )
-    if others:
-        note += " Not the same as published: " + "; ".join(others) + "."
-    return Table(f"Dead tokens: published figures beside {group.name}", HEADER, comparison_cells(lines), note)

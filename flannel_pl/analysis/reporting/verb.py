@@ -16,6 +16,7 @@ def report_verb(
     out: Path | None = None,
     tokens: Literal["dead", "live", "all"] = "dead",
     metrics: list[str] | str | None = None,
+    animation: Path | None = None,
 ) -> None:
     """Shows what a recording holds: metrics, epochs, figures, as a page (index.html), CSV, PNG and SVG.
 
@@ -26,6 +27,8 @@ def report_verb(
             current folder.
         tokens: Whose figures are drawn; the tables have all three.
         metrics: Import paths of your own metrics, to be measured and drawn besides, e.g. [my_lab.alignment].
+        animation: FILE.gif or FILE.png (an animated PNG) to draw besides: how the dead tokens of the first
+            run move, in ten seconds.
     """
     if not paths:
         raise UserError("report needs a recording: a folder, a .safetensors file or its index")
@@ -45,9 +48,11 @@ def report_verb(
             bar.update(tasks[stage], completed=done, total=total)
 
         own = [metrics] if isinstance(metrics, str) else metrics or ()
-        made = report(*paths, out=out, token_set=tokens, metrics=own, progress=show)
+        made = report(*paths, out=out, token_set=tokens, metrics=own, animation=animation, progress=show)
     elapsed_s = time.monotonic() - start_s
     print(f"report: {made.page}")
+    if made.animation is not None:
+        print(f"animation: {made.animation}, {readable_bytes(made.animation.stat().st_size)}")
     if made.measured_bytes:
         print(f"{readable_bytes(made.measured_bytes)} read and drawn in {elapsed_s:.1f} s")
     else:

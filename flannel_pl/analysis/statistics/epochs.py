@@ -130,17 +130,10 @@ def rule_a(
         return Epochs(refusal, refusal, Mark(None, reason="rule A knows none"), refusal)
     velocity_R = _smoothed(_velocity(radius_R, steps_R, skipped_R), steps_R)
     sneeze = _sneeze(velocity_R, steps_R, of="the smoothed velocity")
-    freeze = Mark(None, reason="the sneeze was not found")
+    freeze = Mark(None, reason="the sneeze was not found", later=sneeze.later)
     if sneeze.step is not None and sneeze.value is not None:
         begin = max(FREEZE_AFTER_STEP, sneeze.step)
-        rows = np.flatnonzero((velocity_R < freeze_below * sneeze.value) & (steps_R[:-1] > begin))
-        below = f"below {100 * freeze_below:g}% of its peak"
-        freeze = _first(
-            *(rows, steps_R, velocity_R),
-            never=f"after step {begin} the velocity is never {below}",
-            earliest=int(np.searchsorted(steps_R, begin, side="right")),
-            edge=f"at step {begin}, where the search begins, the velocity is {below} already",
-        )
+        freeze = _freeze_a(velocity_R, steps_R, begin=begin, peak=sneeze.value, part=freeze_below)
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_A)
     warning = _schedule_warning(freeze, steps_R, learning_rate_R)
     return Epochs(inhale, sneeze, Mark(None, reason="rule A knows none"), freeze, warning)
@@ -176,11 +169,11 @@ def rule_b(
         return Epochs(refusal, refusal, refusal, refusal)
     change_R = _velocity(radius_R, steps_R, skipped_R)
     sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
-    freeze = Mark(None, reason="the sneeze was not found")
+    freeze = Mark(None, reason="the sneeze was not found", later=sneeze.later)
     if sneeze.step is not None:
         rows = np.flatnonzero((frozen_fraction_R > frozen_above) & (steps_R > sneeze.step))
         never = f"after the sneeze never more than {100 * frozen_above:g}% of the tokens stand still"
-        freeze = _first(rows, steps_R, frozen_fraction_R, never=never)
+        freeze = _first(rows, steps_R, frozen_fraction_R, never=f"{never}, {_to_the_end(steps_R)}")
     again = _re_expansion(change_R, steps_R, sneeze=sneeze, freeze=freeze)
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_B)
     return Epochs(inhale, sneeze, again, freeze, _schedule_warning(freeze, steps_R, learning_rate_R))
@@ -211,12 +204,38 @@ def _inhale(radius_R: Array, steps_R: Array, *, window: int) -> Mark:
     rows = np.flatnonzero(steps_R <= window)
     if len(rows) < 3:
         return Mark(None, reason=f"{counted(len(rows), 'row')} up to step {window} cannot show it")
-    lowest = int(np.argmin(radius_R[rows]))
+    lowest, last = int(np.argmin(radius_R[rows])), int(steps_R[rows[-1]])
+    ends = last < window and len(rows) == len(steps_R)
     if lowest == 0:
-        return Mark(None, reason="the radius is never below that of the start")
+        until = f", {_to_the_end(steps_R)}" if ends else ""
+        return Mark(None, reason=f"the radius is never below that of the start{until}")
     if lowest == len(rows) - 1:
-        return Mark(None, reason=f"the radius is still falling at step {window}, the end of the window")
+        edge = "the end of the window" if last == window else f"the last row up to step {window}"
+        edge = "where the recording ends" if ends else edge
+        return Mark(None, reason=f"the radius is still falling at step {last}, {edge}")
     return Mark(int(steps_R[lowest]), float((radius_R[0] - radius_R[lowest]) / radius_R[0]))
+
+
+def _freeze_a(velocity_R: Array, steps_R: Array, *, begin: int, peak: float, part: float) -> Mark:
+    """The first step after `begin` at which the velocity is below a part of its peak."""
+    last = int(steps_R[-1])
+    if not (steps_R[:-1] > begin).any():
+        reason = f"the recording ends at step {last}; rule A looks for it after step {begin}"
+        return Mark(None, reason=reason, later=True)
+    if np.isnan(velocity_R[steps_R[:-1] > begin]).all():
+        return Mark(None, reason=f"after step {begin}, where rule A looks for it, no step was taken")
+    below = f"below {100 * part:g}% of its peak"
+    return _first(
+        np.flatnonzero((velocity_R < part * peak) & (steps_R[:-1] > begin)),
+        *(steps_R, velocity_R),
+        never=f"after step {begin} the velocity is never {below}, {_to_the_end(steps_R)}",
+        earliest=int(np.searchsorted(steps_R, begin, side="right")),
+        edge=f"at step {begin}, where the search begins, the velocity is {below} already",
+    )
+
+
+def _to_the_end(steps_R: Array) -> str:
+    return f"up to step {steps_R[-1]}, where the recording ends"
 
 
 def _sneeze(velocity_R: Array, steps_R: Array, *, of: str) -> Mark:
@@ -229,7 +248,8 @@ def _sneeze(velocity_R: Array, steps_R: Array, *, of: str) -> Mark:
     if np.isnan(velocity_R[:peak]).all():
         return Mark(None, reason=f"{of} is largest in the first step")
     if np.isnan(velocity_R[peak + 1 :]).all():
-        return Mark(None, reason=f"{of} is still growing at the end")
+        reason = f"{of} is still growing at step {steps_R[-1]}, where the recording ends"
+        return Mark(None, reason=reason, later=True)
     return Mark(int(steps_R[peak]), float(velocity_R[peak]))
 
 
@@ -243,7 +263,8 @@ def _first(
     if row == earliest:
         return Mark(None, reason=edge)
     if row == len(values_R) - 1:
-        reason = f"it may begin at step {steps_R[row]}, but there the recording ends"
+        ends = "there" if row == len(steps_R) - 1 else f"at step {steps_R[-1]}"
+        reason = f"it may begin at step {steps_R[row]}, but {ends} the recording ends"
         return Mark(None, reason=reason, later=True)
     return Mark(int(steps_R[row]), float(values_R[row]))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from flannel_pl.errors import UserError
-from flannel_pl.experiment import RunPaths
+from flannel_pl.experiment import ExperimentPaths, RunPaths
+from flannel_pl.paths import is_run_folder
 from flannel_pl.recording.checking.verify import num_good_rows
 from flannel_pl.recording.formats.files import open_file
 from flannel_pl.recording.formats.lazy import LazyTensor
@@ -17,6 +18,20 @@ from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.integrity.parts import parts_of
 from flannel_pl.recording.writing.disk import explained, make_folder
 from flannel_pl.recording.writing.lock import Lock
+
+
+def refuse_experiments_folder(folder: Path) -> None:
+    """Refuses to record from Python into what `flannel-pl fit` has made: readers would find one of the two.
+
+    Raises:
+        UserError: If the folder is an experiment's, or that of one of its runs.
+    """
+    experiment = folder.parent if is_run_folder(folder) else folder
+    if ExperimentPaths(experiment, experiment.name).record.exists():
+        raise UserError(
+            f"{experiment} is the folder of an experiment that flannel-pl fit has made; record into a folder "
+            "of its own, at another place"
+        )
 
 
 def hold_folder(

@@ -15,7 +15,7 @@ from flannel_pl.errors import UserError
 from flannel_pl.experiment import RunPaths
 from flannel_pl.quantities.core.columns import declared_columns
 from flannel_pl.quantities.core.config import RecorderConfig
-from flannel_pl.quantities.core.hold import hold_folder
+from flannel_pl.quantities.core.hold import hold_folder, refuse_experiments_folder
 from flannel_pl.quantities.core.label import RunLabel
 from flannel_pl.quantities.core.listening import Listener
 from flannel_pl.quantities.core.optimizers import several_gradients
@@ -67,6 +67,8 @@ class RunRecorder:
             raise UserError(f"overwrite is {overwrite!r}, expected True or False")
         # A script may go to another folder while it trains.
         self.paths = RunPaths(Path(folder) if in_experiment else Path(folder).absolute())
+        if not in_experiment:
+            refuse_experiments_folder(self.paths.folder)
         self.config, self.label = config, label or RunLabel()
         self._note = note or (lambda event, **fields: None)
         self.in_experiment, self._overwrite = in_experiment, overwrite

@@ -8,6 +8,7 @@ import numpy as np
 
 from flannel_pl.arrays import Array
 from flannel_pl.recording.formats.files import TensorFile
+from flannel_pl.recording.formats.schema import RECORDED_TOKENS
 from flannel_pl.recording.formats.specs import NUMPY_DTYPES
 
 BLOCK_BYTES = 64 * 2**20
@@ -69,6 +70,14 @@ class LazyTensor:
         Raises:
             IndexError: If an index is out of range or of another kind.
         """
+        try:
+            return self._read(key)
+        except IndexError as error:
+            some = any(name.endswith(RECORDED_TOKENS) for name in self._file.header.tensors)
+            where = "; it has some tokens only, of which run.rows_of(tokens) gives the places" if some else ""
+            raise IndexError(f"{self._key} has the shape {self.shape}: {error}{where}") from None
+
+    def _read(self, key: Any) -> Any:
         row_key, *inner_keys = self._key_per_axis(key)
         rows = np.arange(len(self))[row_key]
         if rows.ndim > 1:

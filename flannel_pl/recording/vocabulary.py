@@ -2,49 +2,46 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flannel_pl.paths import cache_home
-from flannel_pl.recording.reader import Recording
 from flannel_pl.small_files import read_small
 
 BUILTIN = "builtin-*/*.json"
 """In the cache: the tokenizers of built-in corpora."""
 
 
-def token_texts(recording: Recording, tokens: Iterable[int]) -> dict[int, str]:
-    """Returns the texts of tokens, as the vocabulary has them.
+def vocabulary_of(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the text of every token, as the tokenizer has it -> the token's number.
 
     A recording names a file and its digest. Only a file with that digest is believed: another one has other
     tokens, and a foreign recording may name whatever it likes.
 
     Args:
-        recording: Open.
-        tokens: Vocabulary ids.
+        metadata: Of the recording.
 
     Returns:
-        Id -> text; empty where the tokenizer is not known, or not here.
+        Empty where the tokenizer is not known, or not here.
     """
-    provenance = recording.metadata.get("provenance")
+    provenance = metadata.get("provenance")
     data = provenance.get("data") if isinstance(provenance, dict) else None
     digest = data.get("tokenizer") if isinstance(data, dict) else None
     if not isinstance(digest, str):
         return {}
-    wanted = set(tokens)
-    for path in _candidates(recording):
+    for path in _candidates(metadata):
         try:
             content = read_small(path)
         except (OSError, ValueError):
             continue
         if hashlib.sha256(content).hexdigest() == digest:
-            return {token: text for text, token in _vocabulary(content) if token in wanted}
+            return dict(_vocabulary(content))
     return {}
 
 
-def _candidates(recording: Recording) -> Iterator[Path]:
-    config = recording.metadata.get("config")
+def _candidates(metadata: Mapping[str, Any]) -> Iterator[Path]:
+    config = metadata.get("config")
     data = config.get("data") if isinstance(config, dict) else None
     named = data.get("tokenizer_path") if isinstance(data, dict) else None
     if isinstance(named, str):
