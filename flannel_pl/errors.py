@@ -21,7 +21,7 @@ _LIBRARIES = sys.stdlib_module_names | {
         "docstring_parser",
         "yaml",
     ),
-    *("typeshed_client", "fsspec", "jinja2", "matplotlib", "PIL", "rich", "tqdm"),
+    *("typeshed_client", "fsspec", "jinja2", "matplotlib", "PIL", "rich", "scipy", "tqdm"),
 }
 """What we are built on: it calls us, and callbacks and plugins that a config names."""
 

@@ -73,7 +73,7 @@ FOR_ALL = {
     *("signals", "small_files", "terminal", "texts"),
 }
 
-HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib"}
+HEAVY = {"torch", "lightning", "transformers", "tokenizers", "matplotlib", "scipy"}
 HEAVY_ALLOWED = {
     "corpus": {"tokenizers"},
     "models": {"torch", "lightning", "transformers"},
@@ -82,7 +82,7 @@ HEAVY_ALLOWED = {
     "quantities": {"torch"},
     "adapters": {"torch", "lightning", "transformers"},
     "launch": {"torch"},
-    "analysis": {"matplotlib"},
+    "analysis": {"matplotlib", "scipy"},
 }
 
 
@@ -271,7 +271,7 @@ def test_only_the_ring_of_the_recording_room_imports_torch_at_the_top() -> None:
     ],
 )
 def test_light_parts_do_not_import_torch(statement: str) -> None:
-    heavy = "{'torch', 'lightning', 'transformers'}"
+    heavy = "{'torch', 'lightning', 'transformers', 'scipy'}"
     code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

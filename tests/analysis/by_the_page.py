@@ -135,25 +135,22 @@ def all_epochs(runs: list[Run], rule: str) -> list[dict[str, Boundary]]:
     return [mean, *each]
 
 
-def published(runs: list[Run]) -> dict[str, tuple[list[float], float | None, int]]:
-    """Figure -> its values, or the one of all runs, what its spread is else taken from, and the count."""
+def published(runs: list[Run]) -> dict[str, tuple[list[float], int]]:
+    """Figure -> its values, or the one of all runs, and the count."""
     mean, *each = all_epochs(runs, "A")
     end = min(len(run.steps) for run in runs)
     steps = runs[0].steps[:end]
-    found: dict[str, tuple[list[float], float | None, int]] = {}
-
-    def stdev(values: list[float]) -> float | None:
-        return statistics.stdev(values) if len(values) > 1 else None
+    found: dict[str, tuple[list[float], int]] = {}
 
     for step in (0, 1000):
         for name in ("origin_radius", "centroid_radius"):
             row = steps.index(step) if step in steps else None
             values = [] if row is None else [run.metrics[name][row] for run in runs]
-            found[f"{name.replace('_', ' ')}, step {step}"] = values, None, len(values)
+            found[f"{name.replace('_', ' ')}, step {step}"] = values, len(values)
     ends = [one["inhale"] for one in each if one["inhale"]]
-    found["inhale: step of its end, each run"] = [float(x[0]) for x in ends], None, len(ends)
+    found["inhale: step of its end, each run"] = [float(x[0]) for x in ends], len(ends)
     depths = [one["inhale"][1] * run.radius[0] for one, run in zip(each, runs, strict=True) if one["inhale"]]
-    found["inhale: depth, each run"] = depths, None, len(depths)
+    found["inhale: depth, each run"] = depths, len(depths)
     for name, boundary, what in (
         ("inhale: depth of the mean, as a part", "inhale", 1),
         ("sneeze: peak speed of the mean", "sneeze", 1),
@@ -161,26 +158,26 @@ def published(runs: list[Run]) -> dict[str, tuple[list[float], float | None, int
         ("freeze: step, rule A on the mean", "freeze", 0),
     ):
         ours, values = mean[boundary], [float(one[boundary][what]) for one in each if one[boundary]]  # type: ignore[index]
-        found[name] = [float(ours[what])] if ours else [], stdev(values), len(values) if ours else 0
+        found[name] = [float(ours[what])] if ours else [], len(values) if ours else 0
     pairs = list(itertools.combinations(runs, 2))
     apart = [np.linalg.norm((a.W[:end] - b.W[:end]).reshape(end, -1), axis=1) for a, b in pairs]
     growth = np.diff(np.mean(apart, axis=0)) / np.diff(steps) if pairs else np.empty(0)
     found["parting: step of that growth"] = (
-        ([float(steps[growth.argmax()])], None, len(pairs)) if len(growth) else ([], None, 0)
+        ([float(steps[growth.argmax()])], len(pairs)) if len(growth) else ([], 0)
     )
     found["parting: largest growth per step"] = (
-        ([float(growth.max())], None, len(pairs)) if len(growth) else ([], None, 0)
+        ([float(growth.max())], len(pairs)) if len(growth) else ([], 0)
     )
     ratios, own = [], []
     for step in (0, 1000):
         values = [float(one[steps.index(step)]) for one in apart] if step in steps else []
-        found[f"distance between runs, step {step}"] = values, None, len(values)
+        found[f"distance between runs, step {step}"] = values, len(values)
     if 1000 in steps and pairs:
         row = steps.index(1000)
         own = [float(np.linalg.norm(run.W[row] - run.W[0])) for run in runs]
         ratios = [float(np.mean([one[row] for one in apart]) / np.mean(own))]
-    found["distance from the start, step 1000"] = own, None, len(own)
-    found["ratio of the two, step 1000"] = ratios, None, len(pairs) if ratios else 0
+    found["distance from the start, step 1000"] = own, len(own)
+    found["ratio of the two, step 1000"] = ratios, len(pairs) if ratios else 0
     losses = [statistics.fmean(run.loss[1:]) for run in runs if run.steps[-1] == 1000]
-    found["loss, mean of 1000 steps"] = losses, None, len(losses)
+    found["loss, mean of 1000 steps"] = losses, len(losses)
     return found

@@ -155,8 +155,8 @@ def test_published(made: Made) -> None:
     summed |= {"distance from the start, step 1000", "parting: largest growth per step"}
     assert lines.keys() == expected.keys()
     if len(made.case.dead) != 3699:
-        expected |= dict.fromkeys(summed, ([], None, 0))
-    for name, (values, scale, count) in expected.items():
+        expected |= dict.fromkeys(summed, ([], 0))
+    for name, (values, count) in expected.items():
         line, (theirs, std) = lines[name], PUBLISHED[name]
         mean = statistics.fmean(values) if values else None
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -165,7 +165,7 @@ def test_published(made: Made) -> None:
         close(line["mean"], mean)
         close(line["std"], spread)
         assert line["count"] == str(count), name
-        unit = (std or spread or scale) if is_whole else None
+        unit = (std or spread) if is_whole else None
         close(line["difference_in_std"], None if mean is None or not unit else (mean - theirs) / unit)
         assert line["source"]
 

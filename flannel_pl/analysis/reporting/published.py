@@ -74,9 +74,6 @@ class PublishedFigure:
     """Upstream's notebook that prints it."""
 
     find: Find
-    scale: Find | None = None
-    """What has the standard deviation to divide by, if `find` gives a number without one."""
-
     summed: bool = False
     """Whether it is a sum over tokens, and so comes with their number."""
 
@@ -89,9 +86,6 @@ class BesidePublished:
     ours: Spread
     """Without a mean if the recording does not have it, e.g. because it ends before."""
 
-    scale: float | None = None
-    """Standard deviation over this recording's runs, where none was published."""
-
     is_whole: bool = True
     """Whether the recording goes as far as the published ones; one that does not has another schedule."""
 
@@ -99,12 +93,13 @@ class BesidePublished:
     def difference(self) -> float | None:
         """Ours minus the published mean, in published standard deviations.
 
-        In those of this recording's runs where none was published or it is 0; None if there is neither, or
-        the recording ends before the published ones.
+        In those of this recording's runs where none was published or it is 0. None if there is neither (a
+        figure of the mean curve has no spread, and that of the runs' own figures is none of its), or the
+        recording ends before the published ones.
         """
         if not self.is_whole:
             return None
-        std = self.published.std or self.ours.std or self.scale
+        std = self.published.std or self.ours.std
         return (self.ours.mean - self.published.mean) / std if self.ours.mean is not None and std else None
 
 
@@ -131,12 +126,7 @@ def compare_with_published(group: Group) -> list[BesidePublished]:
     other_number = any(run.num_tokens.get(TOKEN_SET, NUM_TOKENS) != NUM_TOKENS for run in group.runs)
     is_whole = end_of(group) >= LAST_STEP
     return [
-        BesidePublished(
-            one,
-            NONE if one.summed and other_number else one.find(group),
-            one.scale(group).std if one.scale else None,
-            is_whole,
-        )
+        BesidePublished(one, NONE if one.summed and other_number else one.find(group), is_whole)
         for one in PUBLISHED
     ]
 
@@ -222,13 +212,6 @@ def comparison_csv(groups: Iterable[tuple[str, Sequence[BesidePublished]]]) -> s
 
 
 _EACH, _MEAN = partial(epoch_of_each, TOKEN_SET), partial(epoch_of_mean, TOKEN_SET)
-
-
-def _of_mean(mark: str, what: str) -> tuple[Find, Find]:
-    """Returns what finds a number in the mean curve, and what has its spread: that of each run's."""
-    return _MEAN(mark, what), _EACH(mark, what)
-
-
 _RADIUS, _DISTANCE = partial(series_at, TOKEN_SET), partial(distance_at, TOKEN_SET)
 _PARTING, _EVOLUTION = partial(fastest_parting, TOKEN_SET), partial(_DISTANCE, own=True)
 
@@ -241,15 +224,15 @@ PUBLISHED = tuple(
         ("centroid radius, step 1000", 0.114290, 0.003882, "1.22e", _RADIUS("centroid_radius", 1000)),
         ("inhale: step of its end, each run", 2, 0, "1.23a", _EACH("inhale", "step")),
         ("inhale: depth, each run", 0.000862, 0.000194, "1.23a", inhale_depth(TOKEN_SET)),
-        ("inhale: depth of the mean, as a part", 0.00541, None, "1.23a", *_of_mean("inhale", "value")),
-        ("sneeze: peak speed of the mean", 0.005191, None, "1.23a", *_of_mean("sneeze", "value")),
-        ("sneeze: step of the peak", 24, None, "1.23a", *_of_mean("sneeze", "step")),
-        ("freeze: step, rule A on the mean", 393, None, "1.23a", *_of_mean("freeze", "step")),
-        ("distance between runs, step 0", 13.765362, 0.014810, "1.23d", _DISTANCE(0), None, True),
-        ("distance between runs, step 1000", 45.727581, 3.319516, "1.23d", _DISTANCE(1000), None, True),
-        ("distance from the start, step 1000", 31.457407, 1.360466, "1.23d", _EVOLUTION(1000), None, True),
+        ("inhale: depth of the mean, as a part", 0.00541, None, "1.23a", _MEAN("inhale", "value")),
+        ("sneeze: peak speed of the mean", 0.005191, None, "1.23a", _MEAN("sneeze", "value")),
+        ("sneeze: step of the peak", 24, None, "1.23a", _MEAN("sneeze", "step")),
+        ("freeze: step, rule A on the mean", 393, None, "1.23a", _MEAN("freeze", "step")),
+        ("distance between runs, step 0", 13.765362, 0.014810, "1.23d", _DISTANCE(0), True),
+        ("distance between runs, step 1000", 45.727581, 3.319516, "1.23d", _DISTANCE(1000), True),
+        ("distance from the start, step 1000", 31.457407, 1.360466, "1.23d", _EVOLUTION(1000), True),
         ("ratio of the two, step 1000", 1.4536, None, "1.23d", distance_ratio_at(TOKEN_SET, 1000)),
-        ("parting: largest growth per step", 0.454, None, "1.23d", _PARTING("value"), None, True),
+        ("parting: largest growth per step", 0.454, None, "1.23d", _PARTING("value"), True),
         ("parting: step of that growth", 24, None, "1.23d", _PARTING("step")),
         ("loss, mean of 1000 steps", 7.11286, 0.014648, "train_loss", mean_loss(1000)),
     )

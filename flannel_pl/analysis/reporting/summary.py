@@ -56,7 +56,7 @@ PUBLISHED_ARE = (
 
 DIFFERENCE = (
     "The difference is in published standard deviations; where none was published, in those of this "
-    "recording's runs, of a figure of the mean curve in those of what the rule finds in each run."
+    "recording's runs. A figure of the mean curve has no standard deviation, and none is put in its place."
 )
 
 SOURCES = (

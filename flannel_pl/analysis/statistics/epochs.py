@@ -50,6 +50,9 @@ class Mark:
     reason: str | None = None
     """Why it was not reached."""
 
+    later: bool = False
+    """Whether it was not reached because the recording ends: it may come after that, but not before."""
+
     def __str__(self) -> str:
         """Returns e.g. `24` or `not reached: ...`."""
         return f"not reached: {self.reason}" if self.step is None else str(self.step)
@@ -103,6 +106,7 @@ def rule_a(
     *,
     learning_rate_R: Array | None = None,
     skipped_R: Array | None = None,
+    freeze_below: float = FREEZE_FRACTION,
 ) -> Epochs:
     """Finds the epochs by the velocity of the radius.
 
@@ -111,6 +115,7 @@ def rule_a(
         steps_R: Step of each row, ascending.
         learning_rate_R: The rate of each row, for the warning; NaN in row 0.
         skipped_R: Whether the optimizer skipped the step of each row, bool: there is no velocity there.
+        freeze_below: Part of the peak velocity below which it is frozen.
 
     Example:
         >>> steps = np.arange(301)
@@ -125,9 +130,10 @@ def rule_a(
         return Epochs(refusal, refusal, Mark(None, reason="rule A knows none"), refusal)
     velocity_R = _smoothed(_velocity(radius_R, steps_R, skipped_R), steps_R)
     sneeze = _sneeze(velocity_R, steps_R, of="the smoothed velocity")
-    freeze = Mark(None, reason="the sneeze was not found")
+    freeze = Mark(None, reason="the sneeze was not found", later=sneeze.later)
     if sneeze.step is not None and sneeze.value is not None:
-        freeze = _freeze_a(velocity_R, steps_R, begin=max(FREEZE_AFTER_STEP, sneeze.step), peak=sneeze.value)
+        begin = max(FREEZE_AFTER_STEP, sneeze.step)
+        freeze = _freeze_a(velocity_R, steps_R, begin=begin, peak=sneeze.value, part=freeze_below)
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_A)
     warning = _schedule_warning(freeze, steps_R, learning_rate_R)
     return Epochs(inhale, sneeze, Mark(None, reason="rule A knows none"), freeze, warning)
@@ -140,6 +146,7 @@ def rule_b(
     *,
     learning_rate_R: Array | None = None,
     skipped_R: Array | None = None,
+    frozen_above: float = FROZEN_FRACTION,
 ) -> Epochs:
     """Finds the epochs by the largest change of the radius and the fraction of frozen tokens.
 
@@ -149,6 +156,7 @@ def rule_b(
         steps_R: Step of each row, ascending.
         learning_rate_R: The rate of each row, for the warning; NaN in row 0.
         skipped_R: Whether the optimizer skipped the step of each row, bool: there is no velocity there.
+        frozen_above: Fraction of frozen tokens that has to be exceeded.
 
     Example:
         >>> steps = np.arange(301)
@@ -161,10 +169,10 @@ def rule_b(
         return Epochs(refusal, refusal, refusal, refusal)
     change_R = _velocity(radius_R, steps_R, skipped_R)
     sneeze = _sneeze(change_R, steps_R, of="the change of the radius")
-    freeze = Mark(None, reason="the sneeze was not found")
+    freeze = Mark(None, reason="the sneeze was not found", later=sneeze.later)
     if sneeze.step is not None:
-        rows = np.flatnonzero((frozen_fraction_R > FROZEN_FRACTION) & (steps_R > sneeze.step))
-        never = f"after the sneeze never more than {FROZEN_FRACTION:.0%} of the tokens stand still"
+        rows = np.flatnonzero((frozen_fraction_R > frozen_above) & (steps_R > sneeze.step))
+        never = f"after the sneeze never more than {100 * frozen_above:g}% of the tokens stand still"
         freeze = _first(rows, steps_R, frozen_fraction_R, never=f"{never}, {_to_the_end(steps_R)}")
     again = _re_expansion(change_R, steps_R, sneeze=sneeze, freeze=freeze)
     inhale = _inhale(radius_R, steps_R, window=INHALE_WINDOW_B)
@@ -208,16 +216,17 @@ def _inhale(radius_R: Array, steps_R: Array, *, window: int) -> Mark:
     return Mark(int(steps_R[lowest]), float((radius_R[0] - radius_R[lowest]) / radius_R[0]))
 
 
-def _freeze_a(velocity_R: Array, steps_R: Array, *, begin: int, peak: float) -> Mark:
+def _freeze_a(velocity_R: Array, steps_R: Array, *, begin: int, peak: float, part: float) -> Mark:
     """The first step after `begin` at which the velocity is below a part of its peak."""
     last = int(steps_R[-1])
     if not (steps_R[:-1] > begin).any():
-        return Mark(None, reason=f"the recording ends at step {last}; rule A looks for it after step {begin}")
+        reason = f"the recording ends at step {last}; rule A looks for it after step {begin}"
+        return Mark(None, reason=reason, later=True)
     if np.isnan(velocity_R[steps_R[:-1] > begin]).all():
         return Mark(None, reason=f"after step {begin}, where rule A looks for it, no step was taken")
-    below = f"below {FREEZE_FRACTION:.0%} of its peak"
+    below = f"below {100 * part:g}% of its peak"
     return _first(
-        np.flatnonzero((velocity_R < FREEZE_FRACTION * peak) & (steps_R[:-1] > begin)),
+        np.flatnonzero((velocity_R < part * peak) & (steps_R[:-1] > begin)),
         *(steps_R, velocity_R),
         never=f"after step {begin} the velocity is never {below}, {_to_the_end(steps_R)}",
         earliest=int(np.searchsorted(steps_R, begin, side="right")),
@@ -239,7 +248,8 @@ def _sneeze(velocity_R: Array, steps_R: Array, *, of: str) -> Mark:
     if np.isnan(velocity_R[:peak]).all():
         return Mark(None, reason=f"{of} is largest in the first step")
     if np.isnan(velocity_R[peak + 1 :]).all():
-        return Mark(None, reason=f"{of} is still growing at step {steps_R[-1]}, where the recording ends")
+        reason = f"{of} is still growing at step {steps_R[-1]}, where the recording ends"
+        return Mark(None, reason=reason, later=True)
     return Mark(int(steps_R[peak]), float(velocity_R[peak]))
 
 
@@ -248,13 +258,14 @@ def _first(
 ) -> Mark:
     """Returns the first of some rows, unless it is where the search begins, or the last of all."""
     if not len(rows):
-        return Mark(None, reason=never)
+        return Mark(None, reason=never, later=True)
     row = int(rows[0])
     if row == earliest:
         return Mark(None, reason=edge)
     if row == len(values_R) - 1:
         ends = "there" if row == len(steps_R) - 1 else f"at step {steps_R[-1]}"
-        return Mark(None, reason=f"it may begin at step {steps_R[row]}, but {ends} the recording ends")
+        reason = f"it may begin at step {steps_R[row]}, but {ends} the recording ends"
+        return Mark(None, reason=reason, later=True)
     return Mark(int(steps_R[row]), float(values_R[row]))
 
 

@@ -74,13 +74,13 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
         >>> rule_a.rule, rule_b.labels
         ('A', ('seed 42', 'seed 43'))
     """
-    radius, frozen = (_mean_and_runs(group, token_set, of) for of in ("origin_radius", "frozen_fraction"))
-    rates = _mean_and_runs(group, None, "learning_rate")
+    radius, frozen = (mean_and_runs(group, token_set, of) for of in ("origin_radius", "frozen_fraction"))
+    rates = mean_and_runs(group, None, "learning_rate")
     if not radius:
         return []
     steps_R = group.runs[0].steps_R[: len(radius[0])]
     steps = [steps_R, *(run.steps_R for run in group.runs)]
-    skipped = _skipped(group, len(steps_R))
+    skipped = skipped_of(group, len(steps_R))
     found = {
         "A": [
             rule_a(radius_R, steps_R, learning_rate_R=rate_R, skipped_R=skipped_R)
@@ -100,7 +100,7 @@ def epochs_of(group: Group, token_set: str) -> list[GroupEpochs]:
     ]
 
 
-def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array]:
+def mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array]:
     """Returns a series' mean over runs as far as all go, then the whole of each; nothing if not all have it.
 
     Runs that are not finite throughout (row 0 and skipped steps aside) are not in the mean: it would jump
@@ -117,7 +117,7 @@ def _mean_and_runs(group: Group, token_set: str | None, name: str) -> list[Array
     return [mean_R, *(np.where(np.isfinite(one[name]), one[name], np.nan) for one in sources)]
 
 
-def _skipped(group: Group, num_rows: int) -> list[Array | None]:
+def skipped_of(group: Group, num_rows: int) -> list[Array | None]:
     """Returns which of the first rows' steps all runs skipped, then what each run did; None for none."""
     several = [run.skipped_R if run.skipped_R.any() else None for run in group.runs]
     each = [skipped_R[:num_rows] for skipped_R in several if skipped_R is not None]
