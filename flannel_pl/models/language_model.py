@@ -35,8 +35,8 @@ class LanguageModel(LightningModule):
     def __init__(
         self,
         *,
-        optimizer: OptimizerCallable | None,
-        lr_schedule: Schedule | LRSchedulerCallable,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule | LRSchedulerCallable = "linear",
     ) -> None:
         super().__init__()
         self._optimizer, self._lr_schedule = optimizer, lr_schedule
