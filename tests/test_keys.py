@@ -107,6 +107,16 @@ def test_help_fits_on_a_page(verb: str) -> None:
             "there is no such group; they are experiment, launch, model, data,",
         ),
         (["fit", "--model.lr", "3"], 2, "did you mean model.learning_rate or model.lr_schedule?"),
+        (
+            ["fit", "--experiment.sweep", "{model.lr: [1]}"],
+            2,
+            "experiment.sweep has model.lr, which cannot be swept; did you mean model.learning_rate",
+        ),
+        (
+            ["plan", "--config", "{experiment: {sweep: {modell.lr: [1], data.batch: [2]}}}"],
+            2,
+            "data.batch, which",
+        ),
         (["-V"], 0, "flannel-pl 0."),
     ],
 )

@@ -123,6 +123,8 @@ def refuse_unknown(words: Sequence[str]) -> None:
         option, has_value, value = word.partition("=")
         if option in ("--config", "-c"):
             _refuse_in_config(value if has_value else following, own)
+        elif option == "--experiment.sweep":
+            _refuse_swept(_content(value if has_value else following), own)
         elif option.startswith("--"):
             key = option.removeprefix("--").removesuffix("+")
             if not _may_be(key, own):
@@ -134,10 +136,19 @@ def _refuse_in_config(name: str, own: set[str]) -> None:
     content = _content(name)
     if own | _classes_in(content) != own:
         return
+    experiment = content.get("experiment")
+    if isinstance(experiment, Mapping) and isinstance(experiment.get("sweep"), Mapping):
+        _refuse_swept(experiment["sweep"], own)
     for group, keys in content.items():
         for key in keys if group in (*GROUPS, "trainer") and isinstance(keys, Mapping) else ():
             if not _may_be(f"{group}.{key}", own):
                 raise UserError(f"Group '{group}' does not accept option '{key}'{_hint(f'{group}.{key}')}")
+
+
+def _refuse_swept(sweep: Mapping[str, Any], own: set[str]) -> None:
+    for key in sweep:
+        if str(key).partition(".")[0] in ("model", "data", "trainer") and not _may_be(str(key), own):
+            raise UserError(f"experiment.sweep has {key}, which cannot be swept{_hint(str(key))}")
 
 
 def _content(name: str) -> dict[str, Any]:
