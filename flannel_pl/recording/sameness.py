@@ -97,7 +97,8 @@ def decisive(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[
     # As it is read from a file: keys are text, and texts are Unicode.
     flat = dict(flatten(for_file(json.loads(json.dumps(config)))))
     left_out = INCIDENTAL.union(without, () if "data.class_path" in flat else _DATA_FILES)
-    ours = {group for group in config if f"{group}.class_path" not in flat}
+    groups = {key.partition(".")[0] for key in flat}  # as checkpoints keep it, keys are dotted already
+    ours = {group for group in groups if f"{group}.class_path" not in flat}
     later = {key: value for key, value in LATER.items() if key.partition(".")[0] in ours}
     return {key: value for key, value in (later | flat).items() if not _is_below(key, left_out)}
 
