@@ -71,7 +71,7 @@ def finished_already(words: Sequence[str]) -> Finished | None:
     try:
         note = json.loads(read_small(_note_of(words)))
         finished = Finished(ExperimentPaths(Path(note["folder"]), note["name"]), note["mode"])
-        is_same = all(_state(Path(path)) == state for path, state in note["files"].items())
+        is_same = all(state and _state(Path(path)) == state for path, state in note["files"].items())
         return finished if is_same and finished.is_there() else None
     except Exception:  # whatever is wrong with a note or the folder, the long way tells
         return None
@@ -87,9 +87,7 @@ def named_files(words: Sequence[str], content: Mapping[str, Any] | None = None) 
     seen = set[Path]()
     _add_files((part for word in words for part in (word, word.partition("=")[2])), seen)
     _add_files(_texts_in(content), seen)
-    with suppress(OSError):
-        return {str(path): _state(path) for path in seen}
-    return {}
+    return {str(path): _state(path) for path in seen}
 
 
 def note_finished(words: Sequence[str], named: Mapping[str, State], experiment: ResolvedExperiment) -> None:
@@ -132,8 +130,11 @@ def _note_of(words: Sequence[str]) -> Path:
 
 
 def _state(path: Path) -> State:
-    """Returns what differs once a file has changed, or is another."""
-    stat = path.stat()
+    """Returns what differs once a file has changed, or is another; nothing of one that is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return []
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 

@@ -49,7 +49,7 @@ def fit_verb(words: list[str]) -> int:
     try:
         named = named_files(words)  # before they are read: who edits one while it trains means the next time
         request = understand(words)
-        named = {**named_files(words, request.experiment.config.content), **named}
+        named = {**named_files((), request.experiment.config.content), **named}
         code = _fit(request)
         if code == 0:
             note_finished(words, named, request.experiment)
