@@ -18,6 +18,9 @@ from typing_extensions import override
 
 from flannel_pl.models.schedules import Schedule, rate_factor
 
+PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""What `param_dtype` may be called -> the type."""
+
 
 class LanguageModel(LightningModule):
     """A language model with an optimizer; what else there is of it is a subclass's.

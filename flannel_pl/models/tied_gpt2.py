@@ -15,10 +15,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.models.language_model import LanguageModel, mistakes_of_sizes, mistakes_of_training
+from flannel_pl.models.language_model import (
+    PARAM_DTYPES,
+    LanguageModel,
+    mistakes_of_sizes,
+    mistakes_of_training,
+)
 from flannel_pl.models.projection import Publish, can_stand_in, projected_loss, publish_streams
-
-PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class TiedGPT2(LanguageModel):

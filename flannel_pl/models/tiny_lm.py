@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from flannel_pl.errors import UserError
-from flannel_pl.models.language_model import LanguageModel, mistakes_of_sizes, mistakes_of_training
+from flannel_pl.models.language_model import (
+    PARAM_DTYPES,
+    LanguageModel,
+    mistakes_of_sizes,
+    mistakes_of_training,
+)
 from flannel_pl.models.projection import Publish, publish_streams
-
-PARAM_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class TinyLM(LanguageModel):
